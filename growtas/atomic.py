@@ -63,11 +63,11 @@ def _flush_folder(folder: Path) -> None:
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Atomically write bytes. Args: path: the file; data: its whole content. Raises: as :func:`replace`."""
+    """Atomically write ``data`` as the whole content of a file; raises as :func:`replace` does."""
     with replace(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Atomically write UTF-8 text. Args: path: the file; text: its whole content. Raises: as :func:`replace`."""
+    """Atomically write ``text``, as UTF-8, as the whole content of a file; raises as :func:`replace` does."""
     write_bytes(path, text.encode())

@@ -1,0 +1,86 @@
+"""Exact parameters and multiply-accumulates of a subnet, and AutoFormer's published figure. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from growtas.space import SearchSpace, Subnet
+
+
+def parameters(subnet: Subnet, space: SearchSpace, num_classes: int = 1000) -> int:
+    """The exact number of parameters of a subnet, relative-position tables and head included.
+
+    Args:
+        subnet: the architecture.
+        space: gives patch, channel, head and table sizes.
+        num_classes: outputs of the head.
+
+    Returns:
+        Parameters of the extracted model; equals the published counts of AutoFormer and PreNAS.
+    """
+    d, head_dim = subnet.embed_dim, space.head_dim
+    patch_inputs = space.in_channels * space.patch_size**2
+    total = (patch_inputs + 1) * d + (space.num_tokens + 1) * d + 2 * d + num_classes * (d + 1)
+    tables = 4 * (2 * space.max_relative_position + 2) * head_dim
+    for heads, hidden in zip(subnet.num_heads, subnet.hidden_dims, strict=True):
+        q = heads * head_dim
+        total += 3 * q * (d + 1) + d * (q + 1) + 4 * d + hidden * (d + 1) + d * (hidden + 1) + tables
+    return total
+
+
+def macs(subnet: Subnet, space: SearchSpace, num_classes: int = 1000) -> int:
+    """Multiply-accumulates of one image's forward pass, matrix products only.
+
+    The two relative-position products are counted dense, (N, N, head_dim) each per head, as the published
+    architecture defines them; growtas computes them with far fewer.
+
+    Args:
+        subnet: the architecture.
+        space: gives token, patch and head sizes.
+        num_classes: outputs of the head.
+    """
+    n, d = space.num_tokens, subnet.embed_dim
+    total = space.num_patches * space.in_channels * space.patch_size**2 * d + d * num_classes
+    for heads, hidden in zip(subnet.num_heads, subnet.hidden_dims, strict=True):
+        q = heads * space.head_dim
+        total += 4 * n * d * q + 4 * n * n * q + 2 * n * d * hidden
+    return total
+
+
+def published_flops(subnet: Subnet, space: SearchSpace, num_classes: int = 1000) -> float:
+    """The complexity figure of the published AutoFormer code, its errors included.
+
+    It counts multiply-accumulates with one token too many, half-weighted biases and a head applied to every
+    token. Use it to compare with published tables; :func:`macs` is the exact count.
+
+    Args:
+        subnet: the architecture.
+        space: gives token, patch and head sizes.
+        num_classes: outputs of the head.
+    """
+    d, tokens = subnet.embed_dim, space.num_tokens
+    n, clamp = tokens + 1, space.max_relative_position
+    patch_inputs = space.in_channels * space.patch_size**2
+    total = d + space.num_patches * patch_inputs * d + tokens * d / 2 + tokens * num_classes * d
+    for heads, hidden in zip(subnet.num_heads, subnet.hidden_dims, strict=True):
+        q = heads * space.head_dim
+        total += 2 * n * d + 3 * n * q * d + 2 * n * n * q + n * q * d
+        total += 2 * clamp * n * n + n * n / 2 + n * q / 2 + 2 * n * d * hidden
+    return total
+
+
+def parameter_range(
+    space: SearchSpace, num_classes: int = 1000, groups: Sequence[int] | None = None
+) -> tuple[int, int]:
+    """Parameters of the smallest and of the largest subnet of a space or of some of its groups."""
+    return (
+        parameters(space.smallest(groups), space, num_classes),
+        parameters(space.largest(groups), space, num_classes),
+    )
+
+
+def macs_range(
+    space: SearchSpace, num_classes: int = 1000, groups: Sequence[int] | None = None
+) -> tuple[int, int]:
+    """Multiply-accumulates of the smallest and of the largest subnet of a space or of some of its groups."""
+    return macs(space.smallest(groups), space, num_classes), macs(space.largest(groups), space, num_classes)
