@@ -1,0 +1,202 @@
+"""``growtas.search``: evolution, evaluation and log put together. Imports torch only when called."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from growtas.errors import GrowtasError
+from growtas.search.evolution import Evolution, EvolutionConfig
+from growtas.search.limits import FeasibleSet, Limits
+from growtas.search.log import SearchLog, read_records
+from growtas.search.result import Evaluation, SearchResult, best_of
+from growtas.space import Subnet
+from growtas.version import __version__
+
+if TYPE_CHECKING:
+    from growtas.training.run import Run
+
+LOG_NAME = "search.jsonl"
+
+
+def search(
+    run: Run | str | os.PathLike,
+    max_params: float | None = None,
+    min_params: float | None = None,
+    max_macs: float | None = None,
+    population: int = 50,
+    generations: int = 20,
+    parents: int = 10,
+    mutations: int | None = None,
+    crossovers: int | None = None,
+    seed: int = 0,
+    out: str | os.PathLike | None = None,
+    batch_size: int = 256,
+    precision: str = "float32",
+    device: str | None = None,
+    workers: int = 0,
+) -> SearchResult:
+    """Find the most accurate subnet of a trained supernet within limits, by AutoFormer's evolution.
+
+    Every subnet is evaluated with the weights it inherits, on the split held out from training for this; the
+    test split is evaluated once, at the end, for the best subnet. A search that was interrupted continues
+    when it is called again with the same arguments, and ends as if it had not been; a finished one is read
+    from its log.
+
+    Args:
+        run: a training run, or its folder.
+        max_params: most parameters of the subnet, head included.
+        min_params: fewest parameters.
+        max_macs: most multiply-accumulates of one image.
+        population: subnets of one generation.
+        generations: generations, the first, random one included.
+        parents: the best so far, from which children are made.
+        mutations: mutated children of a generation; half the population where None.
+        crossovers: crossed children of a generation; half the population where None.
+        seed: of the evolution.
+        out: the log, as a ``.jsonl`` file or a folder for ``search.jsonl``; the run's folder where None.
+        batch_size: images evaluated at once.
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast).
+        device: such as ``"cuda:1"``; a GPU where there is one if None.
+        workers: processes that load images, where these do not fit on the device.
+
+    Returns:
+        The best subnet and every evaluation.
+
+    Raises:
+        UsageError: limits that no subnet meets, a size that makes no sense, a log of another search, no run.
+        GrowtasError: another process writes the log, or it cannot be written.
+
+    Source: Chen et al., "AutoFormer" (ICCV 2021), section 3.4.
+    """
+    limits = Limits(max_params, min_params, max_macs)
+    config = EvolutionConfig(
+        population=population,
+        generations=generations,
+        parents=parents,
+        mutations=population // 2 if mutations is None else mutations,
+        crossovers=population // 2 if crossovers is None else crossovers,
+    )
+    run = _as_run(run)
+    feasible = FeasibleSet(run.space, run.num_classes, limits)
+
+    from growtas.search.evaluate import Evaluator, choose_device, weights_hash
+
+    device = choose_device(device)
+    net, splits = run.load_net(device), run.splits()
+    settings = {"batch_size": batch_size, "precision": precision, "workers": workers}
+    evaluator = Evaluator(net, splits.search, **settings)
+    identity = {
+        "seed": seed,
+        "limits": dict(vars(limits)),
+        "evolution": config.to_dict(),
+        "space": run.space.to_dict(),
+        "data": splits.name,
+        "images": len(splits.search),
+        "precision": precision,
+        "weights": weights_hash(net),
+    }
+    with SearchLog(_log_path(run, out), identity, _notes(device)) as log:
+        evolution = Evolution(feasible, config, seed)
+        history = evolve(evolution, log, evaluator.top1)
+        best = best_of(history)
+        if log.result is None:
+            # the one place where the test split is looked at
+            test_top1 = Evaluator(net, splits.test, **settings).top1(best.subnet)
+            log.add_result({"best": best.to_json(), "test_top1": test_top1, "feasible": feasible.count})
+        return SearchResult(best, tuple(history), log.result["test_top1"], feasible.count, log.path)
+
+
+def read_result(path: str | os.PathLike) -> SearchResult:
+    """Read a finished search from its log.
+
+    Args:
+        path: the log, or the folder that holds it as ``search.jsonl``.
+
+    Raises:
+        UsageError: there is no such log.
+        GrowtasError: the search is not finished, or the log is damaged.
+    """
+    path = Path(path) / LOG_NAME if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise GrowtasError(f"There is no search log {path}; search the run first.")
+    records = read_records(path, path.read_bytes().rpartition(b"\n")[0])
+    if records[-1]["record"] != "result":
+        raise GrowtasError(f"The search in {path} is not finished; repeat it to resume it.")
+    history = tuple(Evaluation.from_json(record) for record in records if record["record"] == "evaluation")
+    result = records[-1]
+    best = Evaluation.from_json(result["best"])
+    return SearchResult(best, history, result["test_top1"], result["feasible"], path)
+
+
+def evolve(evolution: Evolution, log: SearchLog, evaluate: Callable[[Subnet], float]) -> list[Evaluation]:
+    """Run an evolution to its end, taking from the log what stands there and appending what does not.
+
+    Args:
+        evolution: a fresh one.
+        log: its evaluations are replayed, in order, in place of calls of ``evaluate``.
+        evaluate: top-1 of a subnet in per cent.
+
+    Returns:
+        Every evaluation in order.
+
+    Raises:
+        GrowtasError: the log's evaluations are not those that this evolution asks for.
+    """
+    history: list[Evaluation] = []
+    replayed = [Evaluation.from_json(record) for record in log.evaluations]
+    config = evolution.config
+    with tqdm(total=config.population * config.generations, desc="search", unit="net", disable=None) as bar:
+        while candidates := evolution.ask():
+            for subnet in candidates:
+                if len(history) < len(replayed):
+                    history.append(replayed[len(history)])
+                    if (history[-1].subnet, history[-1].generation) != (subnet, evolution.generation):
+                        raise _diverged(log, len(history))
+                else:
+                    costs = evolution.feasible.cost(subnet)
+                    history.append(Evaluation(subnet, evaluate(subnet), *costs, evolution.generation))
+                    log.add_evaluation(history[-1].to_json())
+                bar.update()
+            log.sync()
+            evolution.tell([evaluation.top1 for evaluation in history[-len(candidates) :]])
+            best = best_of(history)
+            bar.set_postfix_str(f"generation {evolution.generation}, best {best.top1:.2f} %, {best.params:,}")
+    if len(replayed) > len(history):
+        raise _diverged(log, len(history) + 1)
+    return history
+
+
+def _diverged(log: SearchLog, number: int) -> GrowtasError:
+    return GrowtasError(
+        f"Evaluation {number} in the search log {log.path} is not the one that this search asks for "
+        "there: the log was edited, or written by another version of growtas. It is left as it is; choose "
+        "another out."
+    )
+
+
+def _as_run(run: Any) -> Any:
+    if not isinstance(run, str | os.PathLike):
+        return run
+    from growtas.training.run import Run
+
+    return Run.open(run)
+
+
+def _log_path(run: Any, out: str | os.PathLike | None) -> Path:
+    if out is None:
+        return Path(run.path) / LOG_NAME
+    return Path(out) if Path(out).suffix == ".jsonl" else Path(out) / LOG_NAME
+
+
+def _notes(device: Any) -> dict[str, Any]:
+    """What the header records beside the search's identity; it may change when a search is resumed."""
+    import torch
+
+    versions = {"growtas": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"versions": versions, "device": str(device)}

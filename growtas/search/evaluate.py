@@ -1,0 +1,117 @@
+"""Top-1 accuracy of subnets with the weights they inherit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from growtas.errors import UsageError, nearest
+from growtas.space import Subnet
+from growtas.training.data import evaluation_loader
+
+if TYPE_CHECKING:
+    from growtas.supernet.vit import VisionTransformer
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+CACHE_BYTES = 2**30
+
+
+class Evaluator:
+    """Evaluates one subnet after the other on one set of images.
+
+    The images are kept on the device where they take at most ``cache_bytes``, so that evaluating hundreds of
+    subnets loads them once; else they are loaded again for every subnet.
+
+    Args:
+        net: the supernet, on the device to compute on; it is put in evaluation mode.
+        dataset: of (image (C, S, S) float32, label).
+        batch_size: images evaluated at once.
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast).
+        workers: processes that load images.
+        cache_bytes: most memory for kept images.
+
+    Raises:
+        UsageError: an unknown precision, a batch size below 1, or no images.
+    """
+
+    def __init__(
+        self,
+        net: VisionTransformer,
+        dataset: Dataset,
+        batch_size: int = 256,
+        precision: str = "float32",
+        workers: int = 0,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise UsageError(f"There is no precision {precision!r}.{nearest(str(precision), PRECISIONS)}")
+        if batch_size < 1:
+            raise UsageError(f"batch_size={batch_size} must be 1 or more.")
+        if not len(dataset):
+            raise UsageError("There are no images to evaluate on: the split is empty.")
+        self.net = net.eval()
+        self.images = len(dataset)
+        self._device = next(net.parameters()).device
+        self._dtype = PRECISIONS[precision]
+        self._loader = evaluation_loader(dataset, batch_size, workers)
+        first = dataset[0][0]
+        self._fits = self.images * first.numel() * first.element_size() <= cache_bytes
+        self._kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    def top1(self, subnet: Subnet) -> float:
+        """Per cent of the images that the subnet classifies correctly. Not finite logits count as wrong.
+
+        Args:
+            subnet: of the net's space.
+        """
+        autocast = torch.autocast(self._device.type, self._dtype) if self._dtype else nullcontext()
+        correct = torch.zeros((), dtype=torch.int64, device=self._device)
+        with torch.inference_mode(), autocast:
+            for images, labels in self._batches():
+                logits = self.net(images, subnet)
+                correct += ((logits.argmax(1) == labels) & logits.isfinite().all(1)).sum()
+        return 100 * correct.item() / self.images  # the only wait for the device
+
+    def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept = []
+        for images, labels in tqdm(self._loader, desc="evaluate", unit="batch", leave=False, disable=None):
+            batch = images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+            if self._fits:
+                kept.append(batch)
+            yield batch
+        if self._fits:
+            self._kept = kept
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device to compute on: the one given, else a GPU where there is one, else the CPU.
+
+    Raises:
+        UsageError: torch does not know the device, or it is not there.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device={device!r} cannot be used ({str(error).splitlines()[0]}).") from error
+    return chosen
+
+
+def weights_hash(net: torch.nn.Module) -> str:
+    """SHA-256 of a net's parameters and buffers, names included: the same on every device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

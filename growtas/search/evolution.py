@@ -1,0 +1,193 @@
+"""AutoFormer's evolutionary search as pure logic: ask for a generation, tell its scores. No torch.
+
+After Chen et al., "AutoFormer" (ICCV 2021), section 3.4 and its published code, with the faults of the code
+mended: the last generation is ranked like every other, crossover only pairs parents of equal depth, and no
+attempt is unbounded. Ties are broken toward fewer parameters, then toward the subnet evaluated first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from growtas.errors import UsageError
+from growtas.search.limits import FeasibleSet
+from growtas.space import Subnet, seeded_rng
+
+# Sets of at most this many subnets are listed in full when drawing no longer finds new ones.
+_LISTABLE = 20_000
+_TRIES_PER_CANDIDATE = 10  # as published: ten attempts per wanted child, over all children
+
+
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """Sizes and rates of the evolution; the defaults are AutoFormer's.
+
+    Args:
+        population: subnets of one generation.
+        generations: generations in all, the first, random one included; every one is ranked.
+        parents: the best subnets so far, over all generations, from which children are made.
+        mutations: mutated children of each generation.
+        crossovers: crossed children of each generation; random subnets fill up the rest.
+        p_depth, p_layer, p_embed: probabilities of :meth:`growtas.space.SearchSpace.mutate`.
+
+    Raises:
+        UsageError: a size is not a positive whole number, a rate lies outside 0 to 1, or the children
+            exceed the population.
+    """
+
+    population: int = 50
+    generations: int = 20
+    parents: int = 10
+    mutations: int = 25
+    crossovers: int = 25
+    p_depth: float = 0.4
+    p_layer: float = 0.2
+    p_embed: float = 0.4
+
+    def __post_init__(self) -> None:
+        least = {"population": 1, "generations": 1, "parents": 1, "mutations": 0, "crossovers": 0}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+                raise UsageError(f"{name}={value!r} must be a whole number of {minimum} or more.")
+        for name in ("p_depth", "p_layer", "p_embed"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name}={getattr(self, name)!r} is a probability; choose 0 to 1.")
+        if self.mutations + self.crossovers > self.population:
+            raise UsageError(
+                f"{self.mutations} mutations and {self.crossovers} crossovers do not fit a population of "
+                f"{self.population}; lower them or raise the population."
+            )
+
+    def to_dict(self) -> dict[str, int | float]:
+        """The settings as plain values."""
+        return dataclasses.asdict(self)
+
+
+class Evolution:
+    """One search: call :meth:`ask` and :meth:`tell` in turn until ``ask`` gives nothing.
+
+    The candidates depend on the seed and on the scores told, on nothing else, so that replaying recorded
+    scores leads to the same search.
+
+    Args:
+        feasible: the subnets within the limits.
+        config: sizes and rates.
+        seed: of the private random generator.
+
+    Example:
+        >>> while candidates := evolution.ask():
+        ...     evolution.tell([accuracy(subnet) for subnet in candidates])
+        >>> evolution.best
+    """
+
+    def __init__(self, feasible: FeasibleSet, config: EvolutionConfig, seed: int = 0) -> None:
+        self.feasible, self.config = feasible, config
+        self.generation = -1  # of the candidates last asked for
+        self.exhausted = False
+        self._rng = seeded_rng("evolution", seed)
+        self._visited: set[Subnet] = set()
+        self._candidates: tuple[Subnet, ...] = ()
+        self._ranked: list[tuple[float, int, int, Subnet]] = []
+
+    def ask(self) -> tuple[Subnet, ...]:
+        """The next generation.
+
+        Returns:
+            Distinct subnets within the limits, never asked before: as many as the population, fewer where
+            the limits leave no more, none when the search is over.
+
+        Raises:
+            RuntimeError: the last generation's scores have not been told.
+        """
+        if self._candidates:
+            raise RuntimeError("tell() the scores of the last generation before asking for the next one.")
+        if self.exhausted or self.generation + 1 == self.config.generations:
+            return ()
+        candidates: list[Subnet] = []
+        if self._ranked:
+            candidates += self._children(self.config.mutations, self._mutation())
+            candidates += self._children(self.config.crossovers, self._crossover())
+        candidates += self._random(self.config.population - len(candidates))
+        self._candidates = tuple(candidates)
+        self.exhausted = not candidates
+        self.generation += bool(candidates)
+        return self._candidates
+
+    def tell(self, scores: Sequence[float]) -> None:
+        """Rank the generation last asked for.
+
+        Args:
+            scores: one finite number per candidate, larger is better.
+
+        Raises:
+            ValueError: the number of scores differs from that of the candidates, or one is not finite.
+        """
+        if len(scores) != len(self._candidates) or not all(math.isfinite(score) for score in scores):
+            raise ValueError(
+                f"{len(self._candidates)} finite scores are needed, one per candidate; got {len(scores)}."
+            )
+        for subnet, score in zip(self._candidates, scores, strict=True):
+            self._ranked.append((-score, self.feasible.cost(subnet)[0], len(self._ranked), subnet))
+        self._ranked.sort(key=lambda entry: entry[:3])
+        self._candidates = ()
+
+    @property
+    def parents(self) -> tuple[Subnet, ...]:
+        """The best subnets of all generations so far, best first."""
+        return tuple(subnet for *_, subnet in self._ranked[: self.config.parents])
+
+    @property
+    def best(self) -> Subnet:
+        """The best subnet so far; needs one generation told."""
+        return self._ranked[0][-1]
+
+    def _accept(self, subnet: Subnet) -> bool:
+        if subnet in self._visited or subnet not in self.feasible:
+            return False
+        self._visited.add(subnet)
+        return True
+
+    def _children(self, wanted: int, make: Callable[[], Subnet] | None) -> list[Subnet]:
+        children: list[Subnet] = []
+        for _ in range(_TRIES_PER_CANDIDATE * wanted if make else 0):
+            child = make()
+            if self._accept(child):
+                children.append(child)
+                if len(children) == wanted:
+                    break
+        return children
+
+    def _mutation(self) -> Callable[[], Subnet]:
+        parents, config = self.parents, self.config
+
+        def mutate() -> Subnet:
+            rates = (config.p_depth, config.p_layer, config.p_embed)
+            return self.feasible.space.mutate(self._rng.choice(parents), self._rng, *rates)
+
+        return mutate
+
+    def _crossover(self) -> Callable[[], Subnet] | None:
+        pairs = [(a, b) for a, b in combinations(self.parents, 2) if a.depth == b.depth]
+        if not pairs:
+            return None  # random subnets take the place
+        return lambda: self.feasible.space.crossover(*self._rng.choice(pairs), self._rng)
+
+    def _random(self, wanted: int) -> list[Subnet]:
+        found: list[Subnet] = []
+        for _ in range(_TRIES_PER_CANDIDATE * wanted):
+            if len(found) == wanted:
+                return found
+            subnet = self.feasible.sample(self._rng)
+            if self._accept(subnet):
+                found.append(subnet)
+        if self.feasible.count <= _LISTABLE and len(found) < wanted:
+            left = [subnet for subnet in self.feasible if subnet not in self._visited]
+            more = self._rng.sample(left, min(wanted - len(found), len(left)))
+            self._visited.update(more)
+            found += more
+        return found

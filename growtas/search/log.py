@@ -1,0 +1,191 @@
+"""The append-only log of a search: one JSON object per line. No torch.
+
+The first line, the header, says which search this is; then one line per evaluation, in the order in which
+they were asked for, and at the end one line with the result. A line is handed to the operating system as soon
+as it is complete, so that a killed process loses no evaluation, and flushed to the disk once per generation,
+against a power cut. A last line without its line end was being written when the process died: it is cut off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from growtas.errors import GrowtasError, UsageError
+
+FORMAT = 1
+
+
+class SearchLog:
+    """An open log, locked against a second writer; use it as a context manager.
+
+    Args:
+        path: the file; created with its folder if missing.
+        identity: what makes this search this search (seed, limits, weights, ...), as plain values. A file
+            whose header differs is refused.
+        notes: further header values that may differ between the first run and a resumed one (versions).
+
+    Raises:
+        UsageError: the file is no search log or that of another search (it is left as it is), or it cannot
+            be opened.
+        GrowtasError: another process writes the log, or a line of it is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike, identity: dict[str, Any], notes: dict[str, Any]) -> None:
+        self.path = Path(path)
+        # through JSON once, so that it compares equal with what is read back
+        identity = json.loads(json.dumps({"record": "search", "format": FORMAT, **identity}))
+        self.evaluations: list[dict[str, Any]] = []
+        self.result: dict[str, Any] | None = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+b", buffering=0)  # a failed write must not linger in a buffer
+        except OSError as error:
+            raise UsageError(
+                f"The search log {self.path} cannot be opened ({error.strerror}); choose another out."
+            ) from error
+        try:
+            self._lock()
+            self._open(identity, notes)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> SearchLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Flush to the disk and release the lock."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
+
+    def add_evaluation(self, values: dict[str, Any]) -> None:
+        """Append one evaluation. Raises: GrowtasError if the device is full; what stands in the log stays."""
+        record = {"record": "evaluation", "index": len(self.evaluations), **values}
+        self._append(record)
+        self.evaluations.append(record)
+
+    def add_result(self, values: dict[str, Any]) -> None:
+        """Append the result, the last line. Raises: as :meth:`add_evaluation`."""
+        self._append({"record": "result", **values})
+        self.result = values
+        self.sync()
+
+    def sync(self) -> None:
+        """Flush to the disk, against a power cut; a killed process needs no such thing."""
+        os.fsync(self._file.fileno())
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise GrowtasError(
+                f"Another process is writing the search log {self.path}; wait for it or choose another out."
+            ) from error
+
+    def _open(self, identity: dict[str, Any], notes: dict[str, Any]) -> None:
+        header = {**identity, **notes}
+        self._file.seek(0)
+        content = self._file.read()
+        whole, _, torn = content.rpartition(b"\n")
+        if not whole:
+            # nothing complete yet: only what a dying process can have left of this header may be cut
+            start = _encode(identity)[: -len("}\n")]
+            if not (start.startswith(torn) or torn.startswith(start)):
+                raise UsageError(f"{self.path} is not a search log; it is left as it is. Choose another out.")
+            self._file.truncate(0)
+            self._append(header)
+            self.sync()
+            return
+        records = read_records(self.path, whole)
+        _check_same_search(self.path, records[0], identity)
+        if torn:
+            self._file.truncate(len(whole) + 1)
+        self.evaluations = [record for record in records if record["record"] == "evaluation"]
+        results = [record for record in records if record["record"] == "result"]
+        self.result = results[-1] if results else None
+
+    def _append(self, record: dict[str, Any]) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        line = memoryview(_encode(record))
+        try:
+            while line:  # a nearly full device takes part of a line and refuses the rest
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):  # if this fails too, the next opening cuts the torn line
+                self._file.truncate(end)
+            raise GrowtasError(
+                f"The search log {self.path} cannot be written ({error.strerror}); the "
+                f"{len(self.evaluations)} evaluations in it are kept. Free some space and "
+                "run the same search again to resume."
+            ) from error
+
+
+def _encode(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
+
+
+def read_records(path: Path, content: bytes) -> list[dict[str, Any]]:
+    """The objects of a log's complete lines.
+
+    Args:
+        path: for the error sentence.
+        content: the lines.
+
+    Raises:
+        UsageError: the first line is not the header of a search log of this format.
+        GrowtasError: a later line is damaged.
+    """
+    records = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            record["record"]
+        except (ValueError, KeyError, TypeError) as error:
+            if number == 1:
+                break
+            raise GrowtasError(
+                f"Line {number} of the search log {path} is damaged. Remove it and what follows to "
+                "resume from there, or choose another out."
+            ) from error
+        records.append(record)
+    if not records or records[0]["record"] != "search":
+        raise UsageError(f"{path} is not a search log; it is left as it is. Choose another out.")
+    if records[0].get("format") != FORMAT:
+        raise UsageError(
+            f"{path} is a search log of format {records[0].get('format')}, and this growtas reads format "
+            f"{FORMAT}. Choose another out."
+        )
+    return records
+
+
+def _check_same_search(path: Path, header: dict[str, Any], identity: dict[str, Any]) -> None:
+    differing = [key for key in identity if header.get(key) != identity[key]]
+    if not differing:
+        return
+    changes = "; ".join(_change(key, header.get(key), identity[key]) for key in differing)
+    raise UsageError(
+        f"{path} is the log of another search ({changes}). It is left as it is: repeat that "
+        "search, or choose another out."
+    )
+
+
+def _change(key: str, there: Any, here: Any) -> str:
+    if isinstance(there, dict) and isinstance(here, dict):
+        names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+        return "; ".join(_change(name, there.get(name), here.get(name)) for name in names)
+    if any(isinstance(value, dict | list) for value in (there, here)):
+        return f"another {key}"
+    shown = (value[:12] if isinstance(value, str) else value for value in (there, here))
+    return "{}: {} there, {} here".format(key, *shown)

@@ -1,0 +1,70 @@
+"""What a search found. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growtas.space import Subnet
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One subnet that the search evaluated.
+
+    Args:
+        subnet: the architecture.
+        top1: per cent of the search split's images classified correctly with inherited weights.
+        params: parameters of the extracted model.
+        macs: multiply-accumulates of one image.
+        generation: of the evolution that first asked for it, from 0.
+    """
+
+    subnet: Subnet
+    top1: float
+    params: int
+    macs: int
+    generation: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of plain values; :meth:`from_json` reads it."""
+        return {**vars(self), "subnet": self.subnet.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Evaluation:
+        """Read what :meth:`to_json` gave; further keys are left aside."""
+        fields = {name: data[name] for name in ("top1", "params", "macs", "generation")}
+        return cls(subnet=Subnet.from_json(data["subnet"]), **fields)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A finished search.
+
+    Args:
+        best: the subnet with the highest top1; among equals the one with the fewest parameters, then the
+            one evaluated first.
+        history: every evaluation in order.
+        test_top1: per cent of the test split's images that the best subnet classifies correctly.
+        feasible: how many subnets of the space meet the limits.
+        path: the log, from which the same result can be read again.
+    """
+
+    best: Evaluation
+    history: tuple[Evaluation, ...]
+    test_top1: float
+    feasible: int
+    path: Path
+
+    def __str__(self) -> str:
+        return (
+            f"{self.best.subnet}: {self.best.params:,} parameters, {self.best.macs:,} MACs, "
+            f"top-1 {self.best.top1:.2f} % on the search split and {self.test_top1:.2f} % on the test split; "
+            f"the best of {len(self.history)} evaluated among {self.feasible:,} within the limits."
+        )
+
+
+def best_of(history: tuple[Evaluation, ...] | list[Evaluation]) -> Evaluation:
+    """The evaluation a search ends with: highest top1, then fewest parameters, then first."""
+    return min(history, key=lambda e: (-e.top1, e.params))  # min keeps the first among equals
