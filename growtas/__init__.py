@@ -1,5 +1,61 @@
-"""growtas: supernets of vision transformers, trained small to large, searched and exported."""
+"""growtas: supernets of vision transformers, trained small to large, searched and exported.
+
+The names below are loaded when first used: importing growtas touches no GPU and imports no plotting, command
+line or kernel code.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from growtas.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from growtas import cost, ops
+    from growtas.errors import GrowtasError, UsageError
+    from growtas.export import extract
+    from growtas.search import search
+    from growtas.space import SearchSpace, Subnet, load_space
+    from growtas.supernet import Supernet
+    from growtas.training import train
+
+_HOME = {
+    "GrowtasError": "growtas.errors",
+    "SearchSpace": "growtas.space",
+    "Subnet": "growtas.space",
+    "Supernet": "growtas.supernet",
+    "UsageError": "growtas.errors",
+    "extract": "growtas.export",
+    "load_space": "growtas.space",
+    "search": "growtas.search",
+    "train": "growtas.training",
+}
+_MODULES = ("cost", "ops")
+
+__all__ = [
+    "GrowtasError",
+    "SearchSpace",
+    "Subnet",
+    "Supernet",
+    "UsageError",
+    "__version__",
+    "cost",
+    "extract",
+    "load_space",
+    "ops",
+    "search",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value  # also over a submodule of that name: growtas.search is the function
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"growtas.{name}")
+    raise AttributeError(f"module 'growtas' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,1 +1,9 @@
+"""Operations on slices of shared weights: each with its autograd, registration and back ends."""
 
+from growtas.ops.backend import available, use
+from growtas.ops.layer_norm import layer_norm
+from growtas.ops.linear import linear
+from growtas.ops.qkv import qkv
+from growtas.ops.relative_attention import relative_attention
+
+__all__ = ["available", "layer_norm", "linear", "qkv", "relative_attention", "use"]

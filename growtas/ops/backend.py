@@ -1,0 +1,214 @@
+"""Which language runs an operation: the one asked for, or the one that a committed measurement favours.
+
+Four back ends: ``torch`` (the reference composition, always there), ``cpu`` (C++), ``triton`` and ``cuda``
+(CUDA C++). ``GROWTAS_BACKEND`` or :func:`use` asks for one: every operation that has a kernel in that
+language then runs on it or raises; operations without one stay with torch (docs/kernels.md has the table).
+``auto``, the default, follows ``choices.json``, which ``benchmarks/choose.py`` writes from measurements, and
+falls back to torch quietly where the favoured back end is missing.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from growtas.errors import GrowtasError, UsageError, nearest
+
+BACKENDS = ("torch", "cpu", "triton", "cuda")
+
+KERNELS: dict[str, tuple[str, ...]] = {
+    "layer_norm": ("torch", "cpu", "triton", "cuda"),
+    "linear": ("torch", "triton"),
+    "qkv": ("torch", "triton"),
+    "relative_attention": ("torch",),
+}
+"""The back ends in which each operation has a kernel."""
+
+CHOICES_FILE = Path(__file__).with_name("choices.json")
+
+_DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16, torch.float16),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+}
+
+_request: str | None = None  # None: not read from the environment yet
+
+
+class Availability(NamedTuple):
+    """Whether a back end can run here; if not, the reason and what the user can do about it."""
+
+    ok: bool
+    reason: str = ""
+    remedy: str = ""
+
+
+def _check_name(name: str) -> str:
+    if name not in (*BACKENDS, "auto"):
+        raise UsageError(f"There is no back end {name!r}.{nearest(name, (*BACKENDS, 'auto'))}")
+    return name
+
+
+def requested() -> str:
+    """The back end asked for by :func:`use` or, first, by ``GROWTAS_BACKEND``; ``auto`` if none was."""
+    global _request
+    if _request is None:
+        _request = _check_name(os.environ.get("GROWTAS_BACKEND") or "auto")
+    return _request
+
+
+class _Use:
+    """What :func:`use` returns: already in force; as a context manager it restores the former request."""
+
+    def __init__(self, former: str) -> None:
+        self._former = former
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        _set(self._former)
+
+
+def _set(name: str) -> None:
+    global _request
+    _request = name
+    choose.cache_clear()
+
+
+def use(name: str) -> _Use:
+    """Ask for a back end, until told otherwise or, as a context manager, for a block.
+
+    Args:
+        name: ``torch``, ``cpu``, ``triton``, ``cuda`` or ``auto``.
+
+    Raises:
+        UsageError: there is no such back end.
+        GrowtasError: it cannot run here; the sentence says why and what to do.
+
+    Example:
+        >>> with growtas.ops.use("torch"):
+        ...     logits = net(images, subnet)
+    """
+    _check_name(name)
+    if name != "auto":
+        state = available(name)
+        if not state.ok:
+            raise GrowtasError(f"Back end {name!r} cannot run here: {state.reason}. {state.remedy}")
+    former = requested()
+    _set(name)
+    return _Use(former)
+
+
+def available(name: str) -> Availability:
+    """Whether a back end can run on this machine.
+
+    Args:
+        name: one of :data:`BACKENDS`.
+
+    Returns:
+        ``ok`` or the reason why not and a remedy, each a sentence.
+    """
+    _check_name(name)
+    if name in ("torch", "auto"):
+        return Availability(True)
+    if name == "triton":
+        return _triton_available()
+    from growtas.ops import native
+
+    status = native.status(name)
+    if status.ok and name == "cuda" and not torch.cuda.is_available():
+        return Availability(
+            False, "no CUDA device is visible", "Run on a machine with an NVIDIA GPU and its driver."
+        )
+    return Availability(status.ok, status.reason, status.remedy)
+
+
+def _triton_available() -> Availability:
+    try:
+        importlib.import_module("triton")
+    except Exception as error:  # a broken installation can raise anything; the reason is what matters
+        return Availability(False, f"triton does not import ({error})", "Install it with: pip install triton")
+    if torch.cuda.is_available() or interpreted():
+        return Availability(True)
+    return Availability(
+        False,
+        "no CUDA device is visible",
+        "Run on a machine with an NVIDIA GPU, or set TRITON_INTERPRET=1 to check kernels slowly on the CPU.",
+    )
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, and so on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def shape_class(width: int) -> str:
+    """The class of widths that one measurement stands for: the next power of two, from 64 to 1024."""
+    return str(next(bound for bound in (64, 128, 256, 512, 1024) if width <= bound or bound == 1024))
+
+
+def device_class(device: torch.device) -> str:
+    """The key of a device in the table of measurements: ``cpu`` or the compute capability, ``sm_90``."""
+    if device.type != "cuda":
+        return device.type
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+@functools.cache
+def _choices() -> dict:
+    return json.loads(CHOICES_FILE.read_text())["choices"] if CHOICES_FILE.exists() else {}
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(op: str, device: torch.device, dtype: torch.dtype, width: int) -> str:
+    """The back end that runs an operation on tensors of this kind.
+
+    Args:
+        op: a key of :data:`KERNELS`.
+        device: where the activations are.
+        dtype: of the activations.
+        width: channels of the activations.
+
+    Returns:
+        A name of :data:`BACKENDS`.
+
+    Raises:
+        UsageError: the back end asked for does not run on this device or dtype.
+        GrowtasError: it is not available here.
+    """
+    name = requested()
+    if name != "auto":
+        if name not in KERNELS[op]:
+            return "torch"
+        problem = _mismatch(name, device, dtype)
+        if problem:
+            raise UsageError(f"Back end {name!r} was asked for, but {problem}. Ask for 'torch' or 'auto'.")
+        state = available(name)
+        if not state.ok:
+            raise GrowtasError(f"Back end {name!r} cannot run {op}: {state.reason}. {state.remedy}")
+        return name
+    dtype_name = str(dtype).removeprefix("torch.")
+    by_width = _choices().get(device_class(device), {}).get(op, {}).get(dtype_name, {})
+    name = by_width.get(shape_class(width), "torch")
+    usable = name in KERNELS[op] and not _mismatch(name, device, dtype) and available(name).ok
+    return name if usable else "torch"
+
+
+def _mismatch(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Why a back end cannot take tensors of this device and dtype; empty where it can."""
+    if name == "torch":
+        return ""
+    wanted = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda", "cpu") if interpreted() else ("cuda",)}
+    if device.type not in wanted[name]:
+        return f"the tensors are on {device.type!r}"
+    if dtype not in _DTYPES[name]:
+        return f"the tensors are {str(dtype).removeprefix('torch.')}, which it has no kernel for"
+    return ""

@@ -1,0 +1,291 @@
+"""AutoFormer's vision transformer, as a supernet and as a subnet taken out of one.
+
+Both are the same class: a supernet has a search space to choose from, and an extracted subnet is an instance
+whose layers have nothing left to choose (DESIGN: "a subnet is a supernet with nothing left to choose").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from growtas.errors import UsageError, nearest
+from growtas.nn.block import Block
+from growtas.nn.linear import PartialLayerNorm, PatchEmbedding, SlicedLinear
+from growtas.ops.qkv import BIAS_LAYOUTS
+from growtas.ops.reference import qkv_bias_rows, qkv_rows
+from growtas.space import SearchSpace, Subnet, load_space
+
+UNUSED_BLOCKS = ("skip", "zero")
+
+
+@dataclass(frozen=True)
+class ViTDims:
+    """Every size of a transformer; per-layer values as tuples.
+
+    Args:
+        embed_dim: channels of the residual stream.
+        num_heads: heads of each layer.
+        hidden_dims: MLP width of each layer.
+        image_size, patch_size: pixels.
+        in_channels: of the images.
+        head_dim: channels per head.
+        max_relative_position: clamp of row and column distances, in patches.
+    """
+
+    embed_dim: int
+    num_heads: tuple[int, ...]
+    hidden_dims: tuple[int, ...]
+    image_size: int = 224
+    patch_size: int = 16
+    in_channels: int = 3
+    head_dim: int = 64
+    max_relative_position: int = 14
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.num_heads)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+    @classmethod
+    def of_space(cls, space: SearchSpace) -> ViTDims:
+        """The sizes of a space's supernet."""
+        depth = space.super_depth
+        return cls(
+            space.super_embed_dim,
+            (space.super_num_heads,) * depth,
+            (space.super_hidden_dim,) * depth,
+            space.image_size,
+            space.patch_size,
+            space.in_channels,
+            space.head_dim,
+            space.max_relative_position,
+        )
+
+    def of_subnet(self, subnet: Subnet) -> ViTDims:
+        """The sizes of a subnet of this transformer."""
+        return dataclasses.replace(
+            self, embed_dim=subnet.embed_dim, num_heads=subnet.num_heads, hidden_dims=subnet.hidden_dims
+        )
+
+
+class VisionTransformer(nn.Module):
+    """A transformer that runs any subnet of itself: ``net(images, subnet)``.
+
+    Args:
+        dims: its own, largest sizes.
+        num_classes: outputs; 0 for features only.
+        space: the choices that subnets are checked against; None for an extracted subnet.
+        qkv_bias: ``interleaved`` (nested in the heads) or ``published`` (AutoFormer's weights).
+        drop_path_rate: of the last block; rises linearly from 0, and is not rescaled by a sampled depth.
+        unused_blocks: what training does with blocks beyond the sampled depth: ``skip`` leaves them without
+            gradients, so the optimizer does not move them; ``zero`` gives zero gradients, so weight decay and
+            momentum still do (the published code under torch 1.7).
+
+    Raises:
+        UsageError: an option is unknown.
+
+    Source: AutoFormer (Chen et al., ICCV 2021): global average pooling, relative position, ``change_qkv``.
+    """
+
+    def __init__(
+        self,
+        dims: ViTDims,
+        num_classes: int = 1000,
+        space: SearchSpace | None = None,
+        qkv_bias: str = "interleaved",
+        drop_path_rate: float = 0.0,
+        unused_blocks: str = "skip",
+    ) -> None:
+        super().__init__()
+        _check_option("qkv_bias", qkv_bias, BIAS_LAYOUTS)
+        _check_option("unused_blocks", unused_blocks, UNUSED_BLOCKS)
+        self.dims = dims
+        self.space = space
+        self.num_classes = num_classes
+        self.num_features = self.embed_dim = dims.embed_dim
+        self.qkv_bias = qkv_bias
+        self.unused_blocks = unused_blocks
+        self._subnet: Subnet | None = None
+
+        self.patch_embed = PatchEmbedding(dims.in_channels, dims.embed_dim, dims.patch_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dims.embed_dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, dims.grid[0] * dims.grid[1] + 1, dims.embed_dim))
+        rates = torch.linspace(0, drop_path_rate, dims.depth).tolist()
+        self.blocks = nn.ModuleList(
+            Block(
+                dims.embed_dim,
+                heads,
+                hidden,
+                dims.head_dim,
+                dims.max_relative_position,
+                qkv_bias,
+                rate,
+            )
+            for heads, hidden, rate in zip(dims.num_heads, dims.hidden_dims, rates, strict=True)
+        )
+        self.norm = PartialLayerNorm(dims.embed_dim)
+        self.head = SlicedLinear(dims.embed_dim, num_classes) if num_classes else nn.Identity()
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    # -- choosing a subnet -------------------------------------------------------------------------------
+
+    def set_subnet(self, subnet: Subnet | None) -> None:
+        """Choose what ``net(images)`` runs: a convenience for code that cannot pass the subnet.
+
+        Raises:
+            UsageError: the subnet is outside the space.
+        """
+        if subnet is not None:
+            self._check(subnet)
+        self._subnet = subnet
+
+    def _check(self, subnet: Subnet) -> None:
+        if self.space is not None:
+            self.space.validate(subnet)
+            return
+        own = self.dims
+        fits = (
+            subnet.embed_dim <= own.embed_dim
+            and subnet.depth <= own.depth
+            and all(a <= b for a, b in zip(subnet.num_heads, own.num_heads, strict=False))
+            and all(a <= b for a, b in zip(subnet.hidden_dims, own.hidden_dims, strict=False))
+        )
+        if not fits:
+            raise UsageError(f"Subnet {subnet} does not fit into a transformer of {own}.")
+
+    def _chosen(self, subnet: Subnet | None) -> ViTDims:
+        subnet = subnet or self._subnet
+        if subnet is not None:
+            self._check(subnet)
+            return self.dims.of_subnet(subnet)
+        if self.space is not None:
+            raise UsageError("A supernet needs a subnet: call net(images, subnet), or net.set_subnet first.")
+        return self.dims
+
+    # -- forward -----------------------------------------------------------------------------------------
+
+    def forward_embedding(self, images: Tensor, embed_dim: int) -> Tensor:
+        """(B, C, S, S) images to (B, N, d) tokens: patches, cls token and absolute position."""
+        expected = (self.dims.in_channels, self.dims.image_size, self.dims.image_size)
+        if tuple(images.shape[1:]) != expected:
+            raise UsageError(
+                f"The images are {tuple(images.shape[1:])}, but this network takes {expected} "
+                "(channels, height, width); resize them or set image_size and in_channels of the space."
+            )
+        patches = self.patch_embed(images, embed_dim)
+        cls_token = self.cls_token[:, :, :embed_dim].expand(len(images), -1, -1).to(patches.dtype)
+        return torch.cat((cls_token, patches), 1) + self.pos_embed[:, :, :embed_dim]
+
+    def forward_features(self, images: Tensor, subnet: Subnet | None = None) -> Tensor:
+        """(B, C, S, S) images to (B, N, d) tokens after the final norm; token 0 is cls."""
+        chosen = self._chosen(subnet)
+        x = self.forward_embedding(images, chosen.embed_dim)
+        for block, heads, hidden in zip(self.blocks, chosen.num_heads, chosen.hidden_dims, strict=False):
+            x = block(x, heads, hidden, chosen.grid)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, N, d) tokens to (B, num_classes) logits: the mean of the patch tokens, then the head."""
+        x = x[:, 1:].mean(1)
+        if pre_logits or not self.num_classes:
+            return x
+        return self.head(x, self.num_classes)
+
+    def forward(self, images: Tensor, subnet: Subnet | None = None) -> Tensor:
+        """Logits of a subnet.
+
+        Args:
+            images: (B, C, S, S).
+            subnet: which part of the supernet runs; an extracted subnet needs none.
+
+        Returns:
+            (B, num_classes).
+
+        Raises:
+            UsageError: the subnet is outside the space, or the images do not fit.
+        """
+        return self.forward_head(self.forward_features(images, subnet))
+
+    # -- parameters --------------------------------------------------------------------------------------
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that the published recipe excludes from weight decay, besides 1-D parameters."""
+        return {"pos_embed", "cls_token"}
+
+    def unused_parameters(self, subnet: Subnet) -> Iterator[nn.Parameter]:
+        """Parameters of the blocks beyond a subnet's depth."""
+        for block in self.blocks[subnet.depth :]:
+            yield from block.parameters()
+
+    def slice_state_dict(self, subnet: Subnet) -> dict[str, Tensor]:
+        """The weights of a subnet, as the state dict of the smaller transformer that it is.
+
+        The qkv bias comes out interleaved whatever this network's layout.
+
+        Args:
+            subnet: what to cut out.
+
+        Returns:
+            Copies, in the shapes of ``VisionTransformer(self.dims.of_subnet(subnet), num_classes)``.
+        """
+        chosen = self._chosen(subnet)
+        with torch.device("meta"):
+            target = VisionTransformer(chosen, self.num_classes).state_dict()
+        source = self.state_dict()
+        sliced = {}
+        for name, like in target.items():
+            sliced[name] = source[name][tuple(slice(size) for size in like.shape)].clone()
+        if self.qkv_bias == "published":
+            for layer, heads in enumerate(chosen.num_heads):
+                name = f"blocks.{layer}.attn.qkv.bias"
+                for part in range(3):
+                    own = qkv_bias_rows(source[name], heads, chosen.head_dim, part, self.qkv_bias)
+                    qkv_rows(sliced[name], heads, chosen.head_dim, part).copy_(own)
+        return sliced
+
+
+def _check_option(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{name}={value!r} is unknown.{nearest(str(value), known)}")
+
+
+def Supernet(  # noqa: N802 - it is used as a class: growtas.Supernet(space)
+    space: SearchSpace | str,
+    num_classes: int = 1000,
+    qkv_bias: str = "interleaved",
+    drop_path_rate: float = 0.0,
+    unused_blocks: str = "skip",
+) -> VisionTransformer:
+    """Build the supernet of a space.
+
+    Args:
+        space: a search space, the name of a preset or the path of a YAML file.
+        num_classes: outputs of the head.
+        qkv_bias: ``interleaved`` or ``published``; see :class:`VisionTransformer`.
+        drop_path_rate: of the last block.
+        unused_blocks: ``skip`` or ``zero``; see :class:`VisionTransformer`.
+
+    Returns:
+        The network; call it as ``net(images, subnet)``.
+
+    Example:
+        >>> net = Supernet("digits", num_classes=10)
+        >>> net(torch.randn(2, 1, 8, 8), net.space.smallest()).shape
+        torch.Size([2, 10])
+    """
+    space = load_space(space)
+    return VisionTransformer(
+        ViTDims.of_space(space), num_classes, space, qkv_bias, drop_path_rate, unused_blocks
+    )

@@ -1,0 +1,35 @@
+"""Shared fixtures; Triton's interpreter is switched on where there is no CUDA device."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
+
+import pytest
+
+from growtas.ops import backend
+
+CPU_BACKENDS = ("torch", "cpu", "triton")
+"""The back ends that can run on CPU tensors; triton through its interpreter."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Two workers share two cores: one thread each, so that they do not fight."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=CPU_BACKENDS)
+def cpu_backend(request):
+    """Each back end that runs on CPU tensors, in force for the test."""
+    if request.param == "triton" and torch.cuda.is_available():
+        pytest.skip("triton is compiled for the GPU in this process; its CPU interpreter is off")
+    with backend.use(request.param):
+        yield request.param
