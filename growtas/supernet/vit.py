@@ -121,7 +121,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbedding(dims.in_channels, dims.embed_dim, dims.patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dims.embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1, dims.grid[0] * dims.grid[1] + 1, dims.embed_dim))
-        rates = torch.linspace(0, drop_path_rate, dims.depth).tolist()
+        rates = torch.linspace(0, drop_path_rate, dims.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             Block(
                 dims.embed_dim,

@@ -1,0 +1,132 @@
+"""An extracted model as files that timm reads: model.safetensors and config.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+from safetensors import SafetensorError
+
+from growtas import atomic, cost
+from growtas.errors import GrowtasError, UsageError
+from growtas.export.timm_model import GrowtasViT
+from growtas.space import SearchSpace
+from growtas.version import __version__
+
+WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
+
+
+def save(model: GrowtasViT, folder: str | os.PathLike, overwrite: bool = False) -> Path:
+    """Write a model's weights and the configuration with which timm builds and loads it again.
+
+    Afterwards ``timm.create_model("local-dir:FOLDER", pretrained=True)`` gives the model in any process that
+    has imported ``growtas.export``. Both files are written whole or not at all.
+
+    Args:
+        model: what :func:`growtas.extract` returned, fine-tuned or not.
+        folder: created if missing.
+        overwrite: replace a model that the folder holds already.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: the folder holds another model and ``overwrite`` is off, or it is a file.
+        GrowtasError: the device is full; what was there is untouched.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; choose a folder for the model.")
+    weights = safetensors.torch.save(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+        metadata={"format": "pt"},  # one entry: safetensors writes several in any order
+    )
+    contents = {WEIGHTS_NAME: weights, CONFIG_NAME: (json.dumps(config(model), indent=2) + "\n").encode()}
+    for name, content in contents.items():
+        path = folder / name
+        if path.exists() and not overwrite and path.read_bytes() != content:
+            raise UsageError(
+                f"{folder} holds another model ({name}); choose another folder, or pass overwrite=True."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        atomic.write_bytes(folder / name, content)
+    return folder
+
+
+def config(model: GrowtasViT) -> dict[str, Any]:
+    """What config.json holds: timm's fields, and under ``growtas`` what the subnet is and costs."""
+    cfg = {
+        k: v
+        for k, v in model.pretrained_cfg.items()
+        if k not in ("url", "file", "hf_hub_id", "source", "state_dict")
+    }
+    cfg.pop("architecture", None)
+    cfg["num_classes"] = model.num_classes
+    space = _space_of(model)
+    return {
+        "architecture": "growtas_vit",
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "global_pool": model.global_pool,
+        "model_args": model.model_args(),
+        "pretrained_cfg": cfg,
+        "growtas": {
+            "version": __version__,
+            "subnet": str(model.subnet),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "macs": cost.macs(model.subnet, space, model.num_classes),
+            "extraction_error": getattr(model, "extraction_error", None),
+        },
+    }
+
+
+def load(folder: str | os.PathLike) -> GrowtasViT:
+    """Read a saved model, in evaluation mode: timm's ``local-dir:`` with sentences for what can be wrong.
+
+    Args:
+        folder: that :func:`save` wrote.
+
+    Raises:
+        UsageError: the folder holds no saved model.
+        GrowtasError: a file is truncated or foreign.
+    """
+    folder = Path(folder)
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise UsageError(
+                f"{folder} holds no saved model: {name} is missing. Save one with growtas extract."
+            )
+    try:
+        if json.loads((folder / CONFIG_NAME).read_text()).get("architecture") != "growtas_vit":
+            raise UsageError(f"{folder / CONFIG_NAME} describes another model than growtas_vit.")
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise GrowtasError(f"{folder / CONFIG_NAME} is damaged ({error}). Save the model again.") from error
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise GrowtasError(
+            f"{folder / WEIGHTS_NAME} is truncated or does not belong to its {CONFIG_NAME} ({reason}). "
+            "Save the model again."
+        ) from error
+
+
+def _space_of(model: GrowtasViT) -> SearchSpace:
+    """The space whose one subnet the model is: the form in which growtas.cost takes sizes."""
+    subnet, dims = model.subnet, model.dims
+    return SearchSpace(
+        "growtas_vit",
+        (subnet.embed_dim,),
+        tuple(sorted(set(subnet.mlp_ratio))),
+        tuple(sorted(set(subnet.num_heads))),
+        (subnet.depth,),
+        image_size=dims.image_size,
+        patch_size=dims.patch_size,
+        in_channels=dims.in_channels,
+        head_dim=dims.head_dim,
+        max_relative_position=dims.max_relative_position,
+    )
