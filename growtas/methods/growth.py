@@ -1,0 +1,54 @@
+"""GrowTAS: small subnets first, larger groups let in stage by stage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from growtas.methods import schedule
+from growtas.methods.base import Method, MethodSettings, register
+from growtas.methods.regions import initialise, new_region, used
+from growtas.space import Subnet
+
+if TYPE_CHECKING:
+    import torch
+
+    from growtas.supernet.vit import VisionTransformer
+
+
+@register("growtas")
+class Growth(Method):
+    """Uniform over the groups of the active stage; optionally initialises what a stage newly uses.
+
+    With one stage it is :class:`~growtas.methods.uniform.Uniform`, draw for draw.
+
+    Source: GrowTAS (arXiv 2512.12296), supplement.
+    """
+
+    def __init__(self, settings: MethodSettings) -> None:
+        super().__init__(settings)
+        self.stages = schedule.plan(
+            self.space,
+            settings.epochs,
+            settings.stages,
+            settings.transition,
+            settings.num_classes,
+            settings.transition_params,
+            settings.transition_max_params,
+            settings.transition_beta,
+        )
+
+    def subnets(self, step: int) -> tuple[Subnet, ...]:
+        """One subnet of the groups of the stage that the step belongs to."""
+        return (self.space.sample(self.rng(step), self.stages[self.stage_of(step)].groups),)
+
+    def begin_stage(
+        self, stage: int, net: VisionTransformer, optimizer: torch.optim.Optimizer
+    ) -> dict[str, Any]:
+        """Initialise the new region as ``new_region`` says; the optimizer is left as it is."""
+        if stage == 0:
+            return {}
+        earlier = sorted({group for past in self.stages[:stage] for group in past.groups})
+        new = new_region(net, earlier, self.stages[stage].groups)
+        how = self.settings.new_region
+        count = initialise(net, new, used(net, earlier), how, self.settings.seed, stage)
+        return {"new_region": how, "new_entries": count}

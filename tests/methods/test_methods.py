@@ -1,0 +1,124 @@
+"""Which subnets a step trains: pure, private, and distributed as the paper says."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from growtas.errors import GrowtasError, UsageError
+from growtas.methods import Method, MethodSettings, create_method, method_names
+from growtas.methods.base import _REGISTRY, register
+from growtas.space import load_space
+
+DIGITS = load_space("digits")
+
+
+def settings(**given) -> MethodSettings:
+    values = {"space": DIGITS, "num_classes": 10, "epochs": 9, "steps_per_epoch": 400}
+    return MethodSettings(**{**values, **given})
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_subnets_are_a_pure_function_of_seed_and_step(name):
+    first, second = (create_method(name, settings(seed=3)) for _ in range(2))
+    forwards = [first.subnets(step) for step in range(200)]
+    random.seed(99)
+    assert [second.subnets(step) for step in reversed(range(200))] == forwards[::-1]
+    assert [create_method(name, settings(seed=4)).subnets(step) for step in range(200)] != forwards
+    assert all(subnet in DIGITS for subnets in forwards for subnet in subnets)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_no_global_generator_is_touched(name):
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    method = create_method(name, settings())
+    for step in range(50):
+        method.subnets(step)
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+def test_subnets_are_the_same_in_another_process():
+    code = (
+        "from growtas.methods import *; from growtas.space import load_space\n"
+        "m = create_method('growtas', MethodSettings(load_space('digits'), 10, 9, 400, seed=5))\n"
+        "print(*(m.subnets(s)[0] for s in range(1500, 1520)))"
+    )
+    environment = {"PYTHONHASHSEED": "1", "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    method = create_method("growtas", settings(seed=5))
+    assert done.stdout == " ".join(str(method.subnets(s)[0]) for s in range(1500, 1520)) + "\n"
+
+
+def group_shares(method, epoch):
+    start = epoch * method.settings.steps_per_epoch
+    counts = Counter(DIGITS.group_of(method.subnets(step)[0]) for step in range(start, start + 400))
+    return [counts[group] / 400 for group in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("stages", "shares"),
+    [
+        (1, {0: (1 / 3, 1 / 3, 1 / 3), 8: (1 / 3, 1 / 3, 1 / 3)}),
+        (2, {0: (1 / 2, 1 / 2, 0), 4: (1 / 2, 1 / 2, 0), 5: (1 / 3, 1 / 3, 1 / 3)}),
+        (3, {0: (1, 0, 0), 4: (1, 0, 0), 5: (1 / 2, 1 / 2, 0), 7: (1 / 3, 1 / 3, 1 / 3)}),
+        ("0/1/2", {0: (1, 0, 0), 5: (0, 1, 0), 8: (0, 0, 1)}),
+    ],
+)
+def test_sampling_probability_per_group_and_stage(stages, shares):
+    method = create_method("growtas", settings(stages=stages, transition="midpoint"))
+    for epoch, expected in shares.items():
+        found = group_shares(method, epoch)
+        for share, probability in zip(found, expected, strict=True):
+            if probability in (0, 1):
+                assert share == probability
+            else:
+                assert abs(share - probability) < 0.1  # four standard deviations of 400 draws
+
+
+def test_one_stage_is_autoformer():
+    growth, uniform = (create_method(n, settings(stages=1)) for n in ("growtas", "uniform"))
+    assert all(growth.subnets(step) == uniform.subnets(step) for step in range(100))
+
+
+def test_a_stage_begins_once_at_its_first_step():
+    method = create_method("growtas", settings(stages=3, transition="2,5"))
+    starts = {step: method.begins_at(step) for step in range(3600) if method.begins_at(step) is not None}
+    assert starts == {0: 0, 800: 1, 2000: 2}
+    assert [method.stage_of(step) for step in (0, 799, 800, 1999, 2000, 3599)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_unknown_method_names_the_nearest():
+    with pytest.raises(UsageError, match="Did you mean 'growtas'"):
+        create_method("growtass", settings())
+
+
+def test_unknown_new_region_names_the_nearest():
+    with pytest.raises(UsageError, match="Did you mean 'near_zero'"):
+        settings(new_region="nearzero")
+
+
+def test_a_seventh_method_is_one_class():
+    @register("always-smallest")
+    class AlwaysSmallest(Method):
+        def subnets(self, step):
+            return (self.space.smallest(),)
+
+    try:
+        assert "always-smallest" in method_names()
+        method = create_method("always-smallest", settings())
+        assert method.subnets(7) == (DIGITS.smallest(),)
+        assert method.begin_stage(0, None, None) == {} and method.state_dict() == {}
+        with pytest.raises(GrowtasError, match="does not keep"):
+            method.load_state_dict({"sampler": 1})
+        with pytest.raises(ValueError, match="taken"):
+            register("uniform")(AlwaysSmallest)
+    finally:
+        del _REGISTRY["always-smallest"]
