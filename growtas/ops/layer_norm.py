@@ -36,7 +36,7 @@ def layer_norm(
             f"layer_norm got {x.shape[-1]} channels, but the shared weight has {weight.shape[0]}; "
             "sample a narrower subnet or build a wider supernet."
         )
-    return call(LayerNorm, torch.ops.growtas.layer_norm, x, weight, bias, eps, out_dtype)[0]
+    return call(LayerNorm.apply, torch.ops.growtas.layer_norm, x, weight, bias, eps, out_dtype)[0]
 
 
 def _forward(
@@ -86,9 +86,14 @@ class LayerNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, _dmean, _drstd):
+        if dy is None:  # nothing downstream used the result
+            return (None,) * 5
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        run = torch.ops.growtas.layer_norm_backward if torch.compiler.is_compiling() else _backward
-        return *run(dy, x, weight, bias, mean, rstd), None, None
+        return (
+            *call(_backward, torch.ops.growtas.layer_norm_backward, dy, x, weight, bias, mean, rstd),
+            None,
+            None,
+        )
 
 
 @torch.library.custom_op("growtas::layer_norm", mutates_args=())

@@ -33,7 +33,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) ->
             f"linear needs a ({out_features}, {x.shape[-1]}) slice, but the shared weight is "
             f"{tuple(weight.shape)}; sample a narrower subnet or build a wider supernet."
         )
-    return call(Linear, torch.ops.growtas.linear, x, weight, bias, out_features)
+    return call(Linear.apply, torch.ops.growtas.linear, x, weight, bias, out_features)
 
 
 def _kernels(x: Tensor):
@@ -73,8 +73,9 @@ class Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         x, weight, bias = ctx.saved_tensors
-        run = torch.ops.growtas.linear_backward if torch.compiler.is_compiling() else _backward
-        dx, dweight, dbias = run(dy, x, weight, bias, ctx.needs_input_grad[0])
+        dx, dweight, dbias = call(
+            _backward, torch.ops.growtas.linear_backward, dy, x, weight, bias, ctx.needs_input_grad[0]
+        )
         return (
             dx if ctx.needs_input_grad[0] else None,
             dweight,

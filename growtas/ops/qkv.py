@@ -52,7 +52,7 @@ def qkv(
         )
     if bias_layout not in BIAS_LAYOUTS:
         raise UsageError(f"There is no qkv bias layout {bias_layout!r}.{nearest(bias_layout, BIAS_LAYOUTS)}")
-    return call(QKV, torch.ops.growtas.qkv, x, weight, bias, num_heads, head_dim, bias_layout)
+    return call(QKV.apply, torch.ops.growtas.qkv, x, weight, bias, num_heads, head_dim, bias_layout)
 
 
 def _kernels(x: Tensor):
@@ -92,8 +92,9 @@ class QKV(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dqkv):
         x, weight, bias = ctx.saved_tensors
-        run = torch.ops.growtas.qkv_backward if torch.compiler.is_compiling() else _backward
-        dx, dweight, dbias = run(dqkv, x, weight, bias, ctx.bias_layout)
+        dx, dweight, dbias = call(
+            _backward, torch.ops.growtas.qkv_backward, dqkv, x, weight, bias, ctx.bias_layout
+        )
         return dx, dweight, None if bias is None else dbias, None, None, None
 
 

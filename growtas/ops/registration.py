@@ -8,21 +8,21 @@ from typing import Any
 import torch
 
 
-def call(function: type[torch.autograd.Function], operator: Callable, *args: Any) -> Any:
+def call(direct: Callable, operator: Callable, *args: Any) -> Any:
     """Run an operation by the shortest way that the present mode allows.
 
-    torch.library's Python operators cost tens of microseconds a call. In plain eager mode the
-    autograd.Function runs by itself; under torch.compile, torch.export, FlopCounterMode and other dispatch
-    modes the registered operator is used, so that they see one operator with a shape rule and a FLOP formula.
+    torch.library's Python operators cost tens of microseconds a call. In plain eager mode the direct way is
+    taken; under torch.compile, torch.export, FlopCounterMode and other dispatch modes the registered operator
+    is used, so that they see one operator with a shape rule and a FLOP formula.
 
     Args:
-        function: the operation's autograd.Function.
+        direct: the operation itself: ``apply`` of its autograd.Function, or its backward pass.
         operator: the same operation registered with torch.library.
         args: their common arguments.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return operator(*args)
-    return function.apply(*args)
+    return direct(*args)
 
 
 def product_flops(rows: int, inner: int, columns: int) -> int:

@@ -41,7 +41,7 @@ def relative_attention(
             f"make {rows * columns + 1}."
         )
     return call(
-        RelativeAttention,
+        RelativeAttention.apply,
         torch.ops.growtas.relative_attention,
         qkv,
         key_v,
@@ -91,8 +91,20 @@ class RelativeAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dout, _dlse):
-        run = torch.ops.growtas.relative_attention_backward if torch.compiler.is_compiling() else _backward
-        return *run(dout, *ctx.saved_tensors, ctx.rows, ctx.columns), None, None
+        if dout is None:  # nothing downstream used the result
+            return (None,) * 7
+        return (
+            *call(
+                _backward,
+                torch.ops.growtas.relative_attention_backward,
+                dout,
+                *ctx.saved_tensors,
+                ctx.rows,
+                ctx.columns,
+            ),
+            None,
+            None,
+        )
 
 
 @torch.library.custom_op("growtas::relative_attention", mutates_args=())

@@ -1,0 +1,124 @@
+"""Exact parameters and MACs, and the published figure: to the unit."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import growtas
+from growtas import cost
+from growtas.space import SearchSpace, Subnet, load_space
+
+
+def searched(embed_dim: int, ratios: str, heads: str) -> Subnet:
+    heads = tuple(int(h) for h in heads.split())
+    return Subnet(embed_dim, len(heads), heads, tuple(float(r) for r in ratios.split()))
+
+
+# AutoFormer's released searched subnets: architecture, parameters, published complexity, exact MACs (in G).
+SEARCHED = {
+    "autoformer-tiny-search": (
+        searched(192, "3.5 3.5 3 3.5 3 3 4 4 3.5 4 3.5 4 3.5", "3 3 3 3 3 3 3 3 3 3 4 3 3"),
+        5_867_944,
+        1.344,
+        1.482,
+    ),
+    "autoformer-small": (
+        searched(384, "3 3.5 3 3.5 4 4 4 4 4 4 4 3.5 4", "6 6 5 7 5 5 5 6 6 7 7 6 7"),
+        22_891_432,
+        4.892,
+        5.161,
+    ),
+    "autoformer-base": (
+        searched(576, "3.5 3.5 4 3.5 4 3.5 3.5 3 4 4 3 4 3 3.5", "9 9 9 9 9 10 9 9 10 9 10 9 9 10"),
+        53_691_688,
+        11.237,
+        11.691,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_searched_subnets(name):
+    subnet, parameters, flops, macs = SEARCHED[name]
+    space = load_space(name)
+    assert subnet in space
+    assert cost.parameters(subnet, space) == parameters
+    assert round(cost.published_flops(subnet, space) / 1e9, 3) == flops
+    assert round(cost.macs(subnet, space) / 1e9, 3) == macs
+
+
+def test_stored_prenas_values():
+    """Two parameter counts stored with the PreNAS code: one of its d192 L12 subnets, and T's largest."""
+    space = load_space("autoformer-tiny")
+    subnet = Subnet(192, 12, (3,) * 6 + (4,) * 6, (3.5,) * 3 + (4,) * 9)
+    assert cost.parameters(subnet, space) == 5_994_760
+    assert cost.parameters(space.largest(), space) == 10_517_272
+
+
+RANGES = {
+    "autoformer-tiny": (5_366_056, 10_517_272),
+    "autoformer-small": (13_057_320, 34_790_440),
+    "autoformer-base": (41_687_896, 76_882_264),
+    "autoformer-base-search": (39_792_856, 76_882_264),
+}
+GROUPS = {  # in millions
+    "autoformer-tiny": [(5.37, 7.41), (6.46, 8.90), (7.65, 10.52)],
+    "autoformer-small": [(13.06, 20.30), (17.42, 27.09), (22.37, 34.79)],
+    "autoformer-base-search": [(39.79, 58.59), (45.72, 67.44), (52.04, 76.88)],
+}
+SUPERNETS = {"autoformer-tiny": 11_669_224, "autoformer-small": 34_790_440, "autoformer-base": 80_160_360}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_smallest_and_largest(name):
+    space = load_space(name)
+    assert cost.parameter_range(space) == RANGES[name]
+    for group, (low, high) in enumerate(GROUPS.get(name, [])):
+        smallest, largest = cost.parameter_range(space, groups=[group])
+        assert (round(smallest / 1e6, 2), round(largest / 1e6, 2)) == (low, high)
+
+
+@pytest.mark.parametrize("name", SUPERNETS)
+def test_supernets(name):
+    with torch.device("meta"):
+        net = growtas.Supernet(name)
+    assert sum(p.numel() for p in net.parameters()) == SUPERNETS[name]
+
+
+def test_published_code_on_the_golden_space():
+    spec = json.loads((Path(__file__).parent / "data" / "autoformer_small.json").read_text())
+    space = SearchSpace("golden", (96, 112, 128), (3, 3.5, 4), (1, 2), (1, 2), image_size=32, patch_size=8)
+    for case in spec["cases"]:
+        subnet = Subnet.from_json(case["subnet"])
+        assert cost.parameters(subnet, space, 10) == case["params"]
+        assert cost.published_flops(subnet, space, 10) == case["complexity"]
+
+
+@pytest.mark.parametrize("name", ["digits", "autoformer-tiny"])
+def test_formulas_equal_the_extracted_network(name):
+    space, rng = load_space(name), random.Random(0)
+    with torch.device("meta"):
+        net = growtas.Supernet(space, num_classes=7)
+        for _ in range(3):
+            subnet = space.sample(rng)
+            shapes = net.slice_state_dict(subnet)
+            assert sum(value.numel() for value in shapes.values()) == cost.parameters(subnet, space, 7)
+
+
+def test_macs_equal_the_counted_products():
+    """All products but the relative ones, which growtas computes in a thinner form, as torch counts them."""
+    space = load_space("digits")
+    net, subnet = growtas.Supernet(space, num_classes=10), space.largest()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.randn(1, 1, 8, 8), subnet)
+    q = sum(subnet.num_heads) * space.head_dim
+    dense_relative = 2 * space.num_tokens**2 * q
+    thin_relative = 2 * space.num_tokens * q * (2 * space.grid_size + 1)
+    expected = cost.macs(subnet, space, 10) - dense_relative + thin_relative
+    assert counter.get_total_flops() == 2 * expected

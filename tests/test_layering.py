@@ -1,0 +1,109 @@
+"""The house holds: imports go one way, and importing growtas is light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Lower layers first; a module may import from its own layer's package and from the layers before it.
+LAYERS = [
+    {"errors", "version"},
+    {"atomic"},
+    {"space"},
+    {"cost"},
+    {"kernels"},
+    {"ops"},
+    {"nn"},
+    {"supernet"},
+    {"methods"},
+    {"training"},
+    {"searching", "export"},
+    {"plotting", "doctor"},
+    {"demo"},
+    {"cli", "__main__"},
+]
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+TORCH_FREE = ("errors", "version", "atomic", "space", "cost")
+
+
+def modules() -> dict[str, Path]:
+    """Every module, by its dotted name without ``growtas.``."""
+    found = {}
+    for path in (ROOT / "growtas").rglob("*.py"):
+        found[".".join(path.relative_to(ROOT / "growtas").with_suffix("").parts)] = path
+    for path in (ROOT / "kernels").glob("*.py"):
+        found[f"kernels.{path.stem}"] = path
+    found.pop("__init__")  # the public names, loaded on use
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """The growtas packages and modules that a file imports anywhere, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "growtas":
+                names |= {f"growtas.{alias.name}" for alias in node.names}
+            else:
+                names.add(node.module)
+    return {name.split(".")[1] for name in names if name.startswith("growtas.")}
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_arrows_go_one_way(name):
+    own = name.split(".")[0]
+    assert own in RANK, f"growtas.{own} has no layer: add it to the map in this test and in docs"
+    public = {"Supernet": "supernet", "load_space": "space", "train": "training", "search": "searching"}
+    for other in imported(modules()[name]):
+        other = public.get(other, other)
+        if other == own or other not in RANK:
+            continue
+        assert RANK[other] < RANK[own], f"growtas.{name} imports growtas.{other}, which lies above it"
+
+
+@pytest.mark.parametrize("name", TORCH_FREE)
+def test_spaces_and_costs_need_no_torch(name):
+    roots = {
+        (node.names[0].name if isinstance(node, ast.Import) else node.module or "").split(".")[0]
+        for node in ast.walk(ast.parse((ROOT / "growtas" / f"{name}.py").read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert not roots & {"torch", "timm", "triton", "numpy"}
+
+
+def test_importing_is_light():
+    """No GPU, plotting, command line or kernel code; spaces and costs do not even load torch.
+
+    torch and timm import the triton package themselves; what must not load is our kernels.
+    """
+    code = (
+        "import sys, growtas\n"
+        "growtas.cost.parameters(growtas.load_space('digits').smallest(), growtas.load_space('digits'))\n"
+        "assert 'torch' not in sys.modules\n"
+        "net = growtas.Supernet('digits', num_classes=10)\n"
+        "heavy = {'growtas.kernels', 'matplotlib', 'tyro', 'sklearn', 'tensorboard'} & set(sys.modules)\n"
+        "import torch\n"
+        "print(sorted(heavy), torch.cuda.is_initialized())\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[] False"
+
+
+def test_public_names_are_the_functions():
+    """``growtas.search`` and ``growtas.train`` stay functions, whatever was imported before."""
+    code = (
+        "import growtas.searching.evolution, growtas.training.loop, growtas\n"
+        "print(all(callable(getattr(growtas, name)) for name in ('search', 'train', 'extract')))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "True", result.stderr
