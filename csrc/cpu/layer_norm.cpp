@@ -1,0 +1,221 @@
+// Partial LayerNorm forward and backward.
+//
+// Shapes   x, dy, y, dx (rows, width), each with its own row stride and dtype; weight, bias (full_width), of which the first
+//          `width` are read; mean, rstd (rows) fp32; dweight, dbias (full_width).
+// Forward  one row at a time: convert to fp32 in a scratch row, sum, centred sum of squares (two passes over L1, so no
+//          cancellation), scale and shift. Saved: mean and rstd. Everything else is recomputed.
+// Backward with g = dy * weight and xhat = (x - mean) * rstd:  dx = rstd * (g - (sum g + xhat * sum g*xhat) / width),
+//          dweight = sum over rows of dy * xhat, dbias = sum over rows of dy.
+// Order    the rows are cut into blocks by their number alone. Each block sums its rows in order, and the blocks are added in
+//          order, so the gradients are bitwise the same for any number of threads.
+// Threads  the parallel region only calls the target_clones leaves: OpenMP moves the body of a region into a function of its
+//          own, which would be compiled for the baseline.
+#include "cpu/layer_norm.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "cpu/simd.h"
+
+namespace growtas::cpu {
+namespace {
+
+constexpr std::int64_t kMaxBlocks = 64;     // bounds the partial sums: kMaxBlocks * 2 * width floats
+constexpr std::int64_t kMinBlockRows = 16;  // below this the sums of the blocks cost more than the rows
+
+std::int64_t block_rows(std::int64_t rows) {
+    return std::max(kMinBlockRows, (rows + kMaxBlocks - 1) / kMaxBlocks);
+}
+
+template <typename T>
+GROWTAS_INLINE T* row_of(Rows m, std::int64_t row) {
+    return static_cast<T*>(m.data) + row * m.stride;
+}
+
+// One lane of ones for every column of the vector that starts at `column`, zeros beyond the row's end.
+GROWTAS_INLINE Lanes inside(std::int64_t column, std::int64_t width) {
+    Lanes ones{};
+    for (std::int64_t i = 0; i < kLanes; ++i) ones[i] = column + i < width ? 1.0f : 0.0f;
+    return ones;
+}
+
+// A strided vector as fp32, zeros up to the padded width.
+void gather(Vector from, std::int64_t width, float* to) {
+    dispatch(from.type, [&](auto t) {
+        using T = decltype(t);
+        for (std::int64_t i = 0; i < width; ++i) to[i] = load(static_cast<const T*>(from.data) + i * from.stride, 1)[0];
+    });
+    std::fill(to + width, to + padded(width), 0.0f);
+}
+
+// Calls f(column, count) for each vector of a row; count is a constant 16 for all but the last, which may be shorter.
+template <typename F>
+GROWTAS_INLINE void each_vector(std::int64_t width, F f) {
+    const std::int64_t whole = width / kLanes * kLanes;
+    for (std::int64_t c = 0; c < whole; c += kLanes) f(c, kLanes);
+    if (whole < width) f(whole, width - whole);
+}
+
+template <typename X, typename Y>
+GROWTAS_INLINE void forward_rows(Rows x, const float* weight, const float* bias, Rows y, float* mean, float* rstd,
+                                 std::int64_t begin, std::int64_t end, std::int64_t width, float eps, float* scratch) {
+    const float inverse = 1.0f / static_cast<float>(width);
+    const Lanes last = inside((width - 1) / kLanes * kLanes, width);
+    for (std::int64_t r = begin; r < end; ++r) {
+        const X* from = row_of<X>(x, r);
+        Lanes total{};
+        each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS {
+            const Lanes v = load(from + c, count);
+            store(scratch + c, v);
+            total += v;
+        });
+        const float mu = sum(total) * inverse;
+        Lanes squares{};
+        each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS {
+            Lanes centred = load(scratch + c) - mu;
+            if (count < kLanes) centred *= last;  // the padding is not 0 once the mean is taken from it
+            squares += centred * centred;
+        });
+        const float scale = 1.0f / std::sqrt(sum(squares) * inverse + eps);
+        Y* to = row_of<Y>(y, r);
+        each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS {
+            const Lanes xhat = (load(scratch + c) - mu) * scale;
+            store(to + c, xhat * load(weight + c) + load(bias + c), count);
+        });
+        mean[r] = mu;
+        rstd[r] = scale;
+    }
+}
+
+// sums: dweight then dbias of this block, padded(width) floats each; scratch: xhat then g, likewise.
+template <typename G, typename X>
+GROWTAS_INLINE void backward_rows(Rows dy, Rows x, const float* weight, const float* mean, const float* rstd, Rows dx,
+                                  std::int64_t begin, std::int64_t end, std::int64_t width, float* sums, float* scratch) {
+    const std::int64_t pad = padded(width);
+    const float inverse = 1.0f / static_cast<float>(width);
+    float *dweight = sums, *dbias = sums + pad, *normal = scratch, *scaled = scratch + pad;
+    for (std::int64_t r = begin; r < end; ++r) {
+        const G* gradient = row_of<G>(dy, r);
+        const X* from = row_of<X>(x, r);
+        X* to = row_of<X>(dx, r);
+        const float mu = mean[r], scale = rstd[r];
+        Lanes sum_g{}, sum_gx{};
+        each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS {
+            const Lanes d = load(gradient + c, count);  // 0 beyond the row, so every product there is 0 too
+            const Lanes xhat = (load(from + c, count) - mu) * scale;
+            const Lanes g = d * load(weight + c);
+            store(dweight + c, load(dweight + c) + d * xhat);
+            store(dbias + c, load(dbias + c) + d);
+            store(normal + c, xhat);
+            store(scaled + c, g);
+            sum_g += g;
+            sum_gx += g * xhat;
+        });
+        const float mean_g = sum(sum_g) * inverse, mean_gx = sum(sum_gx) * inverse;
+        each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS {
+            store(to + c, (load(scaled + c) - mean_g - load(normal + c) * mean_gx) * scale, count);
+        });
+    }
+}
+
+GROWTAS_LEAF void forward_leaf(Rows x, const float* weight, const float* bias, Rows y, float* mean, float* rstd,
+                               std::int64_t begin, std::int64_t end, std::int64_t width, float eps, float* scratch) {
+    switch (static_cast<int>(x.type) * 3 + static_cast<int>(y.type)) {
+#define GROWTAS_CASE(code, X, Y) \
+    case code: forward_rows<X, Y>(x, weight, bias, y, mean, rstd, begin, end, width, eps, scratch); return;
+        GROWTAS_CASE(0, float, float)
+        GROWTAS_CASE(1, float, BFloat16)
+        GROWTAS_CASE(2, float, Float16)
+        GROWTAS_CASE(3, BFloat16, float)
+        GROWTAS_CASE(4, BFloat16, BFloat16)
+        GROWTAS_CASE(5, BFloat16, Float16)
+        GROWTAS_CASE(6, Float16, float)
+        GROWTAS_CASE(7, Float16, BFloat16)
+        GROWTAS_CASE(8, Float16, Float16)
+#undef GROWTAS_CASE
+    }
+}
+
+GROWTAS_LEAF void backward_leaf(Rows dy, Rows x, const float* weight, const float* mean, const float* rstd, Rows dx,
+                                std::int64_t begin, std::int64_t end, std::int64_t width, float* sums, float* scratch) {
+    switch (static_cast<int>(dy.type) * 3 + static_cast<int>(x.type)) {
+#define GROWTAS_CASE(code, G, X) \
+    case code: backward_rows<G, X>(dy, x, weight, mean, rstd, dx, begin, end, width, sums, scratch); return;
+        GROWTAS_CASE(0, float, float)
+        GROWTAS_CASE(1, float, BFloat16)
+        GROWTAS_CASE(2, float, Float16)
+        GROWTAS_CASE(3, BFloat16, float)
+        GROWTAS_CASE(4, BFloat16, BFloat16)
+        GROWTAS_CASE(5, BFloat16, Float16)
+        GROWTAS_CASE(6, Float16, float)
+        GROWTAS_CASE(7, Float16, BFloat16)
+        GROWTAS_CASE(8, Float16, Float16)
+#undef GROWTAS_CASE
+    }
+}
+
+// Adds the blocks' sums in order and writes the full-size gradient once: zero from `width` on.
+GROWTAS_LEAF void add_blocks(const float* sums, std::int64_t blocks, std::int64_t step, std::int64_t width, Vector out,
+                             std::int64_t full_width) {
+    for (std::int64_t c = 0; c < full_width; c += kLanes) {
+        Lanes total{};
+        if (c < width)
+            for (std::int64_t b = 0; b < blocks; ++b) total += load(sums + b * step + c);
+        const std::int64_t count = std::min(kLanes, full_width - c);
+        switch (out.type) {
+            case DType::kFloat32: store(static_cast<float*>(out.data) + c, total, count); break;
+            case DType::kBFloat16: store(static_cast<BFloat16*>(out.data) + c, total, count); break;
+            case DType::kFloat16: store(static_cast<Float16*>(out.data) + c, total, count); break;
+        }
+    }
+}
+
+// Memory that a thread keeps: a fresh 300 KB allocation costs more in page faults than the kernel takes.
+class Workspace {
+public:
+    // At least `floats` floats on a cache line's boundary; what they held is undefined.
+    float* get(std::int64_t floats) {
+        if (static_cast<std::int64_t>(kept_.size()) < floats + kLanes) kept_.resize(floats + kLanes);
+        const auto address = reinterpret_cast<std::uintptr_t>(kept_.data());
+        return reinterpret_cast<float*>((address + 63) / 64 * 64);
+    }
+
+private:
+    std::vector<float> kept_;
+};
+
+thread_local Workspace row_scratch;     // of each thread of the team: the row at hand
+thread_local Workspace shared_scratch;  // of the calling thread, read and written by its team: parameters, block sums
+
+}  // namespace
+
+void layer_norm_forward(Rows x, Vector weight, Vector bias, Rows y, float* mean, float* rstd, std::int64_t rows,
+                        std::int64_t width, float eps) {
+    const std::int64_t pad = padded(width), step = block_rows(rows), blocks = (rows + step - 1) / step;
+    float *w = shared_scratch.get(2 * pad), *b = w + pad;
+    gather(weight, width, w);
+    gather(bias, width, b);
+#pragma omp parallel for schedule(static) if (blocks > 1)
+    for (std::int64_t i = 0; i < blocks; ++i)
+        forward_leaf(x, w, b, y, mean, rstd, i * step, std::min(rows, (i + 1) * step), width, eps,
+                     row_scratch.get(pad));
+}
+
+void layer_norm_backward(Rows dy, Rows x, Vector weight, const float* mean, const float* rstd, Rows dx, Vector dweight,
+                         Vector dbias, std::int64_t rows, std::int64_t width, std::int64_t full_width) {
+    const std::int64_t pad = padded(width), step = block_rows(rows), blocks = (rows + step - 1) / step;
+    float *w = shared_scratch.get(pad * (1 + 2 * blocks)), *sums = w + pad;
+    gather(weight, width, w);
+#pragma omp parallel for schedule(static) if (blocks > 1)
+    for (std::int64_t i = 0; i < blocks; ++i) {
+        float* own = sums + i * 2 * pad;
+        std::fill(own, own + 2 * pad, 0.0f);
+        backward_leaf(dy, x, w, mean, rstd, dx, i * step, std::min(rows, (i + 1) * step), width, own,
+                      row_scratch.get(2 * pad));
+    }
+    add_blocks(sums, blocks, 2 * pad, width, dweight, full_width);
+    add_blocks(sums + pad, blocks, 2 * pad, width, dbias, full_width);
+}
+
+}  // namespace growtas::cpu

@@ -1,0 +1,31 @@
+// Partial LayerNorm on the CPU: weight and bias are the first `width` entries of longer vectors. See layer_norm.cpp.
+#pragma once
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace growtas::cpu {
+
+// A matrix of rows: element (r, c) lies at data + r * stride + c, in elements of its dtype.
+struct Rows {
+    void* data;
+    DType type;
+    std::int64_t stride;
+};
+
+// A vector: element i lies at data + i * stride.
+struct Vector {
+    void* data;
+    DType type;
+    std::int64_t stride;
+};
+
+// y = (x - mean) * rstd * weight + bias; mean and rstd (rows) are saved for the backward pass.
+void layer_norm_forward(Rows x, Vector weight, Vector bias, Rows y, float* mean, float* rstd, std::int64_t rows,
+                        std::int64_t width, float eps);
+
+// dx, and the gradients of weight and bias at their full width: zero from `width` on. dweight and dbias have stride 1.
+void layer_norm_backward(Rows dy, Rows x, Vector weight, const float* mean, const float* rstd, Rows dx, Vector dweight,
+                         Vector dbias, std::int64_t rows, std::int64_t width, std::int64_t full_width);
+
+}  // namespace growtas::cpu

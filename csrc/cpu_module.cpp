@@ -1,0 +1,81 @@
+// growtas._cpu: the C++ kernels as functions of pointers (as integers), sizes and strides. No torch.
+#include <pybind11/pybind11.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "arguments.h"
+#include "cpu/layer_norm.h"
+
+namespace py = pybind11;
+using growtas::dtype;
+using growtas::pointer;
+using std::int64_t;
+using std::uintptr_t;
+
+namespace {
+
+void layer_norm_forward(uintptr_t x, int x_type, int64_t x_stride, uintptr_t weight, int weight_type,
+                        int64_t weight_stride, uintptr_t bias, int bias_type, int64_t bias_stride, uintptr_t y,
+                        int y_type, int64_t y_stride, uintptr_t mean, uintptr_t rstd, int64_t rows, int64_t width,
+                        double eps) {
+    growtas::require_sizes(rows, width, width);
+    growtas::cpu::layer_norm_forward({pointer<void>(x), dtype(x_type), x_stride},
+                                     {pointer<void>(weight), dtype(weight_type), weight_stride},
+                                     {pointer<void>(bias), dtype(bias_type), bias_stride},
+                                     {pointer<void>(y), dtype(y_type), y_stride}, pointer<float>(mean),
+                                     pointer<float>(rstd), rows, width, static_cast<float>(eps));
+}
+
+void layer_norm_backward(uintptr_t dy, int dy_type, int64_t dy_stride, uintptr_t x, int x_type, int64_t x_stride,
+                         uintptr_t weight, int weight_type, int64_t weight_stride, uintptr_t mean, uintptr_t rstd,
+                         uintptr_t dx, int64_t dx_stride, uintptr_t dweight, int dweight_type, uintptr_t dbias,
+                         int dbias_type, int64_t rows, int64_t width, int64_t full_width) {
+    growtas::require_sizes(rows, width, full_width);
+    growtas::cpu::layer_norm_backward({pointer<void>(dy), dtype(dy_type), dy_stride},
+                                      {pointer<void>(x), dtype(x_type), x_stride},
+                                      {pointer<void>(weight), dtype(weight_type), weight_stride},
+                                      pointer<const float>(mean), pointer<const float>(rstd),
+                                      {pointer<void>(dx), dtype(x_type), dx_stride},
+                                      {pointer<void>(dweight), dtype(dweight_type), 1},
+                                      {pointer<void>(dbias), dtype(dbias_type), 1}, rows, width, full_width);
+}
+
+int threads() {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+// The clone that the loader picked on this processor.
+const char* vector_level() {
+#if defined(GROWTAS_TARGET_CLONES) && (defined(__x86_64__) || defined(__i386__))
+    __builtin_cpu_init();
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl");
+    if (v4) return "x86-64-v4 (AVX-512)";
+    if (v3) return "x86-64-v3 (AVX2)";
+#endif
+#if defined(__aarch64__)
+    return "aarch64 (NEON)";
+#else
+    return "baseline";
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+    m.doc() = "growtas' C++ kernels: pointers, sizes, strides. Use them through growtas.ops.";
+    m.attr("version") = GROWTAS_VERSION;
+    m.attr("build_id") = GROWTAS_BUILD_ID;
+    m.def("threads", &threads, "How many threads a kernel would use now.");
+    m.def("vector_level", &vector_level, "The instruction set whose code runs on this processor.");
+    m.def("layer_norm_forward", &layer_norm_forward, py::call_guard<py::gil_scoped_release>());
+    m.def("layer_norm_backward", &layer_norm_backward, py::call_guard<py::gil_scoped_release>());
+}
