@@ -37,8 +37,8 @@ def search(
     seed: int = 0,
     out: str | os.PathLike | None = None,
     batch_size: int = 256,
-    precision: str = "float32",
-    device: str | None = None,
+    amp: str = "none",
+    device: str = "auto",
     workers: int = 0,
 ) -> SearchResult:
     """Find the most accurate subnet of a trained supernet within limits, by AutoFormer's evolution.
@@ -61,8 +61,8 @@ def search(
         seed: of the evolution.
         out: the log, as a ``.jsonl`` file or a folder for ``search.jsonl``; the run's folder where None.
         batch_size: images evaluated at once.
-        precision: ``"float32"`` or ``"bfloat16"`` (autocast).
-        device: such as ``"cuda:1"``; a GPU where there is one if None.
+        amp: ``"bfloat16"`` for autocast, ``"none"`` for float32.
+        device: such as ``"cuda:1"``; ``"auto"`` is a GPU where there is one.
         workers: processes that load images, where these do not fit on the device.
 
     Returns:
@@ -89,7 +89,7 @@ def search(
 
     device = choose_device(device)
     net, splits = run.load_net(device), run.splits()
-    settings = {"batch_size": batch_size, "precision": precision, "workers": workers}
+    settings = {"batch_size": batch_size, "amp": amp, "workers": workers}
     evaluator = Evaluator(net, splits.search, **settings)
     identity = {
         "seed": seed,
@@ -98,7 +98,7 @@ def search(
         "space": run.space.to_dict(),
         "data": splits.name,
         "images": len(splits.search),
-        "precision": precision,
+        "amp": amp,
         "weights": weights_hash(net),
     }
     with SearchLog(_log_path(run, out), identity, _notes(device)) as log:

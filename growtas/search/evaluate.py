@@ -18,7 +18,7 @@ from growtas.training.data import evaluation_loader
 if TYPE_CHECKING:
     from growtas.supernet.vit import VisionTransformer
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+AMP = {"none": None, "bfloat16": torch.bfloat16}
 CACHE_BYTES = 2**30
 
 
@@ -32,12 +32,12 @@ class Evaluator:
         net: the supernet, on the device to compute on; it is put in evaluation mode.
         dataset: of (image (C, S, S) float32, label).
         batch_size: images evaluated at once.
-        precision: ``"float32"`` or ``"bfloat16"`` (autocast).
+        amp: ``"bfloat16"`` for autocast, ``"none"`` for float32.
         workers: processes that load images.
         cache_bytes: most memory for kept images.
 
     Raises:
-        UsageError: an unknown precision, a batch size below 1, or no images.
+        UsageError: an unknown amp, a batch size below 1, or no images.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Evaluator:
         net: VisionTransformer,
         dataset: Dataset,
         batch_size: int = 256,
-        precision: str = "float32",
+        amp: str = "none",
         workers: int = 0,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise UsageError(f"There is no precision {precision!r}.{nearest(str(precision), PRECISIONS)}")
+        if amp not in AMP:
+            raise UsageError(f"amp={amp!r} is unknown.{nearest(str(amp), AMP)}")
         if batch_size < 1:
             raise UsageError(f"batch_size={batch_size} must be 1 or more.")
         if not len(dataset):
@@ -58,14 +58,14 @@ class Evaluator:
         self.net = net.eval()
         self.images = len(dataset)
         self._device = next(net.parameters()).device
-        self._dtype = PRECISIONS[precision]
+        self._dtype = AMP[amp]
         self._loader = evaluation_loader(dataset, batch_size, workers)
-        first = dataset[0][0]
-        self._fits = self.images * first.numel() * first.element_size() <= cache_bytes
+        image_bytes = 4 * net.dims.in_channels * net.dims.image_size**2
+        self._fits = self.images * image_bytes <= cache_bytes
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def top1(self, subnet: Subnet) -> float:
-        """Per cent of the images that the subnet classifies correctly. Not finite logits count as wrong.
+        """Per cent of the images classified correctly; logits that are not finite count as wrong.
 
         Args:
             subnet: of the net's space.
@@ -92,13 +92,13 @@ class Evaluator:
             self._kept = kept
 
 
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device to compute on: the one given, else a GPU where there is one, else the CPU.
+def choose_device(device: str | torch.device) -> torch.device:
+    """The device to compute on: ``"auto"`` is a GPU where there is one, else the CPU.
 
     Raises:
         UsageError: torch does not know the device, or it is not there.
     """
-    if device is None:
+    if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)

@@ -151,11 +151,9 @@ class FeasibleSet:
         self._cells: list[_Cell] = []
         self.count = 0
         weights: list[int] = []
-        outside: list[_Cost] = []
         per_layer = len(space.num_heads) * len(space.mlp_ratio)
         for cell, (params, macs) in self._all_cells():
             if not limits.meet(params, macs):
-                outside.append((params, macs))
                 continue
             heads, ratios = self._sums[cell.embed_dim, cell.depth]
             ways = heads.ways[-1][cell.heads] * ratios.ways[-1][cell.ratios]
@@ -164,7 +162,7 @@ class FeasibleSet:
             # space.sample gives every depth the same chance, so one subnet of a smaller depth is likelier
             weights.append(ways * per_layer ** (space.depth[-1] - cell.depth))
         if not self.count:
-            raise UsageError(self._nothing_meets(outside))
+            raise UsageError(self._nothing_meets())
         self._cumulative = list(accumulate(weights))
 
     def cost(self, subnet: Subnet) -> _Cost:
@@ -251,8 +249,9 @@ class FeasibleSet:
                 f"({smallest[1]:,} MACs); choose between {smallest[1]:,} and {largest[1]:,}."
             )
 
-    def _nothing_meets(self, outside: list[_Cost]) -> str:
+    def _nothing_meets(self) -> str:
         """The sentence for limits that are possible one by one but not together."""
+        outside = {total for _, total in self._all_cells()}
         macs = [macs for params, macs in outside if self.limits.params_meet(params)]
         sentence = f"No subnet of {self.space.name} meets {self.limits}"
         if macs:

@@ -135,6 +135,13 @@ def test_what_cannot_be_loaded_is_a_sentence(model, tmp_path):
         export.load(tmp_path)
 
 
+def test_it_goes_through_torch_export(model, images):
+    """As one graph, without a break: what deployment starts from."""
+    program = torch.export.export(model, (images,))
+    with torch.inference_mode():
+        assert torch.equal(program.module()(images), model(images))
+
+
 # -- the interface that timm's users and scripts rely on -----------------------------------------------------
 
 
