@@ -1,0 +1,258 @@
+"""What every launcher needs: the jit decorator, argument checks, device facts, a record of compiled variants.
+
+A kernel is compiled once per *variant*: its pointer dtypes, its constexpr arguments and its launch options.
+Sizes and strides are never specialised on (see :func:`kernel`); what alignment buys is said through a
+constexpr of three classes (``tiles.alignment``). So the number of variants does not grow with the number of
+subnets, and :func:`recording` can list them on a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from growtas.errors import UsageError
+
+#: Triton decides at decoration time whether a kernel is interpreted; the variable is read once, here.
+INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+#: name -> kernel, of every kernel that has been imported.
+KERNELS: dict[str, Any] = {}
+
+_recording = False
+
+
+def kernel(function: Callable) -> Any:
+    """``triton.jit`` for a kernel whose integer arguments are never specialised on.
+
+    Triton would compile one variant for sizes equal to 1, one for multiples of 16 and one for the rest, per
+    argument: widths such as 216, 756 and 840 switch class from one subnet to the next. Here every argument
+    that is neither a pointer (``*_ptr``) nor a constexpr is left alone.
+    """
+    sizes = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if "constexpr" not in str(parameter.annotation) and not name.endswith("_ptr")
+    ]
+    jitted = triton.jit(function, do_not_specialize=sizes)
+    KERNELS[f"{function.__module__.rsplit('.', 1)[-1]}.{function.__name__}"] = jitted
+    return jitted
+
+
+@triton.jit
+def known_multiple(size, FACTOR: tl.constexpr):
+    """``size``, which FACTOR divides, written so that the compiler sees it.
+
+    A mask ``offsets < size`` allows wide accesses only if a known power of two divides ``size``, and a row
+    stride likewise. ``tl.multiple_of`` would be the word for it, but it is lost on kernel arguments (Triton
+    3.6 to 3.9).
+    """
+    return size // FACTOR * FACTOR
+
+
+def check(**tensors: torch.Tensor | None) -> torch.device:
+    """Refuse what a kernel cannot read, before it reads it.
+
+    Args:
+        tensors: the arguments by name; None is skipped.
+
+    Returns:
+        The one device all of them are on.
+
+    Raises:
+        UsageError: a dtype the kernels do not have, a last stride other than 1, tensors on different devices,
+            or a device the kernels cannot run on.
+    """
+    first_name, device = "", None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.dtype not in DTYPES:
+            raise UsageError(
+                f"{name} is {str(tensor.dtype).removeprefix('torch.')}, but the Triton kernels take float32, "
+                "bfloat16 and float16. Convert it, or use the 'torch' back end."
+            )
+        if tensor.ndim and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise UsageError(
+                f"The last stride of {name} is {tensor.stride(-1)}, but the Triton kernels need 1. "
+                f"Call .contiguous() on {name} first."
+            )
+        if device is None:
+            first_name, device = name, tensor.device
+        elif tensor.device != device:
+            raise UsageError(
+                f"{first_name} is on {device} but {name} is on {tensor.device}. Move them to one device."
+            )
+    assert device is not None
+    _check_device(first_name, device)
+    return device
+
+
+def _check_device(name: str, device: torch.device) -> None:
+    if (
+        device.type == "cuda"
+        or (device.type == "cpu" and INTERPRETED)
+        or (device.type == "meta" and _recording)
+    ):
+        return
+    raise UsageError(
+        f"{name} is on {device}, but the Triton kernels run on CUDA devices. Move the tensors to a GPU, use "
+        "the 'torch' back end, or set TRITON_INTERPRET=1 before triton is imported to interpret them on the CPU."
+    )
+
+
+def check_products(*tensors: torch.Tensor) -> None:
+    """Refuse bfloat16 products in the interpreter, which multiplies the bits of bfloat16 as integers.
+
+    Raises:
+        UsageError: the kernels are interpreted and a tensor is bfloat16.
+    """
+    if INTERPRETED and any(tensor.dtype is torch.bfloat16 for tensor in tensors):
+        raise UsageError(
+            "Triton's interpreter has no bfloat16 products. Use float32 or float16, or a CUDA device."
+        )
+
+
+def run(jitted: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **constants: Any) -> None:
+    """Launch a kernel on the device of its tensors, whichever device is current.
+
+    Args:
+        jitted: what :func:`kernel` made.
+        grid: programs along each axis.
+        device: as :func:`check` returned it.
+        arguments: pointers and sizes in order.
+        constants: constexpr arguments, ``num_warps`` and ``num_stages``.
+    """
+    elsewhere = device.type == "cuda" and device.index not in (None, torch.cuda.current_device())
+    with torch.cuda.device(device) if elsewhere else nullcontext():
+        # Said aloud because Triton's default for contracting a*b + c changes from version to version.
+        jitted[grid](*arguments, enable_fp_fusion=True, **constants)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Streaming multiprocessors of a device: 132 (H100, H200) while recording, 4 where the CPU interprets."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 132 if device.type == "meta" else 4
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """``input_precision`` of a product whose activations have ``dtype``: fp32 follows torch's own setting."""
+    if dtype is not torch.float32 or INTERPRETED:
+        return "ieee"  # 16-bit operands are multiplied exactly either way; one name keeps one variant
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def compiled_variants() -> dict[str, int]:
+    """How many variants of each imported kernel this process has compiled, on all devices together.
+
+    Returns:
+        kernel name -> count; all zero where the kernels are interpreted.
+    """
+    if INTERPRETED:
+        return dict.fromkeys(KERNELS, 0)
+    return {
+        name: sum(len(caches[0]) for caches in jitted.device_caches.values())
+        for name, jitted in KERNELS.items()
+    }
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing Triton would compile: what ``triton.compile`` needs, and a key, equal for equal binaries."""
+
+    kernel: str
+    key: str
+    signature: dict[str, str]
+    constants: dict
+    attrs: dict
+    options: dict[str, Any]
+
+    def dtypes(self) -> dict[str, str]:
+        """The element types of the pointer arguments, by argument name."""
+        return {name: kind[1:] for name, kind in self.signature.items() if kind.startswith("*")}
+
+    def constexprs(self) -> dict[str, Any]:
+        """The constexpr arguments by name."""
+        names = list(self.signature)
+        return {names[path[0]]: value for path, value in self.constants.items()}
+
+
+class _RecordingDriver:
+    """Stands in for the CUDA driver: enough of it to bind arguments for a GPU that is not there."""
+
+    def __init__(self, capability: int) -> None:
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_device(self) -> str:
+        return f"recording sm_{self._target.arch}"
+
+    def get_current_stream(self, device: Any) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+
+@contextmanager
+def recording(capability: int = 90) -> Iterator[dict[str, Variant]]:
+    """Run launchers without a GPU and without compiling: note every variant that would have been compiled.
+
+    Inside, launchers take tensors on the ``meta`` device and return tensors without values.
+
+    Args:
+        capability: compute capability times ten of the GPU to pretend, such as 80 or 90.
+
+    Yields:
+        A dictionary that fills up with the variants, by a key that is unique per variant.
+
+    Raises:
+        UsageError: the kernels are interpreted in this process.
+    """
+    global _recording
+    if INTERPRETED:
+        raise UsageError("Interpreted kernels have no variants. Run in a process without TRITON_INTERPRET.")
+    found: dict[str, Variant] = {}
+
+    def note(*, key: str, fn: Any, compile: dict, **_: Any) -> bool:
+        name = next(name for name, jitted in KERNELS.items() if jitted is fn.jit_function)
+        found.setdefault(
+            f"{name} {key}",
+            Variant(
+                name,
+                f"{name} {key}",
+                dict(compile["signature"]),
+                dict(compile["constants"]),
+                dict(compile["configs"][0]),
+                {name: compile[name] for name in ("num_warps", "num_stages", "enable_fp_fusion")},
+            ),
+        )
+        return True  # tells Triton that there is nothing left to compile or launch
+
+    try:
+        previous_driver = driver.active
+    except RuntimeError:  # no GPU: Triton looks for a driver again when one is asked for
+        previous_driver = None
+    previous_hook = triton.knobs.runtime.jit_cache_hook
+    driver.set_active(_RecordingDriver(capability))
+    triton.knobs.runtime.jit_cache_hook = note
+    _recording = True
+    try:
+        yield found
+    finally:
+        _recording = False
+        triton.knobs.runtime.jit_cache_hook = previous_hook
+        driver.set_active(previous_driver)

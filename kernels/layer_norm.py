@@ -1,0 +1,298 @@
+"""LayerNorm over the first d channels of super-sized parameters: forward, input and parameter gradients.
+
+Shapes (M = rows of the batch):
+    x (M, d), any row stride   weight (D,), bias (D,), of which [:d] is active   y (M, d)
+    mean (M,), rstd (M,) fp32
+
+    xhat = (x - mean) * rstd              y = xhat * weight + bias
+    g = dy * weight                       dx = rstd * (g - average(g) - xhat * average(g * xhat))
+    dweight[:d] = sum over rows of dy * xhat, dbias[:d] = sum over rows of dy, both zero elsewhere
+
+Everything is computed in fp32 whatever the dtypes of x, y and the parameters, which need not agree. A row
+fits into one program, so x is read once. Lanes past d are masked *before* the variance: x - mean of a padded
+zero is not zero. Saved for backward: mean and rstd (8 bytes per row); xhat is recomputed from x. The
+parameter gradients take two stages and no atomics: each program of the backward pass keeps the sums of its
+own rows and writes them once, (programs, 2, BLOCK_COLS) fp32; a second kernel adds these in order and writes
+the full-size gradients, zeros included. So the bits are the same in every run.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from growtas.errors import UsageError
+from growtas.kernels import launch, tiles
+from growtas.kernels.launch import known_multiple
+
+
+@launch.kernel
+def _forward(
+    x_ptr,  # (M, d), row stride stride_x
+    weight_ptr,  # (D,)
+    bias_ptr,  # (D,)
+    y_ptr,  # (M, d), row stride stride_y
+    mean_ptr,  # (M,) fp32
+    rstd_ptr,  # (M,) fp32
+    M,
+    width,  # d
+    stride_x,
+    stride_y,
+    eps,
+    ALIGN: tl.constexpr,  # divides d, stride_x and stride_y
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+):
+    """Grid: (tiles over M,)."""
+    width = known_multiple(width, ALIGN)
+    stride_x = known_multiple(stride_x, ALIGN)
+    stride_y = known_multiple(stride_y, ALIGN)
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    cols = tl.arange(0, BLOCK_COLS)
+    row_ok = rows < M
+    col_ok = cols < width
+    ok = row_ok[:, None] & col_ok[None, :]
+    x = tl.load(x_ptr + rows.to(tl.int64)[:, None] * stride_x + cols[None, :], mask=ok, other=0.0).to(
+        tl.float32
+    )
+    weight = tl.load(weight_ptr + cols, mask=col_ok, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + cols, mask=col_ok, other=0.0).to(tl.float32)
+    mean = tl.sum(x, axis=1) / width
+    centred = tl.where(col_ok[None, :], x - mean[:, None], 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / width + eps)
+    y = centred * rstd[:, None] * weight[None, :] + bias[None, :]
+    y_ptrs = y_ptr + rows.to(tl.int64)[:, None] * stride_y + cols[None, :]
+    tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=ok)
+    tl.store(mean_ptr + rows, mean, mask=row_ok)
+    tl.store(rstd_ptr + rows, rstd, mask=row_ok)
+
+
+@launch.kernel
+def _backward(
+    dy_ptr,  # (M, d), row stride stride_dy
+    x_ptr,  # (M, d), row stride stride_x
+    weight_ptr,  # (D,)
+    mean_ptr,  # (M,) fp32
+    rstd_ptr,  # (M,) fp32
+    dx_ptr,  # (M, d), row stride stride_dx
+    partial_ptr,  # (programs, 2, BLOCK_COLS) fp32: sums of dy * xhat and of dy over the rows of a program
+    M,
+    width,  # d
+    rows_per_program,  # a multiple of BLOCK_ROWS
+    stride_dy,
+    stride_x,
+    stride_dx,
+    ALIGN: tl.constexpr,  # divides d and the three strides
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+):
+    """Grid: (programs,). Each walks over its own block of consecutive rows."""
+    width = known_multiple(width, ALIGN)
+    stride_dy = known_multiple(stride_dy, ALIGN)
+    stride_x = known_multiple(stride_x, ALIGN)
+    stride_dx = known_multiple(stride_dx, ALIGN)
+    program = tl.program_id(0)
+    cols = tl.arange(0, BLOCK_COLS)
+    col_ok = cols < width
+    weight = tl.load(weight_ptr + cols, mask=col_ok, other=0.0).to(tl.float32)
+    dweight = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
+    dbias = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
+    first = program * rows_per_program
+    last = tl.minimum(first + rows_per_program, M)
+    for row in range(first, last, BLOCK_ROWS):
+        rows = row + tl.arange(0, BLOCK_ROWS)
+        row_ok = rows < M
+        ok = row_ok[:, None] & col_ok[None, :]
+        at = rows.to(tl.int64)[:, None]
+        x = tl.load(x_ptr + at * stride_x + cols[None, :], mask=ok, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + at * stride_dy + cols[None, :], mask=ok, other=0.0).to(tl.float32)
+        mean = tl.load(mean_ptr + rows, mask=row_ok, other=0.0)
+        rstd = tl.load(rstd_ptr + rows, mask=row_ok, other=0.0)
+        xhat = tl.where(col_ok[None, :], (x - mean[:, None]) * rstd[:, None], 0.0)
+        dweight += dy * xhat
+        dbias += dy
+        g = dy * weight[None, :]
+        g_average = tl.sum(g, axis=1) / width
+        g_xhat_average = tl.sum(g * xhat, axis=1) / width
+        dx = (g - g_average[:, None] - xhat * g_xhat_average[:, None]) * rstd[:, None]
+        tl.store(dx_ptr + at * stride_dx + cols[None, :], dx.to(dx_ptr.dtype.element_ty), mask=ok)
+    partial_ptrs = partial_ptr + program.to(tl.int64) * (2 * BLOCK_COLS) + cols
+    tl.store(partial_ptrs, tl.sum(dweight, axis=0))
+    tl.store(partial_ptrs + BLOCK_COLS, tl.sum(dbias, axis=0))
+
+
+@launch.kernel
+def _add_partials(
+    partial_ptr,  # (programs, 2, stride_partial / 2) fp32
+    dweight_ptr,  # (D,)
+    dbias_ptr,  # (D,)
+    programs,
+    width,  # d
+    full_width,  # D
+    stride_partial,  # elements of one program's sums
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+):
+    """Grid: (tiles over D,). Tiles past d write zeros."""
+    cols = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    rows = tl.arange(0, BLOCK_ROWS)
+    dweight = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
+    dbias = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
+    count = tl.where(tl.program_id(0) * BLOCK_COLS < width, programs, 0)
+    for row in range(0, count, BLOCK_ROWS):
+        ok = (row + rows < programs)[:, None] & (cols < width)[None, :]
+        ptrs = partial_ptr + (row + rows)[:, None] * stride_partial + cols[None, :]
+        dweight += tl.load(ptrs, mask=ok, other=0.0)
+        dbias += tl.load(ptrs + stride_partial // 2, mask=ok, other=0.0)
+    exists = cols < full_width
+    tl.store(dweight_ptr + cols, tl.sum(dweight, axis=0).to(dweight_ptr.dtype.element_ty), mask=exists)
+    tl.store(dbias_ptr + cols, tl.sum(dbias, axis=0).to(dbias_ptr.dtype.element_ty), mask=exists)
+
+
+def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    if x.ndim != 2:
+        raise UsageError(f"x has shape {tuple(x.shape)}, but (M, d) is needed. Flatten the rows first.")
+    width = weight.shape[0] if weight.ndim == 1 else 0
+    if weight.ndim != 1 or bias.shape != weight.shape or not 0 < x.shape[1] <= width:
+        raise UsageError(
+            f"LayerNorm over {x.shape[1]} channels needs weight and bias vectors of one length, at least that, "
+            f"but they have shapes {tuple(weight.shape)} and {tuple(bias.shape)}. Pass the super parameters."
+        )
+
+
+def layer_norm_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float = 1e-5,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Normalise each row over its d channels, scale and shift by the first d parameters.
+
+    Args:
+        x: (M, d), any row stride, last stride 1.
+        weight, bias: (D,), D >= d; any of the three dtypes, independent of x.
+        eps: added to the variance.
+        out_dtype: of y; None means x's.
+
+    Returns:
+        y (M, d) contiguous, and mean and rstd, (M,) fp32 each, for the backward pass.
+
+    Raises:
+        UsageError: d is over D or over ``tiles.MAX_NORM_WIDTH``, or a tensor cannot be read (see
+        ``launch.check``).
+    """
+    _check(x, weight, bias)
+    device = launch.check(x=x, weight=weight, bias=bias)
+    m, width = x.shape
+    tile = tiles.pick_norm(width)
+    y = torch.empty((m, width), dtype=out_dtype or x.dtype, device=device)
+    launch.check(y=y)
+    mean = torch.empty((m,), dtype=torch.float32, device=device)
+    rstd = torch.empty((m,), dtype=torch.float32, device=device)
+    if m == 0:
+        return y, mean, rstd
+    launch.run(
+        _forward,
+        (triton.cdiv(m, tile.rows),),
+        device,
+        x,
+        weight,
+        bias,
+        y,
+        mean,
+        rstd,
+        m,
+        width,
+        x.stride(0),
+        width,
+        eps,
+        ALIGN=tiles.alignment(width, x.stride(0)),
+        BLOCK_ROWS=tile.rows,
+        BLOCK_COLS=tile.cols,
+        num_warps=tile.warps,
+    )
+    return y, mean, rstd
+
+
+def layer_norm_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of x and of the super-sized parameters, the latter zero past d.
+
+    Args:
+        dy: (M, d), any row stride, last stride 1.
+        x: (M, d), likewise: the input of the forward pass.
+        weight, bias: (D,).
+        mean, rstd: (M,) fp32, as the forward pass returned them.
+
+    Returns:
+        dx (M, d) contiguous in x's dtype, dweight and dbias (D,) in the dtypes of weight and bias.
+
+    Raises:
+        UsageError: as :func:`layer_norm_forward`, or the shapes of dy, mean and rstd do not fit x.
+    """
+    _check(x, weight, bias)
+    device = launch.check(dy=dy, x=x, weight=weight, bias=bias, mean=mean, rstd=rstd)
+    m, width = x.shape
+    if dy.shape != x.shape or tuple(mean.shape) != (m,) or tuple(rstd.shape) != (m,):
+        raise UsageError(
+            f"x has shape {tuple(x.shape)} but dy {tuple(dy.shape)}, mean {tuple(mean.shape)} and rstd "
+            f"{tuple(rstd.shape)}. All must come from the same forward pass."
+        )
+    full_width = weight.shape[0]
+    tile = tiles.pick_norm(width)
+    dx = torch.empty((m, width), dtype=x.dtype, device=device)
+    dweight = torch.empty((full_width,), dtype=weight.dtype, device=device)
+    dbias = torch.empty((full_width,), dtype=bias.dtype, device=device)
+    if m == 0:
+        return dx, dweight.zero_(), dbias.zero_()
+    programs = tiles.pick_norm_programs(tile, m, launch.multiprocessors(device))
+    rows_per_program = triton.cdiv(triton.cdiv(m, programs), tile.rows) * tile.rows
+    programs = triton.cdiv(m, rows_per_program)
+    partial = torch.empty((programs, 2, tile.cols), dtype=torch.float32, device=device)
+    block_rows, block_cols = 64, 32
+    launch.run(
+        _backward,
+        (programs,),
+        device,
+        dy,
+        x,
+        weight,
+        mean,
+        rstd,
+        dx,
+        partial,
+        m,
+        width,
+        rows_per_program,
+        dy.stride(0),
+        x.stride(0),
+        width,
+        ALIGN=tiles.alignment(width, x.stride(0), dy.stride(0)),
+        BLOCK_ROWS=tile.rows,
+        BLOCK_COLS=tile.cols,
+        num_warps=tile.warps,
+    )
+    launch.run(
+        _add_partials,
+        (triton.cdiv(full_width, block_cols),),
+        device,
+        partial,
+        dweight,
+        dbias,
+        programs,
+        width,
+        full_width,
+        2 * tile.cols,
+        BLOCK_ROWS=block_rows,
+        BLOCK_COLS=block_cols,
+        num_warps=4,
+    )
+    return dx, dweight, dbias

@@ -1,0 +1,189 @@
+"""The matrix product that the sliced linear and the sliced QKV share, as helpers that Triton inlines.
+
+    C[r, c] = sum over t of A[r, t] * B[t, c]        A and B in memory by any strides, C in fp32 registers
+
+Shapes: a program owns one (BLOCK_ROWS, BLOCK_COLS) tile of C and walks the depth in steps of BLOCK_DEPTH.
+Edges: every load is masked on rows, columns and depth, because a slice ends in the middle of a super weight
+whose other entries are real numbers, or NaN. Masked lanes read as zero, so tiles past the edge come out as
+zero. Alignment: a mask ``offset < width`` lets Triton use wide accesses only if it knows what divides
+``width``; ``known_multiple`` says so, from the constexpr class the launcher has checked.
+
+Long reductions (weight gradients, over all rows of the batch) are cut into parts. Each part writes its fp32
+sum to ``partial (splits, rows, cols)``; ``_add_partials`` adds them in the order of the parts, so the result
+has the same bits in every run, and writes the whole gradient of the super weight once: the sum inside, zero
+outside the slice.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from growtas.kernels import launch, tiles
+from growtas.kernels.launch import known_multiple
+
+
+@triton.jit
+def tile_of(program, row_tiles, col_tiles, GROUP: tl.constexpr):
+    """Row and column tile of a program: GROUP row tiles pass over all column tiles together, so that both stay in L2."""
+    group = program // (GROUP * col_tiles)
+    first = group * GROUP
+    height = tl.minimum(row_tiles - first, GROUP)
+    within = program - group * (GROUP * col_tiles)
+    return first + within % height, within // height
+
+
+@triton.jit
+def load_tile(ptrs, row_ok, col_ok, DTYPE: tl.constexpr):
+    """A masked tile, zero outside, converted to the dtype the product is made in."""
+    return tl.load(ptrs, mask=row_ok[:, None] & col_ok[None, :], other=0.0).to(DTYPE)
+
+
+@triton.jit
+def accumulate(
+    acc,
+    a_ptrs,  # (BLOCK_ROWS, BLOCK_DEPTH) pointers to the first step of A
+    a_ok,  # (BLOCK_ROWS,) rows that exist
+    a_step,  # elements from one step of A to the next
+    b_ptrs,  # (BLOCK_DEPTH, BLOCK_COLS) pointers to the first step of B
+    b_ok,  # (BLOCK_COLS,) columns that exist
+    b_step,
+    depth,  # length of the reduction
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+):
+    """acc += A B, for operands whose pointers advance by a constant."""
+    steps = tl.arange(0, BLOCK_DEPTH)
+    for start in range(0, depth, BLOCK_DEPTH):
+        ok = steps < depth - start
+        a = load_tile(a_ptrs, a_ok, ok, DTYPE)
+        b = load_tile(b_ptrs, ok, b_ok, DTYPE)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        a_ptrs += a_step
+        b_ptrs += b_step
+    return acc
+
+
+@triton.jit
+def accumulate_over_rows(
+    acc,
+    dy_ptrs,  # (BLOCK_ROWS,) pointers to batch row 0 of each output row
+    dy_ok,  # (BLOCK_ROWS,) output rows that exist
+    stride_image,  # dy: elements from one image to the next; not used where TOKENS is 0
+    stride_dy,  # dy: elements from one row (TOKENS = 0) or one token to the next
+    x_ptrs,  # (BLOCK_COLS,) pointers to batch row 0 of each output column
+    x_ok,  # (BLOCK_COLS,) output columns that exist
+    stride_x,
+    start,  # int64: first batch row of this part
+    depth,  # batch rows of this part
+    TOKENS: tl.constexpr,  # rows are (image, token) pairs with this many tokens; 0: plain rows
+    SUM: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+):
+    """acc += dy^T x over ``depth`` rows of the batch, and where SUM is set the sum of those rows of dy."""
+    total = tl.zeros((BLOCK_ROWS,), tl.float32)
+    steps = tl.arange(0, BLOCK_DEPTH)
+    for done in range(0, depth, BLOCK_DEPTH):
+        ok = steps < depth - done
+        row = start + done
+        if TOKENS:
+            rows = (row + steps).to(tl.int32)
+            offsets = (rows // TOKENS).to(tl.int64) * stride_image + (rows % TOKENS) * stride_dy
+        else:
+            offsets = row * stride_dy + steps * stride_dy
+        dy = tl.load(dy_ptrs[:, None] + offsets[None, :], mask=dy_ok[:, None] & ok[None, :], other=0.0)
+        x = load_tile(x_ptrs[None, :] + row * stride_x + (steps * stride_x)[:, None], ok, x_ok, DTYPE)
+        acc = tl.dot(dy.to(DTYPE), x, acc, input_precision=PRECISION)
+        if SUM:
+            total += tl.sum(dy.to(tl.float32), axis=1)
+    return acc, total
+
+
+@launch.kernel
+def _add_partials(
+    partial_ptr,  # (splits, partial_rows, partial_cols) fp32: each part's sum, padded to whole tiles
+    partial_bias_ptr,  # (splits, active bias entries) fp32, or None
+    grad_ptr,  # (N_max, K_max) contiguous: the gradient of the whole super weight
+    grad_bias_ptr,  # (N_max,), or None
+    splits,
+    N,  # active rows of the weight
+    K,  # active columns of the weight
+    N_max,
+    K_max,
+    stride_split,  # partial_rows * partial_cols
+    stride_row,  # partial_cols
+    ALIGN: tl.constexpr,  # divides K and K_max
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+):
+    """Grid: (tiles over N_max, tiles over K_max)."""
+    K = known_multiple(K, ALIGN)
+    K_max = known_multiple(K_max, ALIGN)
+    stride_split = known_multiple(stride_split, 16)
+    stride_row = known_multiple(stride_row, 16)
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    cols = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    active = (rows < N)[:, None] & (cols < K)[None, :]
+    total = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
+    ptrs = partial_ptr + rows.to(tl.int64)[:, None] * stride_row + cols[None, :]
+    for _ in range(0, splits):
+        total += tl.load(ptrs, mask=active, other=0.0)
+        ptrs += stride_split
+    exists = (rows < N_max)[:, None] & (cols < K_max)[None, :]
+    grad_ptrs = grad_ptr + rows.to(tl.int64)[:, None] * K_max + cols[None, :]
+    tl.store(grad_ptrs, total.to(grad_ptr.dtype.element_ty), mask=exists)
+
+    if grad_bias_ptr is not None:
+        if tl.program_id(1) == 0:
+            total_bias = tl.zeros((BLOCK_ROWS,), tl.float32)
+            bias_ptrs = partial_bias_ptr + rows
+            for _ in range(0, splits):
+                total_bias += tl.load(bias_ptrs, mask=rows < N, other=0.0)
+                bias_ptrs += N
+            tl.store(grad_bias_ptr + rows, total_bias.to(grad_bias_ptr.dtype.element_ty), mask=rows < N_max)
+
+
+def add_partials(
+    partial: torch.Tensor,
+    partial_bias: torch.Tensor | None,
+    grad: torch.Tensor,
+    grad_bias: torch.Tensor | None,
+    n: int,
+    k: int,
+) -> None:
+    """Write the gradient of a whole super weight from the partial sums of its active slice.
+
+    Args:
+        partial: (splits, rows, cols) fp32, rows and cols padded to whole tiles.
+        partial_bias: (splits, n) fp32, or None.
+        grad: (N_max, K_max), every element written.
+        grad_bias: (N_max,), every element written, or None.
+        n, k: the active slice.
+    """
+    n_max, k_max = grad.shape
+    block_rows, block_cols = 16, 128
+    launch.run(
+        _add_partials,
+        (triton.cdiv(n_max, block_rows), triton.cdiv(k_max, block_cols)),
+        grad.device,
+        partial,
+        partial_bias,
+        grad,
+        grad_bias,
+        partial.shape[0],
+        n,
+        k,
+        n_max,
+        k_max,
+        partial.stride(0),
+        partial.stride(1),
+        ALIGN=tiles.alignment(k, k_max),
+        BLOCK_ROWS=block_rows,
+        BLOCK_COLS=block_cols,
+        num_warps=4,
+    )

@@ -1,0 +1,172 @@
+"""Tile sizes: a short list per kind of operand, and the readable rule that picks from it.
+
+Nothing is tuned at run time. A tile is picked from sizes by arithmetic, so that two processes pick alike, and
+every tile that can be picked is compiled ahead of time by ``compile_ahead`` (no spills, tensor cores used).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from growtas.errors import UsageError
+
+#: Classes of alignment, in elements. 8 elements of 16 bits are one 16-byte access; 756 = 4 * 189 gets 8
+#: bytes.
+ALIGNMENTS = (8, 4, 1)
+
+#: Row tiles that share their column tiles are scheduled together in groups of this many, so that they meet in
+#: L2.
+GROUP = 8
+
+#: The widest LayerNorm: one row has to fit into the registers of one program, with its gradients.
+MAX_NORM_WIDTH = 8192
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One choice for C[rows, cols] += A[rows, depth] B[depth, cols]: tile sizes in elements, warps, pipeline stages."""
+
+    rows: int
+    cols: int
+    depth: int
+    warps: int
+    stages: int
+
+
+#: What may be picked, by kind of operand; largest first. All of it fits the 99 KiB of the smallest sm_8x
+#: parts. "half": both operands are 16 bits in memory. "mixed": one is fp32 and converted on load, so a stage
+#: is twice as large and half as deep. "tf32", "ieee": fp32 operands on tensor cores, or exactly on the FMA
+#: units.
+COMMITTED: dict[str, tuple[Tile, ...]] = {
+    "half": (Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 4), Tile(64, 64, 64, 4, 4)),
+    "mixed": (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
+    "tf32": (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
+    "ieee": (Tile(64, 64, 16, 4, 2),),
+}
+
+_overrides: dict[str, int] = {}
+
+
+@contextmanager
+def constrained(**fields: int) -> Iterator[None]:
+    """Force fields of every choice made inside, for tests and for measuring: ``constrained(rows=16, splits=3)``.
+
+    Args:
+        fields: any field of :class:`Tile`, and ``splits``, ``norm_rows``, ``norm_programs``.
+
+    Raises:
+        UsageError: a field that no choice has.
+    """
+    known = {field.name for field in dataclasses.fields(Tile)} | {"splits", "norm_rows", "norm_programs"}
+    if unknown := sorted(set(fields) - known):
+        raise UsageError(f"No tile choice has a field {unknown[0]!r}. Known: {', '.join(sorted(known))}.")
+    previous = dict(_overrides)
+    _overrides.update(fields)
+    try:
+        yield
+    finally:
+        _overrides.clear()
+        _overrides.update(previous)
+
+
+def alignment(*values: int) -> int:
+    """The largest class of :data:`ALIGNMENTS` that divides every value.
+
+    Args:
+        values: widths and row strides in elements of what is read or written as one row.
+    """
+    return next(a for a in ALIGNMENTS if all(value % a == 0 for value in values))
+
+
+def operand_kind(a: torch.dtype, b: torch.dtype, precision: str) -> str:
+    """Which list of :data:`COMMITTED` a product of two operands with these dtypes in memory picks from.
+
+    Args:
+        a, b: dtypes in memory; ``a`` is the dtype the product is made in.
+        precision: ``"ieee"`` or ``"tf32"``, used where ``a`` is fp32.
+    """
+    if a is torch.float32:
+        return precision
+    return "mixed" if b is torch.float32 else "half"
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def pick(kind: str, rows: int, cols: int, multiprocessors: int, panels: int = 1) -> Tile:
+    """The tile for a product with ``panels`` separate outputs of (rows, cols).
+
+    The larger a tile, the less often its operands are read (taken as: time per element of 1, 1.15 and 1.4
+    from the largest to the smallest); but padding at the edges is computed too, and a GPU that is not full is
+    wasted.
+
+    Args:
+        kind: a key of :data:`COMMITTED`.
+        rows, cols: the output's size in elements.
+        multiprocessors: of the device.
+        panels: how many such outputs one launch makes (3 for q, k, v).
+    """
+
+    def cost(index_tile: tuple[int, Tile]) -> float:
+        index, tile = index_tile
+        programs = panels * _ceil(rows, tile.rows) * _ceil(cols, tile.cols)
+        return max(1.0, programs / multiprocessors) * tile.rows * tile.cols * (1.0, 1.15, 1.4)[index]
+
+    _, tile = min(enumerate(COMMITTED[kind]), key=cost)
+    forced = {name: value for name, value in _overrides.items() if hasattr(tile, name)}
+    return dataclasses.replace(tile, **forced) if forced else tile
+
+
+def pick_splits(tile: Tile, programs: int, depth: int, multiprocessors: int) -> int:
+    """Into how many parts a long reduction is cut, so that few output tiles still fill the GPU.
+
+    Args:
+        tile: of the product.
+        programs: output tiles.
+        depth: length of the reduction (rows of the batch).
+        multiprocessors: of the device.
+
+    Returns:
+        1 (the product writes its result itself) or more (partial sums, and a second pass that adds them in
+        order). At least eight steps of the inner loop are left to each part.
+    """
+    if "splits" in _overrides:
+        return max(1, min(_overrides["splits"], _ceil(depth, tile.depth)))
+    return max(1, min(2 * multiprocessors // programs, depth // (8 * tile.depth), 64))
+
+
+@dataclass(frozen=True)
+class NormTile:
+    """One choice for LayerNorm: rows per step, columns (a power of two that holds the width), warps."""
+
+    rows: int
+    cols: int
+    warps: int
+
+
+def pick_norm(width: int) -> NormTile:
+    """The LayerNorm tile of a width: 2048 elements for four warps, more only where one row needs more.
+
+    Raises:
+        UsageError: the width is over :data:`MAX_NORM_WIDTH`.
+    """
+    if width > MAX_NORM_WIDTH:
+        raise UsageError(
+            f"LayerNorm over {width} channels is over the {MAX_NORM_WIDTH} that one program holds. "
+            "Use the 'torch' back end for it."
+        )
+    cols = max(16, 1 << (width - 1).bit_length())
+    rows = _overrides.get("norm_rows", max(1, min(16, 2048 // cols)))
+    return NormTile(rows, cols, max(4, min(16, rows * cols // 512)))
+
+
+def pick_norm_programs(tile: NormTile, rows: int, multiprocessors: int) -> int:
+    """Programs that share the rows of a LayerNorm backward pass; each leaves one partial sum of its gradients."""
+    wanted = _overrides.get("norm_programs", 4 * multiprocessors)
+    return max(1, min(wanted, _ceil(rows, tile.rows)))
