@@ -375,12 +375,17 @@ def python_include() -> str:
     return include
 
 
-def source_hash(*parts: str) -> str:
-    """One name for a build: its sources, version and flags."""
-    digest = hashlib.sha256("\0".join((VERSION, *parts)).encode())
+def sources_digest() -> str:
+    """The digest of the native sources; growtas/doctor.py makes the same one to tell an old build."""
+    digest = hashlib.sha256()
     for path in sorted(p for p in ROOT.glob("csrc/**/*") if p.is_file()):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def build_name(*parts: str) -> str:
+    """One name for a build: version, sources, compiler, flags. The module and its metadata both carry it."""
+    return hashlib.sha256("\0".join((VERSION, sources_digest(), *parts)).encode()).hexdigest()[:16]
 
 
 def commit() -> str | None:
@@ -399,6 +404,7 @@ def common_metadata(build_id: str, cxx_version: str, flags: list[str]) -> dict:
     return {
         "version": VERSION,
         "build_id": build_id,
+        "sources": sources_digest(),
         "commit": commit(),
         "python": sysconfig.get_config_var("SOABI"),
         "compiler": cxx_version,
@@ -432,7 +438,7 @@ def build_cpu(folder: Path, suffix: str) -> tuple[Path, dict]:
         )
     clones = clone_targets(cxx)
     defines = [f"-DGROWTAS_TARGET_CLONES={clones}"] if clones else []
-    build_id = source_hash(cxx_version, *flags, *defines)
+    build_id = build_name(cxx_version, *flags, *defines)
 
     ninja = Ninja(folder / "cpu")
     ninja.rule(
@@ -471,7 +477,7 @@ def build_cuda(folder: Path, suffix: str) -> tuple[Path, dict]:
         "--threads=2",
         *arch_flags(archs),
     ]
-    build_id = source_hash(cxx_version, toolkit["version"], *host, *flags)
+    build_id = build_name(cxx_version, toolkit["version"], *host, *flags)
 
     ninja = Ninja(folder / "cuda")
     ninja.rule("cxx", shell([*cxx, *host, *module_flags(build_id)]) + " -MMD -MF $out.d -c $in -o $out", True)

@@ -18,7 +18,8 @@ from growtas.version import __version__
 
 KINDS = ("cpu", "cuda")
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-REINSTALL = "run `pip install -e .` in the checkout, or `pip install --force-reinstall --no-deps growtas`"
+INSTALL = "`pip install -e .` in the checkout (or `pip install --force-reinstall --no-deps growtas`)"
+REBUILD = f"Build growtas again: {INSTALL}."
 
 
 class Status(NamedTuple):
@@ -48,18 +49,25 @@ def _why_missing(kind: str) -> Status:
     others = sorted(p.name for p in folder.glob(f"_{kind}.*.so"))
     if others:
         wanted = sysconfig.get_config_var("EXT_SUFFIX")
-        return Status(
-            False, f"growtas._{kind} was built for another Python ({others[0]}, not *{wanted})", REINSTALL
-        )
+        reason = f"growtas._{kind} was built for another Python ({others[0]}, not *{wanted})"
+        return Status(False, reason, REBUILD)
     if kind == "cuda":
-        reason = metadata("cpu").get("cuda")
-        because = f" ({reason})" if reason and reason != "built" else ""
-        remedy = (
-            "install the CUDA toolkit 12.0 or newer, set CUDA_HOME to it and GROWTAS_BUILD=cuda, then "
-            f"{REINSTALL}"
-        )
-        return Status(False, f"growtas._cuda was not built{because}", remedy)
-    return Status(False, "growtas._cpu was not built", REINSTALL)
+        told = metadata("cpu").get("cuda", "built")
+        reason = "growtas._cuda was not built" + ("" if told == "built" else f" ({told.rstrip('.')})")
+        remedy = f"Install the CUDA toolkit 12.0 or newer, then with GROWTAS_BUILD=cuda set: {INSTALL}."
+        return Status(False, reason, remedy)
+    return Status(False, f"growtas._{kind} was not built", REBUILD)
+
+
+def _why_stale(kind: str, module: ModuleType) -> Status | None:
+    """Why a module that loads must not be used, if so."""
+    if module.version != __version__:
+        reason = f"growtas._{kind} was built for growtas {module.version}, and this is {__version__}"
+        return Status(False, reason, REBUILD)
+    if metadata(kind).get("build_id") != module.build_id:
+        reason = f"growtas._{kind} and growtas/_build_{kind}.json come from two different builds"
+        return Status(False, reason, REBUILD)
+    return None
 
 
 @functools.cache
@@ -71,18 +79,8 @@ def _try_load(kind: str) -> ModuleType | Status:
     except ModuleNotFoundError:
         return _why_missing(kind)
     except ImportError as error:
-        return Status(False, f"growtas._{kind} does not load: {error}", REINSTALL)
-    if module.version != __version__:
-        return Status(
-            False,
-            f"growtas._{kind} was built for growtas {module.version}, and this is {__version__}",
-            REINSTALL,
-        )
-    if metadata(kind).get("build_id") != module.build_id:
-        return Status(
-            False, f"growtas._{kind} and growtas/_build_{kind}.json come from two different builds", REINSTALL
-        )
-    return module
+        return Status(False, f"growtas._{kind} does not load ({error})", REBUILD)
+    return _why_stale(kind, module) or module
 
 
 def load(kind: str) -> ModuleType:
@@ -99,7 +97,7 @@ def load(kind: str) -> ModuleType:
     """
     found = _try_load(kind)
     if isinstance(found, Status):
-        raise GrowtasError(f"{found.reason}: {found.remedy}.")
+        raise GrowtasError(f"{found.reason}. {found.remedy}")
     return found
 
 
@@ -110,14 +108,13 @@ def status(kind: str) -> Status:
         kind: "cpu" or "cuda".
 
     Returns:
-# --------------------------------------------------------------------------------------- partial LayerNorm
+        ok, the reason if not, the remedy if not. "cuda" asks for no device here: see ops.backend.available.
     """
     found = _try_load(kind)
     return found if isinstance(found, Status) else Status(True, "", "")
 
 
-# ---------------------------------------------------------------------------------------------------- partial
-# LayerNorm
+# ------------------------------------------------------------------------------------------ partial LayerNorm
 
 
 def _check(x: torch.Tensor, name: str, device_type: str) -> torch.Tensor:
@@ -327,7 +324,6 @@ class _launching:
         if isinstance(error, RuntimeError):
             archs = ", ".join(metadata("cuda").get("archs", []))
             raise GrowtasError(
-                f"growtas._cuda (built for sm {archs}) could not launch {self.kernel}: {error}. If this GPU "
-                "is of "
-                f"another architecture, set GROWTAS_CUDA_ARCHS to it and {REINSTALL}."
+                f"growtas._cuda (built for sm {archs}) could not run {self.kernel}: {error}. If this GPU "
+                f"is of another architecture, set GROWTAS_CUDA_ARCHS to it and build again: {INSTALL}."
             ) from error

@@ -1,0 +1,75 @@
+# Every target does its own set-up: a virtual environment in .venv and an editable install that builds the kernels.
+#
+#   make demo     train, search, extract and check a subnet on scikit-learn's digits
+#   make test     lint and the whole test suite
+#   make lint     ruff alone
+#   make bench    the kernels against torch
+#   make gpu      the tests and benchmarks that need a CUDA device, with the python3 that has torch (no .venv, no network)
+#   make clean    remove what was built; .venv stays
+#
+# PYTHON=... chooses the interpreter .venv is made from, and the one `make gpu` uses.
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint bench gpu clean setup
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := $(shell find csrc -type f 2>/dev/null)
+
+# A name on PATH may be a shim for a version that is not installed, so each candidate has to run.
+OLDEST := import sys, venv; sys.exit(sys.version_info < (3, 11))
+CANDIDATES := python3.13 python3.12 python3.11 python3
+
+demo: $(STAMP)
+	$(BIN)/growtas demo
+
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest benchmarks -n 0 --benchmark-only
+	$(BIN)/python benchmarks/slice_matmul.py
+
+GPU_PYTHON := $(or $(PYTHON),python3)
+
+gpu:
+	@$(GPU_PYTHON) -c 'import torch; torch.zeros(1, device="cuda")' || { \
+	    echo "$(GPU_PYTHON) has no torch that works on a CUDA device here:" \
+	        "run make gpu PYTHON=/path/to/a/python3 that has." >&2; exit 1; }
+	GROWTAS_BUILD=cuda $(GPU_PYTHON) -m pip install --no-deps --no-build-isolation --no-index -e .
+	$(GPU_PYTHON) -m pytest -m cuda
+	$(GPU_PYTHON) benchmarks/slice_matmul.py
+	$(GPU_PYTHON) benchmarks/choose.py
+
+setup: $(STAMP)
+
+$(BIN)/python:
+	@python=""; \
+	for candidate in $(or $(PYTHON),$(CANDIDATES)); do \
+	    if $$candidate -c '$(OLDEST)' 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "growtas needs Python 3.11 or newer with its venv module, and none of $(or $(PYTHON),$(CANDIDATES)) is that:" \
+	        "install one (Debian and Ubuntu: apt install python3 python3-venv python3-dev) or run make PYTHON=/path/to/python3." >&2; \
+	    exit 1; \
+	fi; \
+	if ! $$python -m venv $(VENV); then \
+	    rm -rf $(VENV); \
+	    echo "$$python could not create $(VENV): install its venv module (Debian and Ubuntu: apt install python3-venv)." >&2; \
+	    exit 1; \
+	fi
+
+# Dependencies and kernels: made again when either changes. The Python sources are used where they lie.
+$(STAMP): $(BIN)/python pyproject.toml setup.py $(SOURCES)
+	$(BIN)/python -m pip install -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info demo-output .pytest_cache .ruff_cache .benchmarks .hypothesis
+	rm -f growtas/_cpu*.so growtas/_cuda*.so growtas/_build_cpu.json growtas/_build_cuda.json $(STAMP)
+	find growtas kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
