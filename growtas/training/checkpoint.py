@@ -1,0 +1,103 @@
+"""Checkpoints that are whole or not there: everything that the next step depends on, replaced atomically."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from growtas import atomic
+from growtas.errors import GrowtasError
+from growtas.training.log import disk_error
+
+CHECKPOINT_NAME = "checkpoint.pt"
+FORMAT = "growtas checkpoint 1"
+KEYS = (
+    "format",
+    "run",
+    "step",
+    "skipped",
+    "skipped_in_a_row",
+    "log_offset",
+    "weights",
+    "optimizer",
+    "scheduler",
+    "method",
+    "generator",
+    "versions",
+)
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Replace a checkpoint.
+
+    Args:
+        path: the file.
+        state: the values of :data:`KEYS` but ``format``: tensors and plain values only.
+
+    Raises:
+        GrowtasError: the disk is full or the file cannot be written; the old checkpoint is untouched.
+    """
+    buffer = io.BytesIO()  # torch's own writer hides why a disk refused; a plain write does not
+    torch.save({"format": FORMAT, **state}, buffer)
+    try:
+        atomic.write_bytes(path, buffer.getbuffer())
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint; nothing in it can run code.
+
+    Args:
+        path: the file.
+        map_location: where the tensors go.
+
+    Raises:
+        GrowtasError: the file is missing, truncated, or no checkpoint of growtas; it is left as it is.
+    """
+    try:
+        state = torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError as error:
+        raise GrowtasError(f"There is no checkpoint {path} yet; resume the run to write one.") from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+        raise GrowtasError(
+            f"{path} is truncated or no checkpoint of growtas ({type(error).__name__}). Nothing was changed; "
+            "put a good copy in its place, or move it away and resume to start the run again."
+        ) from error
+    if not isinstance(state, dict) or not set(KEYS) <= set(state) or state["format"] != FORMAT:
+        raise GrowtasError(
+            f"{path} is no checkpoint of growtas, or one of another version. Nothing was changed; "
+            "put the right file in its place, or move it away and resume to start the run again."
+        )
+    return state
+
+
+def check_belongs(state: Mapping[str, Any], identity: Mapping[str, Any], path: Path) -> None:
+    """Raises: GrowtasError: the checkpoint was written by a run of other settings than ``identity``."""
+    if state["run"] != identity:
+        differing = [
+            name
+            for name in sorted(set(state["run"]) | set(identity))
+            if state["run"].get(name) != identity.get(name)
+        ]
+        raise GrowtasError(
+            f"{path} belongs to another run: it differs from config.yaml in {', '.join(differing)}. Nothing "
+            "was changed; put the right checkpoint in its place, or move it away and resume to start again."
+        )
+
+
+def load_weights(net: nn.Module, state: Mapping[str, Any], path: Path) -> None:
+    """Raises: GrowtasError: the checkpoint's weights are not those of this network."""
+    try:
+        net.load_state_dict(state["weights"])
+    except RuntimeError as error:
+        raise GrowtasError(
+            f"{path} does not fit the network of config.yaml ({str(error).splitlines()[-1].strip()}). "
+            "Nothing was changed."
+        ) from error

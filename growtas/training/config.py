@@ -1,0 +1,335 @@
+"""Every setting of a training run, its defaults and its checks. No torch.
+
+A setting left at None takes its value from the recipe of the data: the published one of AutoFormer and
+GrowTAS (500 epochs of ImageNet), or a small one for the embedded digits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growtas.errors import UsageError, nearest
+from growtas.methods.schedule import MAX_PARAMS
+
+REFERENCE_BATCH = 512  # the published learning rate is 5e-4 per 512 images
+WARMUP_SHARE = 0.1  # a run too short for the recipe's warm-up spends at most this part of it warming up
+
+PUBLISHED: dict[str, Any] = {
+    "epochs": 500,
+    "batch_size": 1024,
+    "lr_per_512": 5e-4,
+    "min_lr": 1e-5,
+    "warmup_lr": 1e-6,
+    "warmup_epochs": 20,
+    "weight_decay": 0.05,
+    "smoothing": 0.1,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "drop_path": 0.1,
+    "auto_augment": "rand-m9-mstd0.5-inc1",
+    "color_jitter": 0.4,
+    "reprob": 0.25,
+    "hflip": 0.5,
+    "shift": 0,
+}
+"""AutoFormer's recipe, the same for T, S and B."""
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "digits": {
+        "epochs": 60,
+        "batch_size": 64,
+        "lr_per_512": 0.016,
+        "min_lr": 1e-5,
+        "warmup_lr": 1e-6,
+        "warmup_epochs": 4,
+        "weight_decay": 0.05,
+        "smoothing": 0.1,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "drop_path": 0.0,
+        "auto_augment": "none",
+        "color_jitter": 0.0,
+        "reprob": 0.0,
+        "hflip": 0.0,
+        "shift": 1,
+    },
+}
+"""What replaces the published recipe for data that is named here."""
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "sched": ("cosine", "constant", "multistep", "poly", "rsqrt", "step", "tanh", "wsd"),
+    "mixup_mode": ("batch", "pair", "elem"),
+    "remode": ("const", "rand", "pixel"),
+    "qkv_bias": ("interleaved", "published"),
+    "unused_blocks": ("skip", "zero"),
+    "amp": ("none", "bfloat16"),
+    "new_region": ("keep", "standard", "near_zero", "pretrained"),
+    "interpolation": ("bicubic", "bilinear", "nearest", "random"),
+}
+
+_AT_LEAST: dict[str, float] = {
+    "epochs": 1,
+    "batch_size": 1,
+    "recount": 1,
+    "repeated_augmentation": 1,
+    "log_every": 1,
+    "eval_every": 0,
+    "eval_subnets": 0,
+    "workers": 0,
+    "shift": 0,
+    "lr": 0,
+    "min_lr": 0,
+    "warmup_lr": 0,
+    "warmup_epochs": 0,
+    "weight_decay": 0,
+    "mixup": 0,
+    "cutmix": 0,
+    "color_jitter": 0,
+    "checkpoint_every_steps": 0,
+    "checkpoint_every_seconds": 0,
+    "transition_params": 0,
+}
+_ABOVE_ZERO = ("clip_grad", "transition_max_params")
+_BELOW_ONE = ("smoothing", "drop_path")
+_PROBABILITIES = ("mixup_prob", "mixup_switch_prob", "reprob", "hflip")
+
+RUNTIME = (
+    "device",
+    "workers",
+    "data_folder",
+    "checkpoint_every_steps",
+    "checkpoint_every_seconds",
+    "tensorboard",
+)
+"""Settings that a resume may change: they do not enter the result."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of :func:`growtas.train` and of ``growtas train``.
+
+    Args:
+        space: name of a preset or path of a YAML file.
+        data: ``digits``, ``folder:PATH`` (PATH/train/CLASS/* and PATH/val/CLASS/*) or a timm data set name
+            such as ``torch/cifar10`` or ``hfds/OWNER/NAME``.
+        method: ``growtas``, ``uniform``, or another that is registered.
+        stages: number of stages, or the groups of each such as ``0,1/0,1,2``.
+        transition: ``size-aware``, ``midpoint``, or the epochs such as ``250,375``.
+        new_region: ``keep``, ``standard``, ``near_zero`` or ``pretrained``: how weights start that a stage
+            newly uses.
+        epochs: passes over the training images (500; digits 60).
+        batch_size: images per update, over all ranks together (1024; digits 64).
+        out: the folder of the run; it must not hold anything yet.
+        seed: determines initial weights, order, augmentation and subnets.
+        transition_params: size C of the size-aware rule; the space's own where None.
+        transition_max_params: its C_max.
+        transition_beta: its beta in epochs; a tenth of the epochs where None.
+        opt: a timm optimizer name.
+        lr: peak learning rate; 5e-4 (digits 0.016) per 512 images where None.
+        min_lr: at the end of the schedule (1e-5).
+        warmup_lr: at the first update (1e-6).
+        warmup_epochs: epochs of linear warm-up (20; digits 4), at most a tenth of the run unless given.
+        weight_decay: 0.05; never on 1-D parameters, absolute position and cls token.
+        sched: a timm schedule, stepped at every update over the whole run; nothing restarts at a transition.
+        clip_grad: largest gradient norm; none where None.
+        smoothing: label smoothing (0.1).
+        mixup: alpha of mixup, 0 for none (0.8; digits 0).
+        cutmix: alpha of cutmix, 0 for none (1.0; digits 0).
+        mixup_prob: share of batches that are mixed.
+        mixup_switch_prob: share of those that use cutmix where both are on.
+        mixup_mode: ``batch``, ``pair`` or ``elem``.
+        drop_path: rate of the last block (0.1; digits 0).
+        auto_augment: timm's policy string, ``none`` for none (rand-m9-mstd0.5-inc1; digits none).
+        color_jitter: used where there is no policy (0.4; digits 0).
+        reprob: probability of random erasing (0.25; digits 0).
+        remode: ``const``, ``rand`` or ``pixel``.
+        recount: most erased rectangles.
+        hflip: probability of a horizontal flip (0.5; digits 0).
+        shift: most pixels by which embedded images are moved (digits 1).
+        interpolation: of resized crops, and of the evaluation's resize.
+        repeated_augmentation: differently augmented copies of each image per epoch; an epoch stays as long
+            and sees a share of the images. The published runs use 3 on several GPUs.
+        qkv_bias: ``interleaved`` (nested in the heads) or ``published``.
+        unused_blocks: ``skip`` leaves blocks beyond the sampled depth without gradients, so the optimizer
+            does not touch them; ``zero`` gives them zero gradients, so weight decay and momentum still move
+            them, as the published code did under torch 1.7.
+        amp: ``bfloat16`` for autocast, ``none`` for float32.
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
+        workers: processes that load images; as many as fit where None.
+        data_folder: where timm data sets are stored.
+        download: let timm download the data set into ``data_folder``.
+        split_seed: determines which training images are held out for the search; not the run's seed, so
+            that runs of several seeds are compared on the same images.
+        eval_every: epochs between evaluations on the search split; 0 for the end only.
+        eval_subnets: random subnets evaluated besides the smallest and the largest.
+        log_every: steps between step records in log.jsonl.
+        checkpoint_every_steps: steps between checkpoints within an epoch; 0 for none.
+        checkpoint_every_seconds: seconds between checkpoints within an epoch; 0 for none.
+        tensorboard: write TensorBoard curves.
+
+    Raises:
+        UsageError: a value makes no sense; the sentence names it and what is allowed.
+    """
+
+    space: str
+    data: str = "digits"
+    method: str = "growtas"
+    stages: int | str = 2
+    transition: str = "size-aware"
+    new_region: str = "keep"
+    epochs: int | None = None
+    batch_size: int | None = None
+    out: str | None = None
+    seed: int = 0
+    transition_params: float | None = None
+    transition_max_params: float = MAX_PARAMS
+    transition_beta: float | None = None
+    opt: str = "adamw"
+    lr: float | None = None
+    min_lr: float | None = None
+    warmup_lr: float | None = None
+    warmup_epochs: float | None = None
+    weight_decay: float | None = None
+    sched: str = "cosine"
+    clip_grad: float | None = None
+    smoothing: float | None = None
+    mixup: float | None = None
+    cutmix: float | None = None
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    mixup_mode: str = "batch"
+    drop_path: float | None = None
+    auto_augment: str | None = None
+    color_jitter: float | None = None
+    reprob: float | None = None
+    remode: str = "pixel"
+    recount: int = 1
+    hflip: float | None = None
+    shift: int | None = None
+    interpolation: str = "bicubic"
+    repeated_augmentation: int = 1
+    qkv_bias: str = "interleaved"
+    unused_blocks: str = "skip"
+    amp: str = "none"
+    device: str = "auto"
+    workers: int | None = None
+    data_folder: str | None = None
+    download: bool = False
+    split_seed: int = 0
+    eval_every: int = 10
+    eval_subnets: int = 2
+    log_every: int = 1
+    checkpoint_every_steps: int = 0
+    checkpoint_every_seconds: float = 600.0
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        self._set("stages", _stages_text(self.stages))
+        self._set("transition", _transition_text(self.transition))
+        for name in ("out", "data_folder", "space"):
+            if isinstance(getattr(self, name), Path):
+                self._set(name, str(getattr(self, name)))
+        if isinstance(self.data, str) and self.data.startswith("folder:"):
+            folder = Path(self.data.removeprefix("folder:")).expanduser()
+            self._set("data", f"folder:{folder.absolute()}")  # a resume may run in another working folder
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            self._set(field.name, _typed(field.name, getattr(self, field.name), hints[field.name]))
+        for name, least in _AT_LEAST.items():
+            self._check(name, lambda value, least=least: value >= least, f"{least} or more")
+        for name in _ABOVE_ZERO:
+            self._check(name, lambda value: value > 0, "more than 0")
+        for name in _BELOW_ONE:
+            self._check(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
+        for name in _PROBABILITIES:
+            self._check(name, lambda value: 0 <= value <= 1, "between 0 and 1")
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise UsageError(f"{name}={value!r} is unknown.{nearest(str(value), known)}")
+        if None not in (self.warmup_epochs, self.epochs) and self.warmup_epochs >= self.epochs:
+            raise UsageError(
+                f"warmup_epochs={self.warmup_epochs:g} leaves nothing of epochs={self.epochs}; "
+                "lower it or train longer."
+            )
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check(self, name: str, holds: Any, allowed: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not (math.isfinite(value) and holds(value)):
+            raise UsageError(f"{name}={value} is not possible; it must be {allowed}.")
+
+    def resolved(self) -> TrainConfig:
+        """The same settings with every None that a recipe knows filled in."""
+        recipe = dict(RECIPES.get(self.data, PUBLISHED))
+        rate = recipe.pop("lr_per_512")
+        values = {name: value for name, value in recipe.items() if getattr(self, name) is None}
+        epochs = values.get("epochs", self.epochs)
+        if "warmup_epochs" in values:
+            values["warmup_epochs"] = min(values["warmup_epochs"], WARMUP_SHARE * epochs)
+        if self.lr is None:
+            values["lr"] = rate * values.get("batch_size", self.batch_size) / REFERENCE_BATCH
+        return dataclasses.replace(self, **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values, as config.yaml holds them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Build and check the settings from plain values.
+
+        Raises:
+            UsageError: a name is unknown (the nearest is named), or a value makes no sense.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise UsageError(f"Training has no setting {name!r}.{nearest(str(name), known)}")
+        if "space" not in values:
+            raise UsageError("Training needs a space: the name of a preset or the path of a YAML file.")
+        return cls(**values)
+
+
+def _stages_text(stages: Any) -> Any:
+    """Nested lists as the text form, so that YAML, the command line and Python hold the same value."""
+    if isinstance(stages, list | tuple) and all(isinstance(groups, list | tuple) for groups in stages):
+        return "/".join(",".join(str(group) for group in groups) for groups in stages)
+    return stages
+
+
+def _transition_text(transition: Any) -> Any:
+    if isinstance(transition, int) and not isinstance(transition, bool):
+        return str(transition)
+    if isinstance(transition, list | tuple):
+        return ",".join(str(epoch) for epoch in transition)
+    return transition
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """The value, an int as a float where a float is meant; otherwise it must be what the field says."""
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, int) and not isinstance(value, bool) and int not in allowed and float in allowed:
+        return float(value)
+    if isinstance(value, bool) and bool not in allowed or not isinstance(value, allowed):
+        kinds = " or ".join(_KINDS[kind] for kind in allowed)
+        raise UsageError(f"{name}={value!r} is not possible; it must be {kinds}.")
+    return value
+
+
+_KINDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "none",
+}

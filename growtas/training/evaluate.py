@@ -1,0 +1,94 @@
+"""Accuracy of a few subnets while the supernet is being trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Subset
+
+from growtas import cost
+from growtas.space import SearchSpace, Subnet, seeded_rng
+from growtas.supernet.vit import VisionTransformer
+from growtas.training.data import Split, evaluation_loader
+from growtas.training.distributed import Ranks
+from growtas.training.images import MemoryImages
+
+BATCH_SIZE = 256
+
+
+def precision(amp: str, device: torch.device) -> AbstractContextManager:
+    """The autocast region that ``amp`` names. Args: amp: none or bfloat16; device: to compute on."""
+    return torch.autocast(device.type, torch.bfloat16) if amp == "bfloat16" else nullcontext()
+
+
+def watched_subnets(space: SearchSpace, count: int) -> dict[str, Subnet]:
+    """The smallest, the largest and ``count`` random subnets of a space, the same for every run."""
+    rng = seeded_rng("watched subnets")
+    drawn = {f"random-{i}": space.sample(rng) for i in range(count)}
+    return {"smallest": space.smallest(), "largest": space.largest(), **drawn}
+
+
+def evaluate(
+    net: VisionTransformer,
+    subnets: dict[str, Subnet],
+    split: Split,
+    device: torch.device,
+    amp: str = "none",
+    workers: int = 0,
+    ranks: Ranks | None = None,
+) -> list[dict]:
+    """Top-1 accuracy and cross-entropy of subnets with the weights they inherit.
+
+    Args:
+        net: the supernet; its training mode is restored.
+        subnets: by name.
+        split: images to evaluate on.
+        device: to compute on.
+        amp: ``none`` or ``bfloat16``.
+        workers: processes that load images.
+        ranks: processes that share the images.
+
+    Returns:
+        One dictionary per subnet: name, subnet, group, params, top1 (per cent), loss.
+    """
+    ranks = ranks or Ranks()
+    totals = torch.zeros(len(subnets), 2, dtype=torch.float64, device=device)
+    was_training = net.training
+    net.eval()
+    with torch.inference_mode():
+        for images, labels in _batches(split, workers, ranks):
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            for row, subnet in enumerate(subnets.values()):
+                with precision(amp, device):
+                    logits = net(images, subnet).float()
+                totals[row, 0] += (logits.argmax(1) == labels).sum()
+                totals[row, 1] += F.cross_entropy(logits, labels, reduction="sum")
+    net.train(was_training)
+    ranks.sum(totals)
+    return [
+        {
+            "name": name,
+            "subnet": str(subnet),
+            "group": net.space.group_of(subnet),
+            "params": cost.parameters(subnet, net.space, net.num_classes),
+            "top1": round(100 * correct / len(split), 4),
+            "loss": _finite(total / len(split)),
+        }
+        for (name, subnet), (correct, total) in zip(subnets.items(), totals.tolist(), strict=True)
+    ]
+
+
+def _batches(split: Split, workers: int, ranks: Ranks) -> Iterable[tuple[Tensor, Tensor]]:
+    if isinstance(split, MemoryImages):
+        workers = 0
+    own = Subset(split, range(ranks.rank, len(split), ranks.world)) if ranks.world > 1 else split
+    return evaluation_loader(own, BATCH_SIZE, workers)
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return round(value, 6) if abs(value) < float("inf") else None

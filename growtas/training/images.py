@@ -1,0 +1,181 @@
+"""Splits of images: embedded ones in memory, and files read and augmented through timm's transforms.
+
+A split is a data set of (image (C, S, S) float32, label) for evaluation. For training it also makes batches
+whose augmentation depends on the seed, the epoch and the number of the image alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from growtas.space import SearchSpace, seeded_rng
+
+if TYPE_CHECKING:
+    from growtas.training.config import TrainConfig
+
+EVALUATION_CROP = 224 / 256
+
+
+def stream_seed(*key: object, bits: int = 63) -> int:
+    """A seed that depends on the key alone. Args: key: what the stream is for; bits: size of the seed."""
+    return seeded_rng(*key).getrandbits(bits)
+
+
+def seed_globally(*key: object) -> None:
+    """Seed Python's, numpy's and torch's global generators, which timm and torchvision draw from.
+
+    Every draw in training is preceded by this, so that none depends on what was drawn before.
+    """
+    seed = stream_seed(*key)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class MemoryImages(Dataset):
+    """Images held in memory, resized to the space's size when they are taken.
+
+    Args:
+        images: (n, c, s, s) float32, normalised.
+        labels: (n,) int64.
+        background: the normalised value of an empty pixel; it fills what a shift uncovers.
+        space: gives the size and the channels; one stored channel is repeated to as many as it asks for.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, background: float, space: SearchSpace) -> None:
+        self.images = images
+        self.labels = labels
+        self.background = background
+        self.size = space.image_size
+        self.channels = space.in_channels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._fit(self.images[index : index + 1])[0], int(self.labels[index])
+
+    def _fit(self, images: Tensor) -> Tensor:
+        if images.shape[-1] != self.size:
+            images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
+        return images.expand(-1, self.channels, -1, -1)
+
+    def training_batch(
+        self, config: TrainConfig, epoch: int, indices: Tensor, copies: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Images moved by up to ``config.shift`` pixels, and flipped with probability ``config.hflip``.
+
+        Args:
+            config: gives the seed and the augmentation.
+            epoch: counted from 0.
+            indices: (B,) numbers of the images.
+            copies: (B,) which copy of the image this is, under repeated augmentation.
+
+        Returns:
+            (B, C, S, S) float32 and (B,) int64.
+        """
+        images = self.images[indices]
+        generator = torch.Generator().manual_seed(stream_seed("augment", config.seed, epoch))
+        draws = torch.rand(config.repeated_augmentation, len(self), 3, generator=generator)[copies, indices]
+        if config.hflip:
+            flipped = draws[:, 2] < config.hflip
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        if config.shift:
+            offsets = (draws[:, :2] * (2 * config.shift + 1)).long()
+            images = self._shifted(images, offsets, config.shift)
+        return self._fit(images), self.labels[indices]
+
+    def _shifted(self, images: Tensor, offsets: Tensor, most: int) -> Tensor:
+        """(B, c, s, s) images cut out of their padded selves at (B, 2) offsets of 0 to 2 * most pixels."""
+        padded = F.pad(images, [most] * 4, value=self.background)
+        place = torch.arange(images.shape[-1])
+        rows, columns = offsets[:, :1] + place, offsets[:, 1:] + place
+        batch = torch.arange(len(images))[:, None, None]
+        return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class FileImages(Dataset):
+    """Images of a timm or torchvision data set, decoded when they are taken.
+
+    Args:
+        source: of (PIL image, label), without a transform.
+        indices: which of its images belong to the split.
+        labels: of those images.
+        space: gives the size and the channels (3, or 1 for the mean of the three).
+        interpolation: of the evaluation's resize.
+    """
+
+    def __init__(
+        self,
+        source: Dataset,
+        indices: Sequence[int],
+        labels: Sequence[int],
+        space: SearchSpace,
+        interpolation: str = "bicubic",
+    ) -> None:
+        self.source = source
+        self.indices = list(indices)
+        self.labels = list(labels)
+        self.size = space.image_size
+        self.channels = space.in_channels
+        self._evaluate = create_transform(
+            self.size,
+            interpolation="bilinear" if interpolation == "random" else interpolation,
+            crop_pct=EVALUATION_CROP,
+            mean=IMAGENET_DEFAULT_MEAN,
+            std=IMAGENET_DEFAULT_STD,
+        )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.read(index, self._evaluate)
+
+    def read(self, index: int, transform: Callable[[Any], Tensor]) -> tuple[Tensor, int]:
+        """One image through a transform of RGB images, and its label."""
+        image, label = self.source[self.indices[index]]
+        image = transform(image.convert("RGB"))
+        return image.mean(0, keepdim=True) if self.channels == 1 else image, int(label)
+
+
+class AugmentedImages(Dataset):
+    """A file split as training sees it, indexed by (epoch, image, copy).
+
+    Args:
+        split: the images.
+        config: gives the seed and timm's augmentation settings.
+    """
+
+    def __init__(self, split: FileImages, config: TrainConfig) -> None:
+        self.split = split
+        self.seed = config.seed
+        self._transform = create_transform(
+            split.size,
+            is_training=True,
+            hflip=config.hflip,
+            color_jitter=config.color_jitter or None,
+            auto_augment=None if config.auto_augment == "none" else config.auto_augment,
+            interpolation=config.interpolation,
+            re_prob=config.reprob,
+            re_mode=config.remode,
+            re_count=config.recount,
+            mean=IMAGENET_DEFAULT_MEAN,
+            std=IMAGENET_DEFAULT_STD,
+        )
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int]:
+        seed_globally("augment", self.seed, *key)
+        return self.split.read(key[1], self._transform)

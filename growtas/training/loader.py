@@ -1,0 +1,102 @@
+"""Training batches in an order that is a function of the seed and the epoch, from any step on.
+
+Why not timm's create_loader: its loaders draw augmentation from generators that run on from sample to sample,
+and a sampler cannot be entered in the middle of an epoch; a resumed run would see other images. timm's
+transforms are kept; order and randomness are keyed instead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from growtas.errors import UsageError
+from growtas.training.config import TrainConfig
+from growtas.training.data import Split
+from growtas.training.images import AugmentedImages, MemoryImages, stream_seed
+
+MOST_WORKERS = 8
+
+
+class TrainingLoader:
+    """The batches of a whole run, for one rank.
+
+    Args:
+        split: the training images.
+        config: resolved settings.
+        rank: of this process.
+        world: number of processes; each takes every world-th image of a batch.
+
+    Raises:
+        UsageError: the batch does not divide among the ranks, is larger than the split, or is odd under
+            mixup.
+    """
+
+    def __init__(self, split: Split, config: TrainConfig, rank: int = 0, world: int = 1) -> None:
+        self.split, self.config, self.rank, self.world = split, config, rank, world
+        if config.batch_size % world:
+            raise UsageError(f"batch_size={config.batch_size} does not divide among {world} ranks.")
+        if config.batch_size > len(split):
+            raise UsageError(
+                f"batch_size={config.batch_size} is larger than the {len(split)} training images; lower it."
+            )
+        if (config.mixup or config.cutmix) and config.batch_size // world % 2:
+            raise UsageError(
+                f"Mixup and cutmix pair the images of a batch, but {config.batch_size // world} per rank is "
+                "odd; change batch_size, or set mixup=0 and cutmix=0."
+            )
+        self.steps_per_epoch = len(split) // config.batch_size
+
+    def order(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """The images of an epoch in the order of training, over all ranks.
+
+        Args:
+            epoch: counted from 0.
+
+        Returns:
+            (n,) numbers of images and (n,) which copy of the image each is.
+        """
+        repeats = self.config.repeated_augmentation
+        generator = torch.Generator().manual_seed(stream_seed("order", self.config.seed, epoch))
+        images = torch.randperm(len(self.split), generator=generator)
+        places = torch.arange(len(self.split))
+        return images[places // repeats], places % repeats
+
+    def plan(self, first_step: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(epoch, images, copies) of this rank for every step of the run from ``first_step`` on."""
+        size = self.config.batch_size
+        for epoch in range(first_step // self.steps_per_epoch, self.config.epochs):
+            images, copies = self.order(epoch)
+            first = first_step % self.steps_per_epoch if epoch == first_step // self.steps_per_epoch else 0
+            for step in range(first, self.steps_per_epoch):
+                own = slice(step * size + self.rank, (step + 1) * size, self.world)
+                yield epoch, images[own], copies[own]
+
+    def batches(self, first_step: int, pin_memory: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images (B, C, S, S) float32, labels (B,) int64) of every step from ``first_step`` on."""
+        if isinstance(self.split, MemoryImages):
+            for epoch, images, copies in self.plan(first_step):
+                yield self.split.training_batch(self.config, epoch, images, copies)
+            return
+        keys = (
+            [(epoch, image, copy) for image, copy in zip(images.tolist(), copies.tolist(), strict=True)]
+            for epoch, images, copies in self.plan(first_step)
+        )
+        yield from DataLoader(
+            AugmentedImages(self.split, self.config),
+            batch_sampler=keys,
+            num_workers=worker_count(self.config.workers, self.world),
+            pin_memory=pin_memory,
+        )
+
+
+def worker_count(workers: int | None, world: int = 1) -> int:
+    """The loading processes of one rank: as many as were asked for, else the share of the cores."""
+    if workers is not None:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_WORKERS, cores // world))

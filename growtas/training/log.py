@@ -1,0 +1,165 @@
+"""The record of a run: an append-only log.jsonl and TensorBoard curves.
+
+Every line of log.jsonl is one JSON object with ``event``, ``step`` and ``epoch`` (both counted from 0) and,
+last, ``time`` (seconds since 1970). The events:
+
+========  ==========================================================================================
+stage     a stage begins: ``stage``, ``groups`` (those active), ``embed_dims`` (theirs), and what the
+          method did, such as ``new_region`` and ``new_entries``
+step      one update: ``stage``, ``groups``, ``loss``, ``lr``, ``subnets`` (as text) and ``group`` (the
+          group of each); ``skipped`` is true and ``loss`` null where the loss was not finite
+eval      after an epoch: ``split`` and ``results``, a list of ``name`` (smallest, largest, random-0,
+          ...), ``subnet``, ``group``, ``params``, ``top1`` (per cent) and ``loss``
+finish    the run is complete: ``skipped`` steps in total
+========  ==========================================================================================
+
+``step`` of a step record is the update it describes; of the other events, the next update.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from growtas.errors import GrowtasError, UsageError
+
+LOG_NAME = "log.jsonl"
+
+
+def disk_error(error: OSError, path: Path) -> GrowtasError:
+    """The sentence for a file that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason, remedy = "no space is left on the device", "Free some space"
+    elif error.errno == errno.EFBIG:
+        reason, remedy = "the limit on the size of files is reached", "Raise it (ulimit -f)"
+    else:
+        reason, remedy = (error.strerror or str(error)).lower(), "Mend that"
+    return GrowtasError(
+        f"{path} could not be written: {reason}. The last checkpoint is intact. {remedy}, then resume with: "
+        f"growtas train --resume {path.parent}"
+    )
+
+
+class RunLog:
+    """log.jsonl, held under a lock for as long as the run is being written.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        UsageError: another process is writing this run.
+        GrowtasError: the file cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOG_NAME
+        try:
+            self._file = open(self.path, "ab")  # noqa: SIM115 - held for the whole run
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise UsageError(
+                f"Another process is writing the run in {folder}; wait for it, or choose another folder."
+            ) from error
+
+    def keep(self, offset: int) -> None:
+        """Cut off what lies behind ``offset`` bytes: it was written after the checkpoint.
+
+        Raises:
+            GrowtasError: the file is shorter than that.
+        """
+        size = os.fstat(self._file.fileno()).st_size
+        if size < offset:
+            raise GrowtasError(
+                f"{self.path} has {size} bytes, but the checkpoint was written after {offset}: the log was "
+                "cut or replaced. Put the whole file back; nothing was changed."
+            )
+        self._file.truncate(offset)
+
+    def write(self, event: str, step: int, epoch: int, **values: Any) -> None:
+        """Append one record. Raises: GrowtasError: it could not be written."""
+        record = {"event": event, "step": step, "epoch": epoch, **values, "time": round(time.time(), 3)}
+        try:
+            self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+
+    def sync(self) -> int:
+        """Flush to the disk. Returns: the size in bytes, for the checkpoint."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Close the file and release the lock. Never raises: the records that count were flushed."""
+        try:
+            self._file.close()
+        except OSError:
+            os.close(self._file.fileno()) if not self._file.closed else None
+
+
+def read_log(folder: str | os.PathLike, event: str | None = None) -> Iterator[dict[str, Any]]:
+    """The records of a run, in order.
+
+    Args:
+        folder: of the run.
+        event: only records of this kind; all where None.
+
+    Yields:
+        One dictionary per complete line; an unfinished last line is left out.
+
+    Raises:
+        UsageError: the folder has no log.
+    """
+    path = Path(folder) / LOG_NAME
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UsageError(f"{folder} has no {LOG_NAME}; is it the folder of a run?") from error
+    with file:
+        for line in file:
+            if line.endswith(b"\n"):
+                record = json.loads(line)
+                if event in (None, record["event"]):
+                    yield record
+
+
+class Curves:
+    """TensorBoard curves; nothing where they are switched off.
+
+    Args:
+        folder: of the run; event files go to its folder ``tensorboard``.
+        enabled: whether to write.
+        first_step: curves from this step on are replaced.
+    """
+
+    def __init__(self, folder: Path, enabled: bool, first_step: int) -> None:
+        self._writer = None
+        if enabled:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+
+    def add(self, step: int, **values: float) -> None:
+        """Add one point to each curve."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name.replace("__", "/"), value, step)
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        if self._writer is not None:
+            self._writer.close()

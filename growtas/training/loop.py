@@ -1,0 +1,414 @@
+"""The training loop: one for every method, resumable at any step.
+
+Nothing in a step depends on what was drawn before it: order, augmentation, mixup, drop-path and subnets are
+functions of the seed and the step (or epoch and image). So a checkpoint is the weights, the optimizer, the
+step and little else, and a run that was killed ends bit for bit where an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor
+from tqdm import tqdm
+
+from growtas.errors import GrowtasError, UsageError
+from growtas.methods import Method, MethodSettings, create_method
+from growtas.training import checkpoint
+from growtas.training.config import TrainConfig
+from growtas.training.data import Splits
+from growtas.training.distributed import Ranks
+from growtas.training.evaluate import evaluate, precision, watched_subnets
+from growtas.training.images import seed_globally
+from growtas.training.loader import TrainingLoader, worker_count
+from growtas.training.log import Curves, RunLog
+from growtas.training.run import Run, versions
+
+MOST_SKIPPED_IN_A_ROW = 10
+FUSED_OPTIMIZERS = ("adam", "adamw", "sgd")
+
+
+class Interrupted(GrowtasError):
+    """The user stopped the run; it can be resumed. Exit status as shells expect it: 128 + signal."""
+
+    def __init__(self, sentence: str, signal_number: int) -> None:
+        super().__init__(sentence)
+        self.exit_status = 128 + signal_number
+
+
+def create_run_method(run: Run) -> Method:
+    """The method of a run. Raises: UsageError: its name, stages or transition are not possible."""
+    config = run.config
+    settings = MethodSettings(
+        space=run.space,
+        num_classes=run.num_classes,
+        epochs=config.epochs,
+        steps_per_epoch=run.steps_per_epoch,
+        seed=config.seed,
+        stages=config.stages,
+        transition=config.transition,
+        transition_params=config.transition_params,
+        transition_max_params=config.transition_max_params,
+        transition_beta=config.transition_beta,
+        new_region=config.new_region,
+    )
+    return create_method(config.method, settings)
+
+
+def create_optimizer(
+    net: torch.nn.Module, config: TrainConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """timm's optimizer; no weight decay on 1-D parameters and on what the net excludes.
+
+    Raises:
+        UsageError: timm knows no optimizer of that name, or it takes no such settings.
+    """
+    extra = {"fused": True} if config.opt in FUSED_OPTIMIZERS and device.type in ("cpu", "cuda") else {}
+    try:
+        return create_optimizer_v2(
+            net, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, **extra
+        )
+    except (AssertionError, ValueError, TypeError) as error:
+        raise UsageError(f"opt={config.opt!r} cannot be used ({error}); see timm.optim.") from error
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Args: step: updates done; skipped: of them without effect, in all and in a row."""
+
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    checkpoint_step: int | None = None
+    checkpoint_time: float = field(default_factory=time.monotonic)
+
+
+class Trainer:
+    """Trains a run from where it stands to its end.
+
+    Args:
+        run: its folder and settings.
+        splits: its data.
+        device: to compute on.
+        ranks: the processes that share the work.
+        state: the checkpoint to continue from; None for the beginning.
+
+    Raises:
+        UsageError: method, optimizer or batch do not fit.
+        GrowtasError: the checkpoint does not belong to the run.
+    """
+
+    def __init__(
+        self, run: Run, splits: Splits, device: torch.device, ranks: Ranks, state: dict | None = None
+    ) -> None:
+        self.run, self.splits, self.device, self.ranks = run, splits, device, ranks
+        self.config = config = run.config
+        self.loader = TrainingLoader(splits.train, config, ranks.rank, ranks.world)
+        self.method = create_run_method(run)
+        seed_globally("weights", config.seed)
+        self.net = run.new_net().to(device).train()
+        self.optimizer = create_optimizer(self.net, config, device)
+        self.scheduler, _ = create_scheduler_v2(
+            self.optimizer,
+            sched=config.sched,
+            num_epochs=config.epochs,
+            warmup_epochs=config.warmup_epochs,
+            warmup_lr=config.warmup_lr,
+            min_lr=config.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=run.steps_per_epoch,
+        )
+        self.mixup = None
+        if config.mixup or config.cutmix:
+            self.mixup = Mixup(
+                config.mixup,
+                config.cutmix,
+                prob=config.mixup_prob,
+                switch_prob=config.mixup_switch_prob,
+                mode=config.mixup_mode,
+                label_smoothing=config.smoothing,
+                num_classes=run.num_classes,
+            )
+        self.watched = watched_subnets(run.space, config.eval_subnets)
+        self.progress = Progress()
+        if state is not None:
+            self._restore(state)
+
+    def _restore(self, state: dict) -> None:
+        path = self.run.checkpoint_path
+        checkpoint.check_belongs(state, self.run.identity(), path)
+        checkpoint.load_weights(self.net, state, path)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.method.load_state_dict(state["method"])
+            torch.set_rng_state(state["generator"])
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise GrowtasError(
+                f"{path} does not fit the optimizer of config.yaml ({error}). Nothing was changed."
+            ) from error
+        self.progress = Progress(
+            state["step"], state["skipped"], state["skipped_in_a_row"], checkpoint_step=state["step"]
+        )
+
+    # -- the run -----------------------------------------------------------------------------------------
+
+    def train(self, log: RunLog | None, curves: Curves | None) -> None:
+        """Train to the end. Args: log, curves: of rank 0; None on the others.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; the state was saved first.
+            GrowtasError: ten updates in a row were not finite, or the disk is full.
+        """
+        self.log, self.curves = log, curves
+        progress, run = self.progress, self.run
+        if progress.step == run.steps:
+            return
+        batches = self.loader.batches(progress.step, pin_memory=self.device.type == "cuda")
+        bar = tqdm(
+            total=run.steps,
+            initial=progress.step,
+            desc=f"train {self.config.method}",
+            unit="step",
+            disable=None if self.ranks.first else True,
+        )
+        with bar, stop_signals() as signals:
+            while progress.step < run.steps:
+                stage = self.method.begins_at(progress.step)
+                if stage is not None:
+                    self._begin_stage(stage)
+                images, labels = next(batches)
+                loss, received = self._step(images, labels, signals)
+                bar.set_postfix_str(self._status(loss), refresh=False)
+                bar.update()
+                self._after_step(received)
+
+    def _after_step(self, received: int) -> None:
+        """Evaluate, save and stop as it is due; ``received`` is a signal's number, or 0."""
+        progress, config = self.progress, self.config
+        ends_epoch = progress.step % self.run.steps_per_epoch == 0
+        ends_run = progress.step == self.run.steps
+        epoch = progress.step // self.run.steps_per_epoch
+        if progress.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            self._give_up()
+        if ends_run or ends_epoch and config.eval_every and epoch % config.eval_every == 0:
+            self._evaluate(epoch)
+        if ends_run and self.log is not None:
+            self.log.write("finish", progress.step, epoch, skipped=progress.skipped)
+        waited = time.monotonic() - progress.checkpoint_time
+        since = progress.step - (progress.checkpoint_step or 0)
+        due = (
+            ends_epoch
+            or received
+            or config.checkpoint_every_steps
+            and since >= config.checkpoint_every_steps
+            or config.checkpoint_every_seconds
+            and waited >= config.checkpoint_every_seconds
+        )
+        if due:
+            self._save()
+        if received and not ends_run:
+            raise Interrupted(
+                f"Interrupted after step {progress.step} of {self.run.steps}; {self._saved()} "
+                f"Continue with: growtas train --resume {self.run.path}",
+                received,
+            )
+
+    def _begin_stage(self, number: int) -> None:
+        done = self.method.begin_stage(number, self.net, self.optimizer)
+        groups = list(self.method.stages[number].groups)
+        if self.log is not None:
+            dims = [self.run.space.groups[group] for group in groups]
+            self.log.write(
+                "stage",
+                self.progress.step,
+                self.progress.step // self.run.steps_per_epoch,
+                stage=number,
+                groups=groups,
+                embed_dims=dims,
+                **done,
+            )
+
+    # -- one step ----------------------------------------------------------------------------------------
+
+    def _step(self, images: Tensor, labels: Tensor, signals: list[int]) -> tuple[float, int]:
+        """One update. Returns: the loss, and the number of a signal that any rank received, or 0."""
+        config, progress = self.config, self.progress
+        step = progress.step
+        subnets = self.method.subnets(step)
+        seed_globally("step", config.seed, step, self.ranks.rank)  # of mixup and drop-path
+        images = images.to(self.device, non_blocking=True)
+        targets = labels.to(self.device, non_blocking=True)
+        if self.mixup is not None:
+            images, targets = self.mixup(images, targets)
+        smoothing = 0.0 if self.mixup is not None else config.smoothing  # Mixup smooths its own targets
+        self.scheduler.step_update(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for subnet in subnets:
+            with precision(config.amp, self.device):
+                logits = self.net(images, subnet)
+            loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing) / len(subnets)
+            loss.backward()
+            total[0] += loss.detach()
+        total[1] = signals[0] if signals else 0
+        self.ranks.sum(total)
+        summed, received = total.tolist()  # the step's only wait for the device
+        mean = summed / self.ranks.world
+        finite = abs(mean) < float("inf")
+        if finite:
+            self._update()
+            progress.skipped_in_a_row = 0
+        else:
+            progress.skipped += 1
+            progress.skipped_in_a_row += 1
+        self._record(step, mean if finite else None, subnets)
+        progress.step += 1
+        return mean, int(received > 0 and (signals[0] if signals else signal.SIGINT))
+
+    def _update(self) -> None:
+        if self.net.unused_blocks == "zero":
+            for parameter in self.net.parameters():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        self.ranks.average_gradients(self.net.parameters())
+        if self.config.clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip_grad)
+        self.optimizer.step()
+
+    def _record(self, step: int, loss: float | None, subnets: tuple) -> None:
+        if self.log is None or step % self.config.log_every and loss is not None:
+            return
+        stage = self.method.stage_of(step)
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.log.write(
+            "step",
+            step,
+            step // self.run.steps_per_epoch,
+            stage=stage,
+            groups=list(self.method.stages[stage].groups),
+            group=[self.run.space.group_of(subnet) for subnet in subnets],
+            subnets=[str(subnet) for subnet in subnets],
+            loss=loss,
+            lr=rate,
+            **({"skipped": True} if loss is None else {}),
+        )
+        if self.curves is not None and loss is not None:
+            self.curves.add(step, train__loss=loss, train__lr=rate, train__stage=stage)
+
+    def _status(self, loss: float) -> str:
+        stage = self.method.stage_of(self.progress.step - 1)
+        groups = ",".join(str(self.run.space.groups[g]) for g in self.method.stages[stage].groups)
+        rate = self.optimizer.param_groups[0]["lr"]
+        skipped = f", skipped {self.progress.skipped}" if self.progress.skipped else ""
+        return (
+            f"loss {loss:.3f}, lr {rate:.1e}, stage {stage + 1}/{len(self.method.stages)} "
+            f"(embed {groups}){skipped}"
+        )
+
+    # -- evaluation and checkpoints ----------------------------------------------------------------------
+
+    def _evaluate(self, epoch: int) -> None:
+        workers = worker_count(self.config.workers, self.ranks.world)
+        results = evaluate(
+            self.net, self.watched, self.splits.search, self.device, self.config.amp, workers, self.ranks
+        )
+        if self.log is not None:
+            self.log.write("eval", self.progress.step, epoch, split="search", results=results)
+        if self.curves is not None:
+            for result in results:
+                self.curves.add(self.progress.step, **{f"search_top1__{result['name']}": result["top1"]})
+
+    def _save(self) -> None:
+        """Replace the checkpoint, unless the state is not one to come back to."""
+        progress = self.progress
+        last = progress.step == self.run.steps
+        if self.log is None or progress.skipped_in_a_row and not last:
+            return
+        if not all(torch.isfinite(parameter).all() for parameter in self.net.parameters()):
+            if last:
+                raise GrowtasError(f"The weights are not finite at the end of the run; {self._saved()}")
+            return
+        state = {
+            "run": self.run.identity(),
+            "step": progress.step,
+            "skipped": progress.skipped,
+            "skipped_in_a_row": progress.skipped_in_a_row,
+            "log_offset": self.log.sync(),
+            "weights": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "method": self.method.state_dict(),
+            "generator": torch.get_rng_state(),
+            "versions": versions(),
+        }
+        checkpoint.save(self.run.checkpoint_path, state)
+        progress.checkpoint_step = progress.step
+        progress.checkpoint_time = time.monotonic()
+
+    def _give_up(self) -> None:
+        step = self.progress.step
+        raise GrowtasError(
+            f"The loss was not finite in {MOST_SKIPPED_IN_A_ROW} updates in a row (steps "
+            f"{step - MOST_SKIPPED_IN_A_ROW} to {step - 1}); the run is stopped and {self._saved()} "
+            "Start again with a lower lr, a longer warm-up, or amp='none'."
+        )
+
+    def _saved(self) -> str:
+        if self.progress.checkpoint_step is None:
+            return "no checkpoint was written yet."
+        return f"the checkpoint of step {self.progress.checkpoint_step} is in {self.run.path}."
+
+
+@contextmanager
+def preserved_generators() -> Iterator[None]:
+    """Give the user's global generators back as they were: training seeds them at every step."""
+    states = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one is not collected.
+
+    Yields:
+        A list that the first signal's number is put into. Outside the main thread, where handlers cannot be
+        set, it stays empty.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    caught = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in caught}
+
+    def collect(number: int, frame: object) -> None:
+        received.append(number)
+        for each in caught:
+            signal.signal(each, before[each])
+
+    for number in caught:
+        signal.signal(number, collect)
+    try:
+        yield received
+    finally:
+        for number in caught:
+            signal.signal(number, before[number])

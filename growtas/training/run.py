@@ -1,0 +1,234 @@
+"""A run is a folder: config.yaml, log.jsonl, checkpoint.pt, tensorboard/. Nothing else is written."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from growtas import atomic
+from growtas.errors import GrowtasError, UsageError
+from growtas.space import SearchSpace
+from growtas.training.config import RUNTIME, TrainConfig
+from growtas.version import __version__
+
+if TYPE_CHECKING:
+    from growtas.supernet.vit import VisionTransformer
+    from growtas.training.data import Splits
+
+CONFIG_NAME = "config.yaml"
+FORMAT = 1
+_HEADER = "# Everything needed to repeat this run. Continue it with: growtas train --resume FOLDER\n"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run, wherever its folder lies now.
+
+    Args:
+        path: the folder.
+        config: the settings, every default filled in.
+        space: the search space, as it was when the run began.
+        num_classes: outputs of the head.
+        steps_per_epoch: updates per epoch.
+        images: sizes of the splits.
+        versions: of growtas, torch, timm, numpy, Python and the platform when the run began.
+    """
+
+    path: Path
+    config: TrainConfig
+    space: SearchSpace
+    num_classes: int
+    steps_per_epoch: int
+    images: Mapping[str, int] = field(hash=False)
+    versions: Mapping[str, str] = field(hash=False)
+
+    @property
+    def steps(self) -> int:
+        """Updates of the whole run."""
+        return self.config.epochs * self.steps_per_epoch
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where the checkpoint is, or will be."""
+        from growtas.training.checkpoint import CHECKPOINT_NAME
+
+        return self.path / CHECKPOINT_NAME
+
+    @property
+    def finished(self) -> bool:
+        """Whether the checkpoint holds the last step."""
+        from growtas.training import checkpoint
+
+        return self.checkpoint_path.exists() and checkpoint.load(self.checkpoint_path)["step"] == self.steps
+
+    @classmethod
+    def open(cls, path: str | Path | Run) -> Run:
+        """Open the folder of a run.
+
+        Args:
+            path: the folder; a Run is given back as it is.
+
+        Raises:
+            UsageError: the folder does not exist or holds no run.
+            GrowtasError: config.yaml cannot be understood.
+        """
+        if isinstance(path, Run):
+            return path
+        path = Path(path)
+        file = path / CONFIG_NAME
+        if not file.is_file():
+            state = "holds no run: it has no config.yaml" if path.is_dir() else "does not exist"
+            raise UsageError(f"The run folder {path} {state}. Start one with: growtas train --out {path}")
+        try:
+            data = yaml.safe_load(file.read_text())
+            if data["format"] != FORMAT:
+                raise GrowtasError(
+                    f"{file} has format {data['format']}, but growtas {__version__} reads format {FORMAT}."
+                )
+            return cls(
+                path=path,
+                config=TrainConfig.from_dict(data["train"]),
+                space=SearchSpace.from_dict(data["space"]),
+                num_classes=data["num_classes"],
+                steps_per_epoch=data["steps_per_epoch"],
+                images=data["images"],
+                versions=data["versions"],
+            )
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, UsageError) as error:
+            raise GrowtasError(
+                f"{file} is not the configuration of a run ({' '.join(str(error).split())[:200]}). "
+                "Nothing was changed."
+            ) from error
+
+    def write_config(self) -> None:
+        """Write config.yaml. Raises: GrowtasError: it could not be written."""
+        data = {
+            "format": FORMAT,
+            "train": self.config.to_dict(),
+            "space": self.space.to_dict(),
+            "num_classes": self.num_classes,
+            "steps_per_epoch": self.steps_per_epoch,
+            "images": dict(self.images),
+            "versions": dict(self.versions),
+        }
+        text = _HEADER
+        for name, value in data.items():
+            if isinstance(value, dict):
+                text += f"{name}:\n" + "".join(f"  {yaml_line(key, each)}" for key, each in value.items())
+            else:
+                text += yaml_line(name, value)
+        atomic.write_text(self.path / CONFIG_NAME, text)
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to belong to this run."""
+        settings = self.config.to_dict()
+        for name in ("out", "data", "download", *RUNTIME):  # data and out may have moved
+            settings.pop(name)
+        return {**settings, "space": self.space.to_dict(), "num_classes": self.num_classes}
+
+    def load_net(self, device: str = "cpu") -> VisionTransformer:
+        """The supernet with the checkpoint's weights, in evaluation mode.
+
+        Args:
+            device: where to put it.
+
+        Raises:
+            GrowtasError: there is no checkpoint yet, or it does not belong to the run.
+        """
+        from growtas.training import checkpoint
+
+        state = checkpoint.load(self.checkpoint_path)
+        checkpoint.check_belongs(state, self.identity(), self.checkpoint_path)
+        net = self.new_net()
+        checkpoint.load_weights(net, state, self.checkpoint_path)
+        return net.to(device).eval()
+
+    def new_net(self) -> VisionTransformer:
+        """The supernet as the settings describe it, freshly initialised from torch's global generator."""
+        from growtas.supernet import Supernet
+
+        config = self.config
+        return Supernet(self.space, self.num_classes, config.qkv_bias, config.drop_path, config.unused_blocks)
+
+    def splits(self) -> Splits:
+        """Load the run's data.
+
+        Raises:
+            UsageError: it is not where it was.
+            GrowtasError: it is not what it was: the sizes of the splits differ.
+        """
+        from growtas.training.data import load_splits
+
+        config = self.config
+        found = load_splits(
+            config.data,
+            self.space,
+            config.split_seed,
+            config.data_folder,
+            config.download,
+            config.interpolation,
+        )
+        if found.summary() != dict(self.images):
+            raise GrowtasError(
+                f"The data {config.data!r} has changed since the run began: it was {dict(self.images)}, and "
+                f"is {found.summary()}. Put it back; nothing was changed."
+            )
+        return found
+
+
+def yaml_line(key: str, value: Any) -> str:
+    """One setting on one line, lists in brackets."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=2**16)
+    return f"{key}: {text.removesuffix('...' + chr(10)).strip()}\n"
+
+
+def versions() -> dict[str, str]:
+    """What the result of a run may depend on besides its settings."""
+    import numpy
+    import timm
+    import torch
+
+    return {
+        "growtas": __version__,
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def check_free(path: Path) -> None:
+    """Raises: UsageError: the folder holds something else than a killed process's temporary files."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file; choose a folder for the run.")
+    if not path.is_dir():
+        return
+    if (path / CONFIG_NAME).exists():
+        raise UsageError(
+            f"{path} holds another run. Continue it with: growtas train --resume {path} - or choose another "
+            "folder. Nothing was changed."
+        )
+    held = sorted(entry.name for entry in path.iterdir() if not is_leftover(entry))
+    if held:
+        raise UsageError(
+            f"{path} is not empty (it holds {', '.join(held[:3])}); choose another folder for the run. "
+            "Nothing was changed."
+        )
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether this is a temporary file of an atomic write that a killed process did not finish."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what atomic writes of a killed process left behind; call it under the run's lock."""
+    for entry in path.iterdir():
+        if is_leftover(entry) and entry.is_file():
+            entry.unlink(missing_ok=True)

@@ -1,0 +1,174 @@
+"""``growtas.train``: begin a run, or continue one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from growtas.errors import GrowtasError, UsageError, nearest
+from growtas.space import SearchSpace, load_space
+from growtas.training import checkpoint
+from growtas.training.config import RUNTIME, TrainConfig
+from growtas.training.data import Splits, load_splits
+from growtas.training.distributed import Ranks, choose_device
+from growtas.training.loader import TrainingLoader
+from growtas.training.log import Curves, RunLog
+from growtas.training.loop import Trainer, preserved_generators
+from growtas.training.run import Run, check_free, remove_leftovers, versions
+
+
+def train(
+    space: str | Path | SearchSpace | None = None,
+    data: str | None = None,
+    *,
+    resume: str | Path | Run | None = None,
+    **settings: Any,
+) -> Run:
+    """Train a supernet.
+
+    Args:
+        space: a search space, the name of a preset or the path of a YAML file.
+        data: ``digits`` (the default), ``folder:PATH`` or a timm data set name.
+        resume: the folder of a run to continue instead; it knows its settings, and only those of
+            :data:`growtas.training.config.RUNTIME` may be given again.
+        settings: those of :class:`growtas.training.config.TrainConfig`; ``out`` is needed.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UsageError: a setting is unknown or makes no sense, the data is not there, or the folder holds
+            something else. Nothing was written.
+        GrowtasError: the disk is full, the loss was not finite ten times in a row, or a checkpoint cannot be
+            used. What was saved is kept.
+        growtas.training.loop.Interrupted: Ctrl-C or SIGTERM; saved, and can be resumed.
+
+    Example:
+        >>> run = train("digits", epochs=60, out="runs/digits")
+        >>> run = train(resume="runs/digits")  # after a crash: ends bit for bit where it would have
+    """
+    if resume is not None:
+        return _resume(resume, {"space": space, "data": data, **settings})
+    if space is None:
+        raise UsageError("Give space=NAME (such as 'digits'), or resume=FOLDER to continue a run.")
+    found = load_space(space)
+    name = found.name if isinstance(space, SearchSpace) else str(space)
+    given = {} if data is None else {"data": data}
+    config = TrainConfig.from_dict({"space": name, **given, **settings})
+    return begin(config, found)
+
+
+def begin(config: TrainConfig, space: SearchSpace | None = None) -> Run:
+    """Begin a run and train it to its end.
+
+    Args:
+        config: its settings.
+        space: the space that ``config.space`` names, where it has been loaded already.
+
+    Returns, Raises: as :func:`train`.
+    """
+    config = config.resolved()
+    space = space or load_space(config.space)
+    if config.out is None:
+        raise UsageError("Give out=FOLDER: where the run is written.")
+    path = Path(config.out)
+    device = choose_device(config.device)
+    ranks = Ranks.start(device)
+    try:
+        ranks.on_first(lambda: check_free(path))
+        splits = _load_data(config, space, ranks)
+        loader = TrainingLoader(splits.train, config, ranks.rank, ranks.world)
+        run = Run(
+            path, config, space, splits.num_classes, loader.steps_per_epoch, splits.summary(), versions()
+        )
+        with preserved_generators():
+            trainer = Trainer(run, splits, device, ranks)  # checks every setting before a file is written
+            ranks.on_first(lambda: _create(run))
+            with _locked(run, ranks) as log:
+                _run(trainer, run, log, 0)
+        return run
+    finally:
+        ranks.stop()
+
+
+def _create(run: Run) -> None:
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(run.path)
+        run.write_config()
+    except OSError as error:
+        raise GrowtasError(f"The run folder {run.path} could not be written: {error.strerror}.") from error
+
+
+def _load_data(config: TrainConfig, space: SearchSpace, ranks: Ranks) -> Splits:
+    def load(download: bool) -> Splits:
+        return load_splits(
+            config.data, space, config.split_seed, config.data_folder, download, config.interpolation
+        )
+
+    if config.download and ranks.world > 1:
+        ranks.on_first(lambda: load(True) and None)  # one process downloads, the others find it there
+        return load(False)
+    return load(config.download)
+
+
+def _resume(path: str | Path | Run, given: Mapping[str, Any]) -> Run:
+    """Continue a run. Args: path: its folder; given: settings that the user repeated."""
+    given = {name: value for name, value in given.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    for name in given:
+        if name not in known:
+            raise UsageError(f"Training has no setting {name!r}.{nearest(name, known)}")
+        if name not in RUNTIME:
+            raise UsageError(
+                f"A resumed run keeps its settings, so {name} cannot be given, only {', '.join(RUNTIME)}; "
+                "to change others, start a new run."
+            )
+    run = Run.open(path)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, **given))
+    device = choose_device(run.config.device)
+    ranks = Ranks.start(device)
+    try:
+        with _locked(run, ranks) as log, preserved_generators():
+            state = ranks.on_first(lambda: _load_checkpoint(run))
+            if state is None or state["step"] < run.steps:
+                trainer = Trainer(run, run.splits(), device, ranks, state)
+                _run(trainer, run, log, state["log_offset"] if state else 0)
+            else:
+                checkpoint.check_belongs(state, run.identity(), run.checkpoint_path)
+        return run
+    finally:
+        ranks.stop()
+
+
+def _load_checkpoint(run: Run) -> dict | None:
+    """The checkpoint, or None where the run was killed before its first one."""
+    return checkpoint.load(run.checkpoint_path) if run.checkpoint_path.exists() else None
+
+
+@contextmanager
+def _locked(run: Run, ranks: Ranks) -> Iterator[RunLog | None]:
+    """The run's log, on rank 0, locked against other processes."""
+    held: list[RunLog] = []
+    ranks.on_first(lambda: held.append(RunLog(run.path)))
+    try:
+        yield held[0] if held else None
+    finally:
+        for log in held:
+            log.close()
+
+
+def _run(trainer: Trainer, run: Run, log: RunLog | None, log_offset: int) -> None:
+    curves = None
+    try:
+        if log is not None:
+            log.keep(log_offset)
+            remove_leftovers(run.path)
+            curves = Curves(run.path, run.config.tensorboard, trainer.progress.step)
+        trainer.train(log, curves)
+    finally:
+        if curves is not None:
+            curves.close()
