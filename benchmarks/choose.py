@@ -1,0 +1,295 @@
+"""Measures every operation that has several back ends on this device, and commits the winners.
+
+    python benchmarks/choose.py [--device auto|cpu|cuda] [--dry-run]
+
+Writes growtas/ops/choices.json, which ``auto`` follows: per device class, operation, dtype and class of
+widths the back end that beats torch. It enters only if, at every width and row count measured, the lower
+quartile of its speed relative to torch is over a margin, for the forward pass alone and for forward plus
+backward. What was measured stands beside the choices, losers included. Entries of other devices stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import environment, norms, products, results, timing, ways
+from common.race import PASSES, Race
+from common.table import render
+from tqdm import tqdm
+
+from growtas import load_space
+from growtas.ops import backend
+from growtas.space import preset_names
+
+MARGIN = 1.03
+CPU_ROWS = (197, 8 * 197)  # one image, and a batch of eight
+GPU_BATCHES = (16, 128)
+OTHER_WIDTHS = {96: 128, 128: 128, 768: 1024}  # classes that no preset falls into, and a width of users' own
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One operation at one size.
+
+    Args:
+        op: of growtas.ops.
+        work: a Norm or a Product.
+        width: channels of the activations.
+        rows: tokens of all images.
+        race: its rivals.
+        inputs: makes inputs from a seed.
+        truth: of some inputs.
+        moved: bytes of one backward pass, to choose how many inputs are walked through.
+    """
+
+    op: str
+    work: norms.Norm | products.Product
+    width: int
+    rows: int
+    race: Race
+    inputs: Any
+    truth: Any
+    moved: int
+
+
+def shared_widths() -> dict[int, int]:
+    """Every embed_dim of the presets, and a few more, with the width of its supernet."""
+    spaces = [load_space(name) for name in preset_names()]
+    found = {dim: space.super_embed_dim for space in spaces for dim in space.embed_dim}
+    return dict(sorted((found | OTHER_WIDTHS).items()))
+
+
+def contests(device: torch.device, dtype: torch.dtype) -> Iterator[Contest]:
+    """Every operation with more than one back end on this device, at the widths of the presets."""
+    widths = shared_widths()
+    rows_of = CPU_ROWS if device.type == "cpu" else tuple(197 * batch for batch in GPU_BATCHES)
+    for rows in rows_of:
+        for width, shared in widths.items():
+            yield _norm_contest(norms.Norm(rows, width, shared), device, dtype)
+    if len(backends("linear", device)) < 2:
+        return
+    for batch in GPU_BATCHES:
+        for product in products.products(list(products.SPACES), "some"):
+            yield _product_contest(product, batch, device, dtype)
+
+
+def _norm_contest(norm: norms.Norm, device: torch.device, dtype: torch.dtype) -> Contest:
+    race = Race(
+        build=lambda name, inputs: norms.build(name, norm, inputs),
+        active=lambda name: ways.active(name, "layer_norm", norm.width, device, dtype),
+        device=device,
+        dtype=dtype,
+    )
+    return Contest(
+        "layer_norm", norm, norm.width, norm.rows, race,
+        inputs=lambda seed: norm.make_inputs(device, dtype, seed),
+        truth=lambda inputs: norms.truth(norm, inputs),
+        moved=norm.moved("backward", dtype.itemsize),
+    )  # fmt: skip
+
+
+def _product_contest(
+    product: products.Product, batch: int, device: torch.device, dtype: torch.dtype
+) -> Contest:
+    race = Race(
+        build=lambda name, inputs: ways.build(name, product, inputs),
+        active=lambda name: ways.active(name, product.kernel, product.inner, device, dtype),
+        device=device,
+        dtype=dtype,
+    )
+    # Shared weights in fp32, as they are in training under autocast.
+    return Contest(
+        product.kernel, product, product.inner, batch * product.tokens, race,
+        inputs=lambda seed: products.make_inputs(product, batch, device, dtype, torch.float32, seed),
+        truth=lambda inputs: ways.truth(product, inputs),
+        moved=product.moved("backward", batch, dtype.itemsize, 4),
+    )  # fmt: skip
+
+
+def backends(op: str, device: torch.device) -> list[str]:
+    """The back ends of an operation that run on a device, torch first."""
+    kinds = {"cpu": ("torch", "cpu"), "cuda": ("torch", "triton", "cuda")}[device.type]
+    return [name for name in kinds if name in backend.KERNELS[op] and backend.available(name).ok]
+
+
+def measure(contest: Contest, device: torch.device, seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """Let the back ends of one operation race at one size.
+
+    Returns:
+        One record per back end other than torch, with its speed relative to torch as median and quartiles;
+        or with the reason why it was not timed.
+    """
+    names = [f"growtas {name}" for name in backends(contest.op, device)]
+    sets = [
+        contest.inputs(s) for s in range(timing.rotation(contest.moved, environment.cache_bytes(device), 4))
+    ]
+    about = {"op": contest.op, "dtype": str(contest.race.dtype).removeprefix("torch.")}
+    about |= {"class": backend.shape_class(contest.width), "size": str(contest.work), "rows": contest.rows}
+    passed, refused = contest.race.check(names, sets[0], contest.truth(sets[0]), yardstick="growtas torch")
+    records = [{**about, "backend": ways.short(name), "refused": why} for name, why in refused.items()]
+    runs = {
+        direction: contest.race.run(
+            list(passed), sets, direction, seconds=seconds / 2, rounds=rounds, least=5
+        )
+        for direction in PASSES
+    }
+    total = {name: [sum(pair) for pair in zip(*(_padded(runs, name)), strict=True)] for name in passed}
+    for name in passed:
+        if name == "growtas torch":
+            continue
+        forward = runs["forward"].seconds
+        record = {**about, "backend": ways.short(name), "method": runs["forward"].methods[name]}
+        record["forward"] = timing.ratio(forward["growtas torch"], forward[name])
+        record["step"] = timing.ratio(total["growtas torch"], total[name])
+        record["torch_us"] = [1e6 * timing.spread(runs[d].seconds["growtas torch"]).median for d in PASSES]
+        records.append({**record, "rounds": len(total[name])})
+    return records
+
+
+def _padded(runs: dict[str, Any], name: str) -> list[list[float]]:
+    """The samples of both passes, cut to as many rounds as both have."""
+    both = [runs[direction].seconds[name] for direction in PASSES]
+    length = min(map(len, both))
+    return [samples[:length] for samples in both]
+
+
+def decide(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, str]]]:
+    """The back ends that beat torch beyond doubt.
+
+    Args:
+        records: of :func:`measure`, of one device.
+
+    Returns:
+        By operation, dtype and class of widths; a class is missing where torch stays.
+    """
+    table: dict[str, dict[str, dict[str, str]]] = {}
+    groups: dict[tuple[str, str, str], dict[str, list[dict]]] = {}
+    for record in records:
+        key = record["op"], record["dtype"], record["class"]
+        groups.setdefault(key, {}).setdefault(record["backend"], []).append(record)
+    for (op, dtype, width_class), rivals in groups.items():
+        worst = {
+            name: min((min(r["forward"][1], r["step"][1]) for r in own), default=0.0)
+            for name, own in rivals.items()
+            if not any("refused" in record for record in own)
+        }
+        best = max(worst, key=worst.get, default=None)
+        if best is not None and worst[best] > MARGIN:
+            table.setdefault(op, {}).setdefault(dtype, {})[width_class] = best
+    return table
+
+
+def merge(path: Path, device_class: str, head: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    """Replace the entries of one class of devices in the file and keep those of the others.
+
+    Args:
+        path: of choices.json.
+        device_class: ``cpu``, ``sm_90``, ...
+        head: machine, versions, commit and date.
+        records: of :func:`measure`.
+    """
+    old = results.read(path) if path.exists() else {}
+    choices = {key: value for key, value in old.get("choices", {}).items() if key != device_class}
+    choices[device_class] = decide(records)
+    sources = {key: value for key, value in old.get("sources", {}).items() if key != device_class}
+    sources[device_class] = head
+    kept = [record for record in old.get("measurements", []) if record["device"] != device_class]
+    fresh = [{"device": device_class, **record} for record in records]
+    top = {
+        "about": "Written by benchmarks/choose.py: do not edit. Speeds are relative to the torch back end: "
+        "median, lower and upper quartile.",
+        "choices": dict(sorted(choices.items())),
+        "sources": dict(sorted(sources.items())),
+    }
+    results.write(path, top, kept + fresh, key="measurements")
+
+
+def show(records: Sequence[dict[str, Any]]) -> str:
+    """The measurements as a table."""
+    rows = []
+    for record in records:
+        cells = [
+            record["op"],
+            record["dtype"],
+            record["class"],
+            record["size"],
+            str(record["rows"]),
+            record["backend"],
+        ]
+        if "refused" in record:
+            rows.append([*cells, "refused", ""])
+            continue
+        for key in ("forward", "step"):
+            median, low, high = record[key]
+            cells.append(f"{median:.2f} [{low:.2f}, {high:.2f}]")
+        rows.append(cells)
+    header = [
+        "operation",
+        "dtype",
+        "class",
+        "size",
+        "rows",
+        "back end",
+        "× torch, forward",
+        "× torch, both passes",
+    ]
+    return render(header, rows, left=4)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, decide, write.
+
+    Returns:
+        The exit status: 1 where a back end was refused, since it is wrong or failed.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="separated by commas")
+    parser.add_argument("--threads", type=int, default=environment.processors(), help="CPU threads of torch")
+    parser.add_argument("--seconds", type=float, default=90.0, help="of timing in all, about")
+    parser.add_argument("--rounds", type=int, default=41, help="turns per back end, at most")
+    parser.add_argument("--out", type=Path, default=backend.CHOICES_FILE)
+    parser.add_argument("--dry-run", action="store_true", help="measure and show, write nothing")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    device = environment.pick_device(options.device)
+    head = environment.describe(device)
+    todo = [
+        contest
+        for name in options.dtypes.split(",")
+        for contest in contests(device, getattr(torch, name))
+        if len(backends(contest.op, device)) > 1
+    ]
+    if not todo:
+        print(f"No operation has a second back end on {device} here: `growtas doctor` says what is missing.")
+        return 0
+    begin, records = time.perf_counter(), []
+    for contest in tqdm(todo, disable=None, unit="contest"):
+        records += measure(contest, device, options.seconds / len(todo), options.rounds)
+    head["seconds"] = round(time.perf_counter() - begin, 1)
+    print(show(records))
+    print(f"chosen over torch: {json.dumps(decide(records))}")
+    if not options.dry_run:
+        merge(options.out, backend.device_class(device), head, records)
+        print(f"wrote {options.out}")
+    refused = [record for record in records if "refused" in record]
+    for record in refused:
+        print(
+            f"REFUSED: {record['backend']} {record['size']} {record['dtype']}: {record['refused']}",
+            file=sys.stderr,
+        )
+    return 1 if refused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
