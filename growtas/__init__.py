@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from growtas import cost, ops
     from growtas.errors import GrowtasError, UsageError
     from growtas.export import extract
-    from growtas.search import search
+    from growtas.searching import search
     from growtas.space import SearchSpace, Subnet, load_space
     from growtas.supernet import Supernet
     from growtas.training import train
@@ -26,7 +26,7 @@ _HOME = {
     "UsageError": "growtas.errors",
     "extract": "growtas.export",
     "load_space": "growtas.space",
-    "search": "growtas.search",
+    "search": "growtas.searching",
     "train": "growtas.training",
 }
 _MODULES = ("cost", "ops")

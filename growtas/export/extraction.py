@@ -53,8 +53,9 @@ def extract(
     """
     subnet = Subnet.parse(subnet) if isinstance(subnet, str) else subnet
     if not isinstance(net, VisionTransformer):
-        net, (run_mean, run_std) = _net_of_run(net)
-        mean, std = mean or run_mean, std or run_std
+        net, preprocessing = _net_of_run(net)
+    else:
+        preprocessing = {}
     if net.space is None:
         raise UsageError(
             "A subnet is extracted from a supernet; this network is an extracted subnet already."
@@ -76,7 +77,7 @@ def extract(
     cfg = pretrained_cfg(
         input_size=(dims.in_channels, dims.image_size, dims.image_size),
         num_classes=net.num_classes,
-        **_normalisation(mean, std, dims.in_channels),
+        **{**preprocessing, **_normalisation(mean, std, dims.in_channels, preprocessing)},
     )
     model = timm.create_model("growtas_vit", pretrained_cfg=cfg, **args).to(device, dtype).eval()
     model.load_state_dict(net.slice_state_dict(subnet))
@@ -108,13 +109,13 @@ def verify(
     return _compare(net, model, subnet, batch_size, seed)[0]
 
 
-def _net_of_run(run: Any) -> tuple[VisionTransformer, tuple[Any, Any]]:
-    """The supernet of a run or of a run's folder, and how its images were normalised."""
-    if isinstance(run, str | os.PathLike):
-        from growtas.training.run import Run
+def _net_of_run(run: Run | str | os.PathLike) -> tuple[VisionTransformer, dict[str, Any]]:
+    """The supernet of a run or of its folder, and how its images were prepared, in timm's terms."""
+    from growtas.training.data import preprocessing
+    from growtas.training.run import Run
 
-        run = Run.open(run)
-    return run.load_net(), (None, None)
+    run = Run.open(run)
+    return run.load_net(), preprocessing(run.config.data, run.space, run.config.interpolation)
 
 
 def _compare(
@@ -137,15 +138,15 @@ def _compare(
 
 
 def _normalisation(
-    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int, known: dict[str, Any]
 ) -> dict[str, tuple[float, ...]]:
-    """timm's entries; without any, ImageNet's for colour images and none for others."""
+    """What is given; else what is known; else timm's default for colour images and none for others."""
     values = {}
-    for name, given in (("mean", mean), ("std", std)):
-        if given is None:
-            given = () if channels == 3 else {"mean": (0.0,), "std": (1.0,)}[name] * channels
-        if given and len(given) != channels:
-            raise UsageError(f"{name}={tuple(given)} needs {channels} entries, one per channel.")
-        if given:
+    for name, given, nothing in (("mean", mean, 0.0), ("std", std, 1.0)):
+        if given is not None:
+            if len(given) != channels:
+                raise UsageError(f"{name}={tuple(given)} needs {channels} entries, one per channel.")
             values[name] = tuple(float(value) for value in given)
+        elif name not in known and channels != 3:
+            values[name] = (nothing,) * channels
     return values

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from growtas.errors import UsageError, nearest
 from growtas.space import SearchSpace, seeded_rng
-from growtas.training.images import FileImages, MemoryImages
+from growtas.training.images import EVALUATION_CROP, FileImages, MemoryImages
 
 Split = MemoryImages | FileImages
 
@@ -175,11 +178,44 @@ def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0) -> Da
     )
 
 
+def preprocessing(data: str, space: SearchSpace, interpolation: str = "bicubic") -> dict[str, Any]:
+    """How evaluation prepares an image of pixels in 0 to 1, in timm's terms.
+
+    Args:
+        data: the name, as in :func:`load_splits`.
+        space: gives the channels.
+        interpolation: of the evaluation's resize.
+
+    Returns:
+        ``mean`` and ``std`` per channel, ``interpolation`` and ``crop_pct``.
+    """
+    if data == "digits":
+        images, _, rest, _ = _digit_images()
+        mean, std = images[rest].mean().item(), images[rest].std().item()
+        channels = space.in_channels
+        return {
+            "mean": (mean,) * channels,
+            "std": (std,) * channels,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+        }
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    if space.in_channels == 1:  # the mean of three normalised channels, for a grey image
+        scale = sum(1 / s for s in std)
+        mean, std = (sum(m / s for m, s in zip(mean, std, strict=True)) / scale,), (len(std) / scale,)
+    return {
+        "mean": mean,
+        "std": std,
+        "interpolation": "bilinear" if interpolation == "random" else interpolation,
+        "crop_pct": EVALUATION_CROP,
+    }
+
+
 # -- digits ----------------------------------------------------------------------------------------------
 
 
-def _digits(space: SearchSpace, seed: int) -> Splits:
-    """scikit-learn's 1797 handwritten digits of 8x8 pixels, normalised by the training images.
+def _digit_images() -> tuple[Tensor, Tensor, list[int], list[int]]:
+    """scikit-learn's (1797, 1, 8, 8) images in 0 to 1, their labels, and which are not and are for the test.
 
     The test split, a fifth of each class, is the same for every seed.
     """
@@ -188,7 +224,12 @@ def _digits(space: SearchSpace, seed: int) -> Splits:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().div_(16)[:, None]
     labels = torch.from_numpy(bunch.target).long()
-    rest, test = hold_out(labels.tolist(), 0, DIGITS_TEST_SHARE, None)
+    return images, labels, *hold_out(labels.tolist(), 0, DIGITS_TEST_SHARE, None)
+
+
+def _digits(space: SearchSpace, seed: int) -> Splits:
+    """scikit-learn's 1797 handwritten digits of 8x8 pixels, normalised by the training images."""
+    images, labels, rest, test = _digit_images()
     kept, held = hold_out(labels[rest].tolist(), seed, DIGITS_SEARCH_SHARE, None)
     mean, std = images[rest].mean(), images[rest].std()
     parts = [

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from growtas import cost
 from growtas.errors import UsageError
-from growtas.search.evolution import Evolution, EvolutionConfig
-from growtas.search.limits import FeasibleSet, Limits
+from growtas.searching.evolution import Evolution, EvolutionConfig
+from growtas.searching.limits import FeasibleSet, Limits
 from growtas.space import Subnet, load_space
 
 DIGITS = load_space("digits")

@@ -7,7 +7,7 @@ import pytest
 
 from growtas import cost
 from growtas.errors import UsageError
-from growtas.search.limits import FeasibleSet, Limits
+from growtas.searching.limits import FeasibleSet, Limits
 from growtas.space import SearchSpace, Subnet, load_space, preset_names
 
 DIGITS = load_space("digits")

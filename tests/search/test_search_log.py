@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from growtas.errors import GrowtasError, UsageError
-from growtas.search.driver import evolve, read_result
-from growtas.search.evolution import Evolution, EvolutionConfig
-from growtas.search.limits import FeasibleSet, Limits
-from growtas.search.log import SearchLog
-from growtas.search.result import best_of
+from growtas.searching.driver import evolve, read_result
+from growtas.searching.evolution import Evolution, EvolutionConfig
+from growtas.searching.limits import FeasibleSet, Limits
+from growtas.searching.log import SearchLog
+from growtas.searching.result import best_of
 from growtas.space import Subnet, load_space
 
 IDENTITY = {"seed": 5, "limits": {"max_params": 50_000}, "weights": "a" * 64}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from growtas.errors import UsageError
-from growtas.search.limits import FeasibleSet
+from growtas.searching.limits import FeasibleSet
 from growtas.space import Subnet, seeded_rng
 
 # Sets of at most this many subnets are listed in full when drawing no longer finds new ones.

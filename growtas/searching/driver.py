@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from growtas.errors import GrowtasError
-from growtas.search.evolution import Evolution, EvolutionConfig
-from growtas.search.limits import FeasibleSet, Limits
-from growtas.search.log import SearchLog, read_records
-from growtas.search.result import Evaluation, SearchResult, best_of
+from growtas.searching.evolution import Evolution, EvolutionConfig
+from growtas.searching.limits import FeasibleSet, Limits
+from growtas.searching.log import SearchLog, read_records
+from growtas.searching.result import Evaluation, SearchResult, best_of
 from growtas.space import Subnet
 from growtas.version import __version__
 
@@ -39,7 +39,7 @@ def search(
     batch_size: int = 256,
     amp: str = "none",
     device: str = "auto",
-    workers: int = 0,
+    workers: int | None = None,
 ) -> SearchResult:
     """Find the most accurate subnet of a trained supernet within limits, by AutoFormer's evolution.
 
@@ -63,7 +63,7 @@ def search(
         batch_size: images evaluated at once.
         amp: ``"bfloat16"`` for autocast, ``"none"`` for float32.
         device: such as ``"cuda:1"``; ``"auto"`` is a GPU where there is one.
-        workers: processes that load images, where these do not fit on the device.
+        workers: processes that load images from files; as many as fit where None.
 
     Returns:
         The best subnet and every evaluation.
@@ -85,7 +85,8 @@ def search(
     run = _as_run(run)
     feasible = FeasibleSet(run.space, run.num_classes, limits)
 
-    from growtas.search.evaluate import Evaluator, choose_device, weights_hash
+    from growtas.searching.evaluate import Evaluator, weights_hash
+    from growtas.training.distributed import choose_device
 
     device = choose_device(device)
     net, splits = run.load_net(device), run.splits()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,11 +13,13 @@ from tqdm import tqdm
 from growtas.errors import UsageError, nearest
 from growtas.space import Subnet
 from growtas.training.data import evaluation_loader
+from growtas.training.evaluate import precision
+from growtas.training.loader import worker_count
 
 if TYPE_CHECKING:
     from growtas.supernet.vit import VisionTransformer
 
-AMP = {"none": None, "bfloat16": torch.bfloat16}
+AMP = ("none", "bfloat16")
 CACHE_BYTES = 2**30
 
 
@@ -33,7 +34,7 @@ class Evaluator:
         dataset: of (image (C, S, S) float32, label).
         batch_size: images evaluated at once.
         amp: ``"bfloat16"`` for autocast, ``"none"`` for float32.
-        workers: processes that load images.
+        workers: processes that load images; as many as fit where None.
         cache_bytes: most memory for kept images.
 
     Raises:
@@ -46,7 +47,7 @@ class Evaluator:
         dataset: Dataset,
         batch_size: int = 256,
         amp: str = "none",
-        workers: int = 0,
+        workers: int | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         if amp not in AMP:
@@ -58,8 +59,8 @@ class Evaluator:
         self.net = net.eval()
         self.images = len(dataset)
         self._device = next(net.parameters()).device
-        self._dtype = AMP[amp]
-        self._loader = evaluation_loader(dataset, batch_size, workers)
+        self._amp = amp
+        self._loader = evaluation_loader(dataset, batch_size, worker_count(workers))
         image_bytes = 4 * net.dims.in_channels * net.dims.image_size**2
         self._fits = self.images * image_bytes <= cache_bytes
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
@@ -70,9 +71,8 @@ class Evaluator:
         Args:
             subnet: of the net's space.
         """
-        autocast = torch.autocast(self._device.type, self._dtype) if self._dtype else nullcontext()
         correct = torch.zeros((), dtype=torch.int64, device=self._device)
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), precision(self._amp, self._device):
             for images, labels in self._batches():
                 logits = self.net(images, subnet)
                 correct += ((logits.argmax(1) == labels) & logits.isfinite().all(1)).sum()
@@ -90,22 +90,6 @@ class Evaluator:
             yield batch
         if self._fits:
             self._kept = kept
-
-
-def choose_device(device: str | torch.device) -> torch.device:
-    """The device to compute on: ``"auto"`` is a GPU where there is one, else the CPU.
-
-    Raises:
-        UsageError: torch does not know the device, or it is not there.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device={device!r} cannot be used ({str(error).splitlines()[0]}).") from error
-    return chosen
 
 
 def weights_hash(net: torch.nn.Module) -> str:

@@ -1,0 +1,19 @@
+"""Search for the best subnet under a limit. ``growtas.search`` is the function :func:`driver.search`."""
+
+from growtas.searching.driver import read_result, search
+from growtas.searching.evolution import Evolution, EvolutionConfig
+from growtas.searching.limits import FeasibleSet, Limits
+from growtas.searching.log import SearchLog
+from growtas.searching.result import Evaluation, SearchResult
+
+__all__ = [
+    "Evaluation",
+    "Evolution",
+    "EvolutionConfig",
+    "FeasibleSet",
+    "Limits",
+    "SearchLog",
+    "SearchResult",
+    "read_result",
+    "search",
+]

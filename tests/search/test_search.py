@@ -1,0 +1,240 @@
+"""growtas.search end to end on a small supernet: the best subnet, the log, the splits."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+import growtas
+from growtas import cost
+from growtas.errors import GrowtasError, UsageError
+from growtas.searching import read_result
+from growtas.searching.evaluate import Evaluator, weights_hash
+from growtas.space import load_space
+from growtas.supernet.vit import Supernet
+
+DIGITS = load_space("digits")
+SMALL = {"population": 6, "generations": 3, "parents": 4, "batch_size": 32, "workers": 0}
+
+
+class Counted(Dataset):
+    """Random images; counts how often each was fetched."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.images = torch.randn(length, 1, 8, 8, generator=generator)
+        self.labels = torch.randint(10, (length,), generator=generator)
+        self.fetched = [0] * length
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        self.fetched[index] += 1
+        return self.images[index], int(self.labels[index])
+
+
+@dataclass
+class Splits:
+    search: Counted
+    test: Counted
+    name: str = "noise"
+    num_classes: int = 10
+
+    @property
+    def train(self):
+        raise AssertionError("a search has no business with the training split")
+
+
+class FakeRun:
+    """What a search needs of a training run, with a supernet of random weights."""
+
+    def __init__(self, path: Path, seed: int = 0) -> None:
+        self.path, self.space, self.num_classes, self.seed = path, DIGITS, 10, seed
+        self.data = Splits(Counted(40, 1), Counted(30, 2))
+        self.loaded = 0
+
+    def load_net(self, device="cpu"):
+        self.loaded += 1
+        torch.manual_seed(self.seed)
+        net = Supernet(DIGITS, 10)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        return net.to(device).eval()
+
+    def splits(self):
+        return self.data
+
+
+def plainly(net, data: Counted, subnet) -> float:
+    """Top-1 in one batch."""
+    with torch.inference_mode():
+        return 100 * (net(data.images, subnet).argmax(1) == data.labels).sum().item() / len(data)
+
+
+def test_the_best_subnet_within_the_limits_is_found_and_tested_once(tmp_path):
+    run = FakeRun(tmp_path)
+    found = growtas.search(run, max_params=60_000, min_params=30_000, seed=3, **SMALL)
+    net = run.load_net()
+    assert len(found.history) == len({e.subnet for e in found.history}) == 18
+    for e in found.history:
+        assert e.top1 == plainly(net, run.data.search, e.subnet)
+        assert e.params == cost.parameters(e.subnet, DIGITS, 10)
+        assert e.macs == cost.macs(e.subnet, DIGITS, 10)
+        assert 30_000 <= e.params <= 60_000
+    assert found.best in found.history
+    assert found.best.top1 == max(e.top1 for e in found.history) > min(e.top1 for e in found.history)
+    assert found.test_top1 == plainly(net, run.data.test, found.best.subnet)
+    # every image of the test split was fetched exactly once in the whole search, for the best subnet alone;
+    # those of the search split once too, since they are kept
+    assert run.data.test.fetched == [1] * 30
+    assert run.data.search.fetched == [1] * 40
+    assert str(found.best.subnet) in str(found)
+
+
+def test_the_test_split_is_not_seen_before_the_search_is_over(tmp_path):
+    run = FakeRun(tmp_path)
+    evaluations = []
+
+    class Watched(Counted):
+        def __getitem__(self, index):
+            evaluations.append(len((tmp_path / "search.jsonl").read_text().splitlines()) - 1)
+            return super().__getitem__(index)
+
+    run.data.test = Watched(30, 2)
+    growtas.search(run, **SMALL)
+    assert evaluations == [18] * 30
+
+
+def test_a_finished_search_is_read_from_its_log(tmp_path):
+    run = FakeRun(tmp_path)
+    found = growtas.search(run, seed=3, **SMALL)
+    before = found.path.read_bytes()
+    assert found.path == tmp_path / "search.jsonl"
+    assert growtas.search(run, seed=3, **SMALL) == found
+    assert read_result(tmp_path) == found
+    assert found.path.read_bytes() == before
+    assert run.data.test.fetched == [1] * 30  # not touched again
+    assert json.loads(before.splitlines()[0])["versions"]["torch"] == torch.__version__
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return growtas.search(FakeRun(tmp_path_factory.mktemp("whole")), **SMALL)
+
+
+@pytest.mark.parametrize("calls", [1, 11, 18, 19])
+def test_an_interrupted_search_resumes_to_the_same_result(tmp_path, monkeypatch, whole, calls):
+    top1, made = Evaluator.top1, []
+
+    def interrupted(self, subnet):
+        if len(made) == calls - 1:
+            raise KeyboardInterrupt
+        made.append(subnet)
+        return top1(self, subnet)
+
+    monkeypatch.setattr(Evaluator, "top1", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        growtas.search(FakeRun(tmp_path / "part"), **SMALL)
+    monkeypatch.undo()
+    # the batch size is no part of a search's identity: it may shrink after running out of memory
+    part = growtas.search(FakeRun(tmp_path / "part"), **{**SMALL, "batch_size": 7})
+    assert (part.best, part.history, part.test_top1) == (whole.best, whole.history, whole.test_top1)
+    assert part.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_another_search_does_not_touch_the_log(tmp_path):
+    run = FakeRun(tmp_path)
+    before = growtas.search(run, **SMALL).path.read_bytes()
+    with pytest.raises(UsageError, match="max_params: None there, 50000 here"):
+        growtas.search(run, max_params=50_000, **SMALL)
+    with pytest.raises(UsageError, match="weights: "):
+        growtas.search(FakeRun(tmp_path, seed=1), **SMALL)
+    with pytest.raises(UsageError, match="generations: 3 there, 2 here"):
+        growtas.search(run, **{**SMALL, "generations": 2})
+    assert (tmp_path / "search.jsonl").read_bytes() == before
+
+
+def test_out_chooses_the_log(tmp_path):
+    run = FakeRun(tmp_path / "run")
+    assert growtas.search(run, out=tmp_path / "a.jsonl", **SMALL).path == tmp_path / "a.jsonl"
+    assert growtas.search(run, out=tmp_path / "b", **SMALL).path == tmp_path / "b" / "search.jsonl"
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_impossible_limit_is_refused_before_anything_is_loaded_or_written(tmp_path):
+    run = FakeRun(tmp_path)
+    low, high = cost.parameter_range(DIGITS, 10)
+    with pytest.raises(UsageError, match=f"max_params=1,000 .* choose between {low:,} and {high:,}"):
+        growtas.search(run, max_params=1000)
+    with pytest.raises(UsageError, match="population=0"):
+        growtas.search(run, population=0)
+    assert run.loaded == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_window_of_few_subnets_is_searched_whole(tmp_path):
+    found = growtas.search(FakeRun(tmp_path), max_params=cost.parameter_range(DIGITS, 10)[0], **SMALL)
+    assert [e.subnet for e in found.history] == [DIGITS.smallest()]
+    assert found.feasible == 1
+
+
+# -- evaluation ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def net():
+    return FakeRun(Path()).load_net()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 40, 500])
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+def test_top1_depends_on_neither_batch_size_nor_cache(net, batch_size, cache_bytes):
+    data = Counted(40, 1)
+    evaluator = Evaluator(net, data, batch_size, workers=0, cache_bytes=cache_bytes)
+    for subnet in (DIGITS.smallest(), DIGITS.largest()):
+        assert evaluator.top1(subnet) == plainly(net, data, subnet)
+    assert set(data.fetched) == {1 if cache_bytes else 2}
+
+
+def test_bfloat16_computes_in_bfloat16(net):
+    data, seen = Counted(40, 1), []
+    hook = net.norm.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    value = Evaluator(net, data, amp="bfloat16", workers=0).top1(DIGITS.largest())
+    hook.remove()
+    assert seen == [torch.bfloat16]
+    assert abs(value - plainly(net, data, DIGITS.largest())) < 10
+
+
+def test_logits_that_are_not_finite_are_wrong():
+    net = FakeRun(Path()).load_net()
+    with torch.no_grad():
+        net.head.bias[0] = float("nan")  # argmax picks the NaN, and a tenth of the labels would be "right"
+    assert Evaluator(net, Counted(40, 1), workers=0).top1(DIGITS.largest()) == 0
+
+
+def test_what_cannot_be_evaluated_is_a_sentence(net):
+    with pytest.raises(UsageError, match="amp='bfloat' is unknown. Did you mean 'bfloat16'"):
+        Evaluator(net, Counted(40, 1), amp="bfloat")
+    with pytest.raises(UsageError, match="batch_size=0"):
+        Evaluator(net, Counted(40, 1), batch_size=0)
+    with pytest.raises(UsageError, match="split is empty"):
+        Evaluator(net, Counted(0, 1))
+
+
+def test_the_hash_of_weights_sees_every_entry(net):
+    before = weights_hash(net)
+    assert weights_hash(FakeRun(Path()).load_net()) == before
+    changed = FakeRun(Path()).load_net()
+    with torch.no_grad():
+        changed.blocks[4].attn.key_table_h[-1, -1] += 1e-3
+    assert weights_hash(changed) != before
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(GrowtasError):
+        growtas.search(tmp_path / "nothing")
