@@ -26,7 +26,7 @@ constexpr int kThreads = kWarpsPerBlock * kWarp;
 constexpr int kBlocksPerSM = 1;
 constexpr std::int64_t kMaxBlocks = 528;  // of the backward pass: four on each of 132 multiprocessors
 constexpr std::int64_t kMinRowsPerWarp = 4;
-constexpr std::int64_t kMaxForwardBlocks = 2048;
+constexpr std::int64_t kMaxForwardBlocks = 1056;  // eight on each: all the warps they can hold
 
 // Elements of a pack: 16 bytes of the wider dtype.
 template <typename A, typename B>
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     const int lane = threadIdx.x % kWarp;
     const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
     const float inverse = 1.0f / static_cast<float>(width);
-    __shared__ alignas(16) float w[COLUMNS * kWarp], b[COLUMNS * kWarp];
+    alignas(16) __shared__ float w[COLUMNS * kWarp], b[COLUMNS * kWarp];
     stage(weight, width, w);
     stage(bias, width, b);
     __syncthreads();
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
                     Vector weight, const float* __restrict__ mean, const float* __restrict__ rstd, X* __restrict__ dx,
                     std::int64_t dx_stride, float* __restrict__ block_sums, std::int64_t rows, int width) {
     constexpr int N = kPack<X, G>, PACKS = COLUMNS / N;
-    __shared__ alignas(16) float warp_sums[kWarpsPerBlock][COLUMNS * kWarp];
+    alignas(16) __shared__ float warp_sums[kWarpsPerBlock][COLUMNS * kWarp];
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
     const float inverse = 1.0f / static_cast<float>(width);
