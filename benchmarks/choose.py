@@ -76,8 +76,8 @@ def contests(device: torch.device, dtype: torch.dtype) -> Iterator[Contest]:
             yield _norm_contest(norms.Norm(rows, width, shared), device, dtype)
     if len(backends("linear", device)) < 2:
         return
-    for batch in GPU_BATCHES:
-        for product in products.products(list(products.SPACES), "some"):
+    for batch, selection in zip(GPU_BATCHES, ("few", "some"), strict=True):
+        for product in products.products(list(products.SPACES), selection):
             yield _product_contest(product, batch, device, dtype)
 
 
@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, decide, write.
 
     Returns:
-        The exit status: 1 where a back end was refused, since it is wrong or failed.
+        The exit status: 0; 1 where a back end was refused, since it is wrong or failed; 130 if interrupted.
     """
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -274,8 +274,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"No operation has a second back end on {device} here: `growtas doctor` says what is missing.")
         return 0
     begin, records = time.perf_counter(), []
-    for contest in tqdm(todo, disable=None, unit="contest"):
-        records += measure(contest, device, options.seconds / len(todo), options.rounds)
+    try:
+        for contest in tqdm(todo, disable=None, unit="contest"):
+            records += measure(contest, device, options.seconds / len(todo), options.rounds)
+    except KeyboardInterrupt:
+        # A class of widths is decided by all of its sizes: half of the measurements decide nothing.
+        print("\nInterrupted: nothing was written.", file=sys.stderr)
+        print(show(records))
+        return 130
     head["seconds"] = round(time.perf_counter() - begin, 1)
     print(show(records))
     print(f"chosen over torch: {json.dumps(decide(records))}")

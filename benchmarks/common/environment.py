@@ -102,10 +102,13 @@ def version(package: str) -> str | None:
         return None
 
 
+def growtas_version() -> str:
+    """growtas' version, read from its file: gpu.py's process cannot import what it has just installed."""
+    return re.search(r'__version__ = "(.+?)"', (ROOT / "growtas" / "version.py").read_text()).group(1)
+
+
 def describe(device: torch.device) -> dict[str, Any]:
     """What a reader of a result has to know to believe it or to repeat it."""
-    from growtas.version import __version__
-
     machine: dict[str, Any] = {
         "device": device_name(device),
         "cpu": cpu_name(),
@@ -128,7 +131,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     return {
         "machine": machine,
         "versions": {
-            "growtas": __version__,
+            "growtas": growtas_version(),
             "python": platform.python_version(),
             **packages,
             "cuda": torch.version.cuda if device.type == "cuda" else None,

@@ -102,6 +102,7 @@ class Race:
         rounds: int,
         least: int = 3,
         use_graph: bool = True,
+        sample_seconds: float = 2e-3,
     ) -> Samples:
         """Time ways in turns.
 
@@ -111,13 +112,14 @@ class Race:
             direction: forward or backward.
             seconds, rounds, least: as :func:`common.timing.interleave` takes them.
             use_graph: on a GPU, time CUDA graphs.
+            sample_seconds: one sample repeats its call for at least about so long.
         """
         samplers, methods = {}, {}
         for name in names:
             with self.active(name):
                 ways = [self.build(name, inputs) for inputs in sets]
                 makers = [way.forward_call if direction == "forward" else way.backward_call for way in ways]
-                sample, methods[name] = timing.sampler(makers, self.device, 2e-3, use_graph)
+                sample, methods[name] = timing.sampler(makers, self.device, sample_seconds, use_graph)
             samplers[name] = self._within(name, sample)
         return Samples(timing.interleave(samplers, seconds=seconds, rounds=rounds, least=least), methods)
 

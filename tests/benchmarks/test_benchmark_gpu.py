@@ -1,0 +1,105 @@
+"""gpu.py without a GPU: steps are bounded, a failure does not end the run, nothing is left behind."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import choose
+import gpu
+import pytest
+import slice_matmul
+import torch
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_no_gpu_is_one_sentence_and_status_2(capsys):
+    assert gpu.main([]) == 2
+    assert "No CUDA device is visible" in capsys.readouterr().err
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_run_keeps_output_and_status(capfd):
+    log = io.StringIO()
+    assert gpu.run(python("print('seen')"), 30, log, dict(os.environ)) == "ok"
+    assert gpu.run(python("raise SystemExit(3)"), 30, log, dict(os.environ)) == "exit status 3"
+    assert "seen" in log.getvalue() and "seen" in capfd.readouterr().out
+
+
+def test_a_step_over_its_time_may_save_and_is_then_ended(tmp_path):
+    code = (
+        "import pathlib, subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(child.pid))\n"
+        "try:\n    time.sleep(60)\n"
+        f"except KeyboardInterrupt:\n    pathlib.Path({str(tmp_path / 'saved')!r}).write_text('kept')\n"
+    )
+    begin = time.monotonic()
+    status = gpu.run(python(code), 1.5, io.StringIO(), dict(os.environ))
+    assert status == "stopped at its limit of 2 s" and time.monotonic() - begin < 15
+    assert (tmp_path / "saved").read_text() == "kept"
+    child = Path("/proc", (tmp_path / "child").read_text(), "stat")
+    for _ in range(50):
+        if not child.exists() or child.read_text().split()[2] == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("a child of the step is still running")
+
+
+def test_one_failure_does_not_end_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "overlay", lambda: tmp_path)
+    ran = []
+
+    def start(command, limit, log, environment):
+        ran.append((command[0], environment.get("PYTHONPATH")))
+        return "ok" if command[0] != "bad" else "exit status 1"
+
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    todo = [
+        gpu.Step("build", ["bad"], 9, [["other"]]),
+        gpu.Step("tests", ["bad"], 9),
+        gpu.Step("measure", ["good"], 9),
+    ]
+    gpu.run_all(todo, 1, io.StringIO(), start)
+    assert ran == [("bad", None), ("other", None), ("bad", str(tmp_path)), ("good", str(tmp_path))]
+    assert [step.failed for step in todo] == [False, True, False]
+    late = [gpu.Step("measure", ["good"], 9)]
+    gpu.run_all(late, 0, io.StringIO(), start)
+    assert late[0].failed and "no time" in late[0].status
+
+
+def test_the_overlay_holds_growtas_and_its_kernels(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    for name in ("growtas/ops/backend.py", "growtas/__init__.py", "kernels/linear.py", "kernels/__init__.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("here = __file__\n")
+    folder = gpu.overlay()
+    assert folder == gpu.overlay(), "a second run must not trip over the first"
+    code = "import growtas.kernels.linear as k, growtas.ops.backend as b; print(k.here, b.here)"
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(python(code), env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [
+        str(folder / "growtas" / "kernels" / "linear.py"),
+        str(folder / "growtas" / "ops" / "backend.py"),
+    ]
+
+
+def test_the_steps_run_scripts_that_know_their_options(tmp_path, capsys):
+    todo = gpu.steps(sys.executable, tmp_path)
+    assert [step.name for step in todo] == ["build", "tests", "slice_matmul", "choose"]
+    for step, script in zip(todo[2:], (slice_matmul, choose), strict=True):
+        assert step.command[1] == script.__file__
+        with pytest.raises(SystemExit):
+            script.main(["--help"])
+        shown = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+        assert {word for word in step.command if word.startswith("--")} <= shown
+    assert any("ops" in name for name in gpu.gpu_tests())
