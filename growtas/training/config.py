@@ -58,7 +58,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "color_jitter": 0.0,
         "reprob": 0.0,
         "hflip": 0.0,
-        "shift": 1,
+        "shift": 0,
     },
 }
 """What replaces the published recipe for data that is named here."""
@@ -152,7 +152,7 @@ class TrainConfig:
         remode: ``const``, ``rand`` or ``pixel``.
         recount: most erased rectangles.
         hflip: probability of a horizontal flip (0.5; digits 0).
-        shift: most pixels by which embedded images are moved (digits 1).
+        shift: most pixels by which embedded images are moved at random (0).
         interpolation: of resized crops, and of the evaluation's resize.
         repeated_augmentation: differently augmented copies of each image per epoch; an epoch stays as long
             and sees a share of the images. The published runs use 3 on several GPUs.
