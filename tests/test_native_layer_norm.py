@@ -298,7 +298,7 @@ def test_the_native_functions_refuse_impossible_sizes():
 
 
 def test_every_half_precision_value_converts_exactly():
-    """With a weight of zero LayerNorm returns its bias: all 65,536 values of each type go in and come back."""
+    """A weight of zero makes LayerNorm return its bias: all 65,536 values of each type pass through."""
     for dtype in (BF16, FP16):
         every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
         x, weight = torch.zeros(1, every.numel()), torch.zeros(every.numel())
