@@ -131,8 +131,7 @@ def measure(contest: Contest, device: torch.device, seconds: float, rounds: int)
     sets = [
         contest.inputs(s) for s in range(timing.rotation(contest.moved, environment.cache_bytes(device), 4))
     ]
-    about = {"op": contest.op, "dtype": str(contest.race.dtype).removeprefix("torch.")}
-    about |= {"class": backend.shape_class(contest.width), "size": str(contest.work), "rows": contest.rows}
+    about = _about(contest)
     passed, refused = contest.race.check(names, sets[0], contest.truth(sets[0]), yardstick="growtas torch")
     records = [{**about, "backend": ways.short(name), "refused": why} for name, why in refused.items()]
     runs = {
@@ -152,6 +151,27 @@ def measure(contest: Contest, device: torch.device, seconds: float, rounds: int)
         record["torch_us"] = [1e6 * timing.spread(runs[d].seconds["growtas torch"]).median for d in PASSES]
         records.append({**record, "rounds": len(total[name])})
     return records
+
+
+def guarded(contest: Contest, device: torch.device, *args: Any) -> list[dict[str, Any]]:
+    """As :func:`measure`, but an error costs this contest only: its back ends count as refused."""
+    try:
+        return measure(contest, device, *args)
+    except Exception as error:
+        why = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+        rivals = [name for name in backends(contest.op, device) if name != "torch"]
+        return [{**_about(contest), "backend": name, "refused": why} for name in rivals]
+
+
+def _about(contest: Contest) -> dict[str, Any]:
+    """What the records of a contest have in common."""
+    return {
+        "op": contest.op,
+        "dtype": str(contest.race.dtype).removeprefix("torch."),
+        "class": backend.shape_class(contest.width),
+        "size": str(contest.work),
+        "rows": contest.rows,
+    }
 
 
 def _padded(runs: dict[str, Any], name: str) -> list[list[float]]:
@@ -276,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     begin, records = time.perf_counter(), []
     try:
         for contest in tqdm(todo, disable=None, unit="contest"):
-            records += measure(contest, device, options.seconds / len(todo), options.rounds)
+            records += guarded(contest, device, options.seconds / len(todo), options.rounds)
     except KeyboardInterrupt:
         # A class of widths is decided by all of its sizes: half of the measurements decide nothing.
         print("\nInterrupted: nothing was written.", file=sys.stderr)

@@ -15,7 +15,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import environment, product_report, products, results, roofline, timing, ways
@@ -118,6 +120,20 @@ def measure(product: Product, names: list[str], options, seconds: float) -> tupl
     return records, failures
 
 
+def guarded(measure_: Callable, product: Product, *args: Any) -> tuple[list[dict], list[dict]]:
+    """As :func:`measure`, but an error costs this product only: what was measured before is saved.
+
+    A kernel that leaves its slice can break the whole CUDA context; then all that follow fail like this, at
+    once.
+    """
+    try:
+        return measure_(product, *args)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+        about = {"space": product.space, "op": product.op, "inner": product.inner, "columns": product.columns}
+        return [], [{**about, "way": "every way", "reason": reason}]
+
+
 def add_rates(records: list[dict], ceiling: roofline.Roofline) -> None:
     """TFLOP/s, GB/s and the share of the roofline, from the medians; in place."""
     for record in records:
@@ -138,8 +154,8 @@ def run(options: argparse.Namespace) -> tuple[dict, list[dict]]:
     share = 0.3 if options.quick else 2.0
     names = ways.names(options.device)
     todo = products.products(options.spaces, "all" if options.all else "few" if options.quick else "some")
-    if options.quick:  # the smallest first, and an equal share of the spaces where the time runs out
-        todo.sort(key=lambda product: (product.op, product.columns * product.inner))
+    if options.quick:  # where the time runs out, the small products of every kind are there
+        todo.sort(key=lambda product: product.columns * product.inner)
     records, failures, complete, ceiling, left_out = [], [], False, None, []
     begin = time.perf_counter()
     try:
@@ -153,13 +169,13 @@ def run(options: argparse.Namespace) -> tuple[dict, list[dict]]:
                 bar.set_description(str(product))
                 # Comparing and warming up take about as long as timing.
                 seconds = min(options.seconds / len(todo), left / (2 * (len(todo) - place)))
-                found, failed = measure(product, names, options, seconds)
+                found, failed = guarded(measure, product, names, options, seconds)
                 records += found
                 failures += failed
-        # Measured again: on a busy machine the better of two moments is nearer to the ceiling.
-        if time.perf_counter() < options.deadline:
-            ceiling = ceiling.best(roofline.measure(options.device, options.dtype, share))
         complete = True
+        # Measured again: on a busy machine the better of two moments is nearer to the ceiling.
+        if time.perf_counter() < options.deadline and not failures:
+            ceiling = ceiling.best(roofline.measure(options.device, options.dtype, share))
     except KeyboardInterrupt:
         print("\nInterrupted: what was measured until now is kept.", file=sys.stderr)
     if ceiling is not None:

@@ -83,15 +83,27 @@ def cache_bytes(device: torch.device) -> int:
 
 
 def commit() -> str:
-    """The commit measured, ``-dirty`` where the checkout differs from it, ``unknown`` outside of one."""
+    """The commit measured; ``-dirty`` where what is measured or measures differs from it; else ``unknown``."""
+    measured = [
+        "growtas/ops",
+        "kernels",
+        "csrc",
+        "benchmarks",
+        ":!benchmarks/results",
+        ":!growtas/ops/choices.json",
+    ]
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=ROOT, capture_output=True, text=True, timeout=30,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("-dirty" if _git("status", "--porcelain", "--", *measured) else "")
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return done.stdout.strip() or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+    )
+    return done.stdout.strip()
 
 
 def version(package: str) -> str | None:

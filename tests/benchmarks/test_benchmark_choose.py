@@ -78,6 +78,19 @@ def test_a_measured_choice_is_followed(tmp_path, monkeypatch, capsys):
         backend.choose.cache_clear()
 
 
+def test_a_failing_contest_refuses_its_back_ends(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(choose, "measure", fail)
+    monkeypatch.setattr(choose, "shared_widths", lambda: {24: 32})
+    out = tmp_path / "choices.json"
+    assert choose.main(["--device", "cpu", "--threads", "1", "--out", str(out)]) == 1
+    data = results.read(out)
+    assert data["choices"] == {"cpu": {}}
+    assert {r["refused"] for r in data["measurements"]} == {"RuntimeError: an illegal memory access"}
+
+
 def test_an_interrupted_measurement_decides_nothing(tmp_path, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import render_docs
 import slice_matmul
 import torch
 from common import norms, product_report, products, roofline, ways
@@ -171,6 +172,22 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path, capsys, fast, monkeypatch):
     assert {product_report.label(record) for record in data["records"]} == {str(done[0])}
 
 
+def test_an_error_costs_one_product_only(tmp_path, capsys, fast, monkeypatch):
+    measure = slice_matmul.measure
+
+    def broken(product, *args):
+        if product.op == "fc1":
+            raise RuntimeError("out of memory\nand a long story")
+        return measure(product, *args)
+
+    monkeypatch.setattr(slice_matmul, "measure", broken)
+    out = tmp_path / "result.json"
+    assert slice_matmul.main([*TINY, "--out", str(out)]) == 1
+    data = json.loads(out.read_text())
+    assert [failure["reason"] for failure in data["failures"]] == ["RuntimeError: out of memory"]
+    assert {record["op"] for record in data["records"]} == {"qkv", "fc2"}
+
+
 def test_a_wrong_way_makes_the_run_fail(tmp_path, capsys, fast, monkeypatch):
     build = ways.build
     monkeypatch.setattr(
@@ -197,6 +214,17 @@ def test_bad_arguments_are_usage_errors(argument, capsys):
         slice_matmul.main(argument)
     assert stop.value.code == 2
     assert argument[1].lower() in capsys.readouterr().err.lower()
+
+
+def test_the_roofline_is_measured():
+    found = roofline.measure(CPU, torch.float32, seconds=0.0)
+    assert 1e8 < found.bandwidth < 1e13 and 1e9 < found.flops < 1e15
+    half = roofline.Roofline(bandwidth=2.0, flops=10.0)
+    assert half.floor(flops=20, moved=2) == 2.0 and half.floor(flops=5, moved=8) == 4.0
+
+
+def test_the_tables_of_the_documentation_are_those_of_the_results():
+    assert render_docs.main(["--check"]) == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
