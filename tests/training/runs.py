@@ -1,0 +1,123 @@
+"""Small runs, started in this process or in one that is going to be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from growtas.errors import GrowtasError
+from growtas.space import SearchSpace
+from growtas.training import checkpoint
+
+SPACE = SearchSpace(
+    "small",
+    embed_dim=(8, 12, 16),
+    mlp_ratio=(1, 2),
+    num_heads=(1, 2),
+    depth=(1, 2, 3),
+    image_size=8,
+    patch_size=4,
+    in_channels=1,
+    head_dim=4,
+    max_relative_position=1,
+)
+
+SMALL = {
+    "epochs": 3,
+    "batch_size": 96,
+    "stages": 2,
+    "transition": "1",
+    "new_region": "standard",
+    "drop_path": 0.2,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "eval_every": 1,
+    "eval_subnets": 0,
+    "tensorboard": False,
+    "device": "cpu",
+    "space": SPACE,
+}
+"""A run of 33 steps that uses every source of randomness."""
+
+
+def records(folder):
+    """log.jsonl without the time stamps."""
+    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["time"]
+    return lines
+
+
+def same(first, second):
+    """Whether two nested states are equal to the bit."""
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+def assert_same_result(first, second):
+    """Two run folders ended alike: checkpoint to the bit, log but for its times."""
+    states = [checkpoint.load(Path(folder) / "checkpoint.pt") for folder in (first, second)]
+    for state in states:
+        state["log_offset"] = None  # time stamps differ in length: 1.5 and 1.25
+    for key in states[0]:
+        assert same(states[0][key], states[1][key]), key
+    assert records(first) == records(second)
+
+
+class Child:
+    """A process of its own, forked, that runs a function until it is killed.
+
+    Args:
+        work: what it does.
+        output: file for what it prints.
+    """
+
+    def __init__(self, work: Callable[[], object], output: Path) -> None:
+        self.output = output
+        self.pid = os.fork()
+        if self.pid:
+            return
+        status = 1
+        try:  # the child never returns from here
+            descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(descriptor, 1), os.dup2(descriptor, 2)
+            torch.set_num_threads(1)
+            work()
+            status = 0
+        except GrowtasError as error:
+            os.write(2, str(error).encode())
+            status = error.exit_status
+        except BaseException:  # noqa: BLE001 - a forked child must not fall back into pytest
+            os.write(2, traceback.format_exc().encode())
+        finally:
+            os._exit(status)
+
+    def wait_until(self, ready: Callable[[], bool], limit: float = 120.0) -> None:
+        """Wait for a condition while the process runs."""
+        end = time.monotonic() + limit
+        while not ready():
+            ended, _ = os.waitpid(self.pid, os.WNOHANG)
+            if ended:
+                self.pid = 0
+            assert self.pid, self.output.read_text()
+            assert time.monotonic() < end, "the training process did not get there"
+            time.sleep(0.0005)
+
+    def kill(self, number: int = signal.SIGKILL) -> tuple[int, str]:
+        """Send a signal and wait for the end. Returns: exit status (minus a fatal signal) and output."""
+        os.kill(self.pid, number)
+        _, status = os.waitpid(self.pid, 0)
+        self.pid = 0
+        return os.waitstatus_to_exitcode(status), self.output.read_text()
