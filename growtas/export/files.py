@@ -24,7 +24,7 @@ def save(model: GrowtasViT, folder: str | os.PathLike, overwrite: bool = False) 
     """Write a model's weights and the configuration with which timm builds and loads it again.
 
     Afterwards ``timm.create_model("local-dir:FOLDER", pretrained=True)`` gives the model in any process that
-    has imported ``growtas.export``. Both files are written whole or not at all.
+    has imported ``growtas.export``. Each file is written whole or not at all, the weights first.
 
     Args:
         model: what :func:`growtas.extract` returned, fine-tuned or not.

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 import growtas
 from growtas import cost
-from growtas.errors import GrowtasError, UsageError
+from growtas.errors import UsageError
 from growtas.searching import read_result
 from growtas.searching.evaluate import Evaluator, weights_hash
 from growtas.space import load_space
@@ -233,8 +233,3 @@ def test_the_hash_of_weights_sees_every_entry(net):
     with torch.no_grad():
         changed.blocks[4].attn.key_table_h[-1, -1] += 1e-3
     assert weights_hash(changed) != before
-
-
-def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(GrowtasError):
-        growtas.search(tmp_path / "nothing")
