@@ -131,7 +131,8 @@ def find_nvcc() -> str:
         return str(beside[-1])
     raise BuildProblem(
         "no nvcc was found in CUDA_HOME, CUDA_PATH, PATH or /usr/local/cuda*: install the CUDA toolkit 12.0 "
-        "or newer (https://developer.nvidia.com/cuda-downloads) and set CUDA_HOME to it, or GROWTAS_BUILD=cpu."
+        "or newer (https://developer.nvidia.com/cuda-downloads) and set CUDA_HOME to it, or set "
+        "GROWTAS_BUILD=cpu."
     )
 
 
@@ -196,7 +197,7 @@ def cuda_archs(known: list[str]) -> list[str]:
 def _can_build(arch: str, known: list[str]) -> bool:
     base, kind = int(arch.rstrip("af")), arch.lstrip("0123456789")
     oldest = {"": OLDEST_ARCH, "a": 90, "f": 100}[kind]
-    return base >= oldest and str(base) in known
+    return base >= oldest and (not known or str(base) in known)
 
 
 def arch_flags(archs: list[str]) -> list[str]:

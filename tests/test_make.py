@@ -1,0 +1,151 @@
+"""The Makefile's own logic: which Python it takes, when it installs again, what it says when it cannot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The Makefile with one kernel source, and a folder of programs to put on PATH."""
+    for name in ("Makefile", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "kernel.cpp").write_text("")
+    (tmp_path / "bin").mkdir()
+    for program in ("make", "sh", "find", "touch", "rm", "mkdir", "cat", "chmod"):
+        (tmp_path / "bin" / program).symlink_to(shutil.which(program))
+    return tmp_path
+
+
+def program(project, name, body):
+    path = project / "bin" / name
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
+# A Python that passes the version check, and whose `-m venv` makes an interpreter that only notes what it is
+# told to install.
+WORKS = """
+case "$1 $2" in
+"-c "*) exit 0;;
+"-m venv")
+    mkdir -p $3/bin; echo made by $0 >>log
+    printf '#!/bin/sh\\necho "$@" >>log\\n' >$3/bin/python; chmod +x $3/bin/python;;
+esac
+"""
+
+
+def make(project, *arguments):
+    env = {"PATH": str(project / "bin")}
+    return subprocess.run(
+        ["make", "--no-print-directory", *arguments], cwd=project, env=env, capture_output=True, text=True
+    )
+
+
+def log(project):
+    return (project / "log").read_text().splitlines() if (project / "log").exists() else []
+
+
+def test_a_shim_that_does_not_run_is_passed_over(project):
+    program(project, "python3.13", "echo 'pyenv: python3.13: command not found' >&2; exit 127")
+    program(project, "python3.11", WORKS)
+    done = make(project, "setup")
+    assert done.returncode == 0, done.stderr
+    assert log(project) == [f"made by {project}/bin/python3.11", "-m pip install -e .[dev]"]
+
+
+def test_the_version_is_checked_by_running_it(project):
+    """The check itself, with a real interpreter: this one passes, and one that is too old does not."""
+    program(project, "python3.12", f'case "$1" in -c) exec {sys.executable} "$@";; esac\n{WORKS}')
+    assert make(project, "setup").returncode == 0
+    shutil.rmtree(project / ".venv")
+    old = f'shift; exec {sys.executable} -c "import sys; sys.version_info = (3, 10); $1"'
+    program(project, "python3.12", old)
+    done = make(project, "setup")
+    assert done.returncode != 0 and "growtas needs Python 3.11 or newer" in done.stderr
+
+
+def test_python_can_be_chosen(project):
+    program(project, "python3.13", WORKS)
+    program(project, "mine", WORKS)
+    assert make(project, "setup", "PYTHON=mine").returncode == 0
+    assert log(project)[0] == f"made by {project}/bin/mine"
+
+
+def test_no_python_and_no_venv_are_sentences(project):
+    done = make(project, "setup")
+    assert done.returncode != 0 and "apt install python3 python3-venv" in done.stderr
+    program(project, "python3", 'case "$1" in -c) exit 0;; esac; mkdir -p .venv/bin; exit 1')
+    done = make(project, "setup")
+    assert done.returncode != 0 and "could not create .venv" in done.stderr
+    assert "apt install python3-venv" in done.stderr
+    assert not (project / ".venv").exists()  # half of one would pass for a whole one next time
+
+
+def test_a_changed_kernel_is_built_again_and_nothing_else_is(project):
+    program(project, "python3", WORKS)
+    for _ in range(2):
+        assert make(project, "setup").returncode == 0
+    installs = [line for line in log(project) if "pip install" in line]
+    assert len(installs) == 1
+    for changed in ("csrc/kernel.cpp", "pyproject.toml", "setup.py"):
+        stamp = (project / ".venv" / ".installed").stat().st_mtime
+        os.utime(project / changed, (stamp + 5, stamp + 5))
+        assert make(project, "setup").returncode == 0
+        os.utime(project / ".venv" / ".installed", (stamp + 10, stamp + 10))
+    assert len([line for line in log(project) if "pip install" in line]) == 4
+    assert len([line for line in log(project) if "made by" in line]) == 1
+
+
+def test_a_failed_install_is_tried_again(project):
+    program(project, "python3", WORKS.replace('echo "$@" >>log', 'echo "$@" >>log; exit 1'))
+    assert make(project, "setup").returncode != 0
+    assert not (project / ".venv" / ".installed").exists()
+
+
+@pytest.mark.parametrize(
+    "target, commands",
+    [
+        ("test", ["ruff check", "ruff format --check", "python -m pytest -n 2"]),
+        ("demo", ["growtas demo"]),
+        ("bench", ["benchmarks/slice_matmul.py"]),
+    ],
+)
+def test_each_target_sets_up_and_then_does_its_job(project, target, commands):
+    program(project, "python3", WORKS)
+    plan = make(project, "-n", target).stdout
+    places = [plan.find(text) for text in ["venv", "pip install -e '.[dev]'", *commands]]
+    assert -1 not in places and places == sorted(places), plan
+
+
+def test_gpu_uses_the_python_that_has_torch_and_no_network(project):
+    program(project, "python3", 'echo "$@" >>log; case "$*" in *"import torch"*) exit 1;; esac')
+    done = make(project, "gpu")
+    assert done.returncode != 0 and "python3 has no torch that works on a CUDA device" in done.stderr
+    program(project, "python3", 'echo "$GROWTAS_BUILD $@" >>log')
+    (project / "log").unlink()
+    assert make(project, "gpu").returncode == 0
+    told = log(project)
+    assert told[1] == "cuda -m pip install --no-deps --no-build-isolation --no-index -e ."
+    assert [line.split()[-1] for line in told[2:]] == [
+        "cuda",
+        "benchmarks/slice_matmul.py",
+        "benchmarks/choose.py",
+    ]
+    assert not (project / ".venv").exists()
+
+
+def test_ci_runs_make_test_and_nothing_else():
+    commands = [s for s in (ROOT / ".ci" / "run").read_text().splitlines() if s and not s.startswith("#")]
+    assert commands == ["set -e", 'cd "$(dirname "$0")/.."', "exec make test"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
