@@ -1,0 +1,389 @@
+"""The command line: the verbs of the Python API with the same names and defaults.
+
+Options are read off the API's own signatures and docstrings, so the two cannot drift apart. Each verb imports
+what it needs when it runs: ``growtas --help`` and ``growtas spaces`` do not load torch.
+
+Exit status: 0 done; 1 something went wrong; 2 the call asked for what cannot be; 130 interrupted. Errors are
+one sentence on standard error; ``GROWTAS_DEBUG=1`` shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from growtas.errors import GrowtasError, UsageError, nearest
+from growtas.version import __version__
+
+if TYPE_CHECKING:
+    from growtas.space import SearchSpace, Subnet
+    from growtas.training.run import Run
+
+INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+
+USAGE = """\
+usage: growtas VERB [OPTIONS]
+
+Supernets of vision transformers: trained small to large, searched under a limit, exported.
+
+{verbs}
+
+growtas VERB --help lists the options of a verb; growtas --version prints the version.
+"""
+
+
+class Interrupted(Exception):
+    """Stopped by a signal, with the sentence that says how to go on."""
+
+    def __init__(self, sentence: str, exit_status: int = INTERRUPTED) -> None:
+        super().__init__(sentence)
+        self.exit_status = exit_status
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments after the program's name; the process' own where None.
+
+    Returns:
+        The exit status.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(argv)
+    except SystemExit as done:  # tyro's --help and usage errors
+        return done.code if isinstance(done.code, int) else 0 if done.code is None else 2
+    except BrokenPipeError:  # the reader of a pipe left; nothing more can be said there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return _fail("Interrupted.", INTERRUPTED)
+    except Interrupted as stop:
+        return _fail(f"Interrupted. {stop}", stop.exit_status)
+    except GrowtasError as error:
+        return _fail(error, error.exit_status)
+    except OSError as error:  # names the file: a folder without permission, a full device
+        return _fail(error, 1)
+    except Exception as error:
+        return _fail(f"unexpected {type(error).__name__}: {error}; GROWTAS_DEBUG=1 shows where.", 1)
+
+
+def _fail(sentence: object, status: int) -> int:
+    if os.environ.get("GROWTAS_DEBUG") == "1" and sys.exception() is not None:
+        raise  # noqa: PLE0704 - called while the exception is handled
+    print(f"growtas: {sentence}", file=sys.stderr)
+    return status
+
+
+def _dispatch(argv: list[str]) -> int:
+    verb = argv[0] if argv else "--help"
+    if verb in ("-h", "--help", "help"):
+        lines = (f"  {name:<10} {run.__doc__.splitlines()[0]}" for name, run in VERBS.items())
+        print(USAGE.format(verbs="\n".join(lines)), end="")
+        return 0 if argv else 2
+    if verb == "--version":
+        print(f"growtas {__version__}")
+        return 0
+    if verb not in VERBS:
+        raise UsageError(f"There is no verb {verb!r}.{nearest(verb, VERBS)}")
+    return VERBS[verb](argv[1:]) or 0
+
+
+# -- options off signatures ------------------------------------------------------------------------------
+
+
+def options(
+    function: Callable, args: Sequence[str], verb: str, types: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Parse the arguments of a verb by the signature and the docstring of the function that it calls.
+
+    Args:
+        function: of the API.
+        args: of the command line.
+        verb: for the usage line.
+        types: parameters whose type cannot be written in a shell, with the one to read in its place.
+
+    Returns:
+        One value per parameter.
+
+    Raises:
+        SystemExit: after ``--help`` (status 0) or wrong usage (2); tyro has printed it.
+    """
+    return _parse(_parameters(function, types or {}), _help_text(function), args, verb)
+
+
+def _parameters(function: Callable, types: Mapping[str, Any]) -> list[inspect.Parameter]:
+    """The parameters with real types: string annotations are read in the function's own module."""
+    scope = vars(sys.modules[function.__module__])
+    parameters = []
+    for parameter in inspect.signature(function).parameters.values():
+        annotation = types.get(parameter.name, parameter.annotation)
+        if isinstance(annotation, str):
+            annotation = eval(annotation, scope)  # noqa: S307 - our own source
+        parameters.append(parameter.replace(annotation=annotation))
+    return parameters
+
+
+def _help_text(function: Callable) -> str:
+    """The purpose and the arguments of a docstring; what is raised and returned is for Python's readers."""
+    lines, keep = [], True
+    for line in inspect.getdoc(function).replace("``", "").splitlines():
+        if line and not line.startswith(" ") and line.endswith(":"):
+            keep = line == "Args:"
+        if keep:
+            lines.append(line)
+    return "\n".join(lines).rstrip()
+
+
+def _parse(
+    parameters: Sequence[inspect.Parameter], help_text: str, args: Sequence[str], verb: str
+) -> dict[str, Any]:
+    import tyro
+
+    def collect(**values: Any) -> dict[str, Any]:
+        return values
+
+    collect.__signature__ = inspect.Signature(parameters)
+    collect.__annotations__ = {p.name: p.annotation for p in parameters}
+    collect.__doc__ = help_text
+    config = (tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
+    return tyro.cli(collect, args=args, prog=f"growtas {verb}", config=config)
+
+
+def _positional(kind: Any) -> Any:
+    import tyro
+
+    return Annotated[kind, tyro.conf.Positional]
+
+
+# -- verbs -----------------------------------------------------------------------------------------------
+
+
+def _train(args: list[str]) -> int:
+    """train a supernet; --resume OUT continues an interrupted run"""
+    from growtas.training.config import TrainConfig
+
+    parameters = _parameters(TrainConfig, {})
+    folder = inspect.Parameter("resume", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)
+    settings = _help_text(TrainConfig).partition("Args:")[2]
+    help_text = f"Train a supernet, or continue a run.\n\nArgs:{settings}"
+    help_text += "\n    resume: the folder of a run to continue; it knows its settings."
+    resumes = any(arg.split("=")[0] == "--resume" for arg in args)
+    if resumes:  # a setting counts as given only where it stands in the arguments
+        parameters = [_optional(parameter) for parameter in parameters]
+    values = _parse([*parameters, folder], help_text, args, "train")
+    if resumes:
+        flags = {arg.removeprefix("--no-").removeprefix("--").replace("-", "_") for arg in args}
+        values = {
+            k: v for k, v in values.items() if v is not None and (not isinstance(v, bool) or k in flags)
+        }
+
+    import growtas
+
+    run = growtas.train(**values)
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts one process per GPU; one of them speaks
+        _report_training(run)
+    return 0
+
+
+def _optional(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The same parameter, but None where it is not given; tyro's flags cannot be None."""
+    if parameter.annotation is bool:
+        return parameter
+    return parameter.replace(default=None, annotation=parameter.annotation | None)
+
+
+def _report_training(run: Run) -> None:
+    from growtas.training.log import read_log
+
+    finish = list(read_log(run.path, "finish"))[-1]
+    skipped = finish["skipped"]
+    print(f"{run.path}: {run.config.epochs} epochs, {run.steps:,} steps, {skipped} of them skipped")
+    evaluations = list(read_log(run.path, "eval"))
+    for result in evaluations[-1]["results"] if evaluations else ():
+        print(
+            f"  {result['name']:<9} {result['subnet']}: {result['params']:,} parameters, "
+            f"top-1 {result['top1']:.2f} % on the search split"
+        )
+    print(f"next: growtas search {run.path} --max-params N")
+
+
+def _search(args: list[str]) -> int:
+    """find the best subnet of a trained supernet under limits"""
+    from growtas import search
+
+    values = options(search, args, "search", {"run": _positional(str), "out": str | None})
+    run = values["run"]
+    try:
+        found = search(**values)
+    except KeyboardInterrupt as stop:
+        raise Interrupted("Every evaluation up to here is kept: repeat the command to continue.") from stop
+    print(found)
+    print(f"log: {found.path}")
+    print(f"next: growtas extract {run} --subnet {found.best.subnet} --out FOLDER")
+    return 0
+
+
+def extract(run: str, out: str, subnet: str = "best", overwrite: bool = False) -> None:
+    """Save a subnet of a run as a standalone timm model, its logits compared with the supernet slice's.
+
+    Args:
+        run: folder of a training run.
+        out: folder for model.safetensors and config.json.
+        subnet: best (of the run's finished search), smallest, largest, or sizes such as d24-h2,2,3-r2,3,2.
+        overwrite: replace another model in that folder.
+    """
+    import growtas.export
+    from growtas.training.run import Run
+
+    opened = Run.open(run)
+    model = growtas.export.extract(opened, _subnet(opened, subnet))
+    folder = growtas.export.save(model, out, overwrite)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{model.subnet}: {parameters:,} parameters")
+    print(f"largest difference of a logit from the supernet slice's: {model.extraction_error:.3g}")
+    for name in ("model.safetensors", "config.json"):
+        print(f"wrote {folder / name}")
+    print(f"load it: import growtas.export, timm; timm.create_model('local-dir:{folder}', pretrained=True)")
+
+
+def _extract(args: list[str]) -> int:
+    """save a subnet as a standalone timm model (safetensors)"""
+    extract(**options(extract, args, "extract", {"run": _positional(str)}))
+    return 0
+
+
+def evaluate(
+    run: str,
+    subnet: str = "best",
+    split: str = "test",
+    batch_size: int = 256,
+    amp: str = "none",
+    device: str = "auto",
+    workers: int = 0,
+) -> None:
+    """Top-1 accuracy of a subnet of a run, with the weights that it inherits.
+
+    Args:
+        run: folder of a training run.
+        subnet: best (of the run's finished search), smallest, largest, or sizes such as d24-h2,2,3-r2,3,2.
+        split: test, search (held out from training) or train.
+        batch_size: images evaluated at once.
+        amp: bfloat16 for autocast, none for float32.
+        device: such as cuda:1; auto is a GPU where there is one.
+        workers: processes that load images.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"There is no split {split!r}.{nearest(split, SPLITS)}")
+    from growtas import cost
+    from growtas.searching.evaluate import Evaluator
+    from growtas.training.distributed import choose_device
+    from growtas.training.run import Run
+
+    opened = Run.open(run)
+    chosen = _subnet(opened, subnet)
+    opened.space.validate(chosen)
+    dataset = getattr(opened.splits(), split)
+    net = opened.load_net(choose_device(device))
+    top1 = Evaluator(net, dataset, batch_size, amp, workers).top1(chosen)
+    parameters = cost.parameters(chosen, opened.space, opened.num_classes)
+    macs = cost.macs(chosen, opened.space, opened.num_classes)
+    print(
+        f"{chosen}: top-1 {top1:.2f} % on the {len(dataset):,} images of the {split} split, "
+        f"{parameters:,} parameters, {macs:,} MACs"
+    )
+
+
+SPLITS = ("test", "search", "train")
+
+
+def _evaluate(args: list[str]) -> int:
+    """accuracy of one subnet of a run"""
+    evaluate(**options(evaluate, args, "evaluate", {"run": _positional(str)}))
+    return 0
+
+
+def _subnet(run: Run, text: str) -> Subnet:
+    """A subnet by its sizes or by name."""
+    from growtas.space import Subnet
+
+    if text in ("smallest", "largest"):
+        return getattr(run.space, text)()
+    if text != "best":
+        return Subnet.parse(text)
+    from growtas.searching import read_result
+
+    return read_result(run.path).best.subnet
+
+
+def spaces(space: str | None = None, num_classes: int | None = None) -> None:
+    """The search spaces that come with growtas, or one space or YAML file in detail.
+
+    Args:
+        space: a preset or the path of a YAML file; all presets where not given.
+        num_classes: outputs of the head, which count as parameters (1000; digits 10).
+    """
+    from growtas.space import load_space, preset_names
+
+    rows = [("space", "subnets", "parameters", "embed_dim", "heads", "MLP ratio", "depth", "image, patch")]
+    for name in [space] if space else preset_names():
+        rows.append(_space_row(load_space(name), num_classes))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _space_row(space: SearchSpace, num_classes: int | None) -> tuple[str, ...]:
+    from growtas import cost
+
+    classes = num_classes or (10 if space.name == "digits" else 1000)
+    low, high = cost.parameter_range(space, classes)
+    choices = (space.embed_dim, space.num_heads, space.mlp_ratio, space.depth)
+    listed = (", ".join(str(choice) for choice in values) for values in choices)
+    sizes = f"{space.image_size}, {space.patch_size} px"
+    return (space.name, f"{space.count():,}", f"{low:,} to {high:,} ({classes} classes)", *listed, sizes)
+
+
+def _spaces(args: list[str]) -> int:
+    """list the search spaces with their sizes"""
+    spaces(**options(spaces, args, "spaces", {"space": _positional(str | None)}))
+    return 0
+
+
+def _doctor(args: list[str]) -> int:
+    """versions, back ends and hardware, and what is missing"""
+    from growtas import doctor
+
+    return doctor.main(**options(doctor.main, args, "doctor"))
+
+
+def _demo(args: list[str]) -> int:
+    """train, search and export on scikit-learn's digits in a few minutes"""
+    from growtas.demo import demo
+
+    values = options(demo, args, "demo")
+    again = f"What was done is kept: growtas demo --out {values['out']} continues."
+    try:
+        demo(**values)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(again) from stop
+    except GrowtasError as stop:
+        if stop.exit_status < 128:
+            raise
+        raise Interrupted(again, stop.exit_status) from stop  # training's own sentence is about the run alone
+    return 0
+
+
+VERBS: dict[str, Callable[[list[str]], int | None]] = {
+    "train": _train,
+    "search": _search,
+    "extract": _extract,
+    "evaluate": _evaluate,
+    "spaces": _spaces,
+    "doctor": _doctor,
+    "demo": _demo,
+}
