@@ -69,8 +69,8 @@ def choices_section(data: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             "### What `auto` follows",
-            "Speed relative to the torch back end: the geometric mean of the medians over the sizes measured; "
-            "in brackets the lowest lower quartile, which decides.",
+            "Speed relative to the torch back end: the geometric mean of the medians over all sizes; in "
+            "brackets the lowest lower quartile, which decides.",
             render([*header, "sizes", "auto takes"], rows, left=5, markdown=True),
         ]
     )

@@ -83,7 +83,7 @@ def cache_bytes(device: torch.device) -> int:
 
 
 def commit() -> str:
-    """The commit measured; ``-dirty`` where what is measured or measures differs from it; else ``unknown``."""
+    """The commit; ``-dirty`` where operations, kernels or benchmarks differ; ``unknown`` without git."""
     measured = [
         "growtas/ops",
         "kernels",

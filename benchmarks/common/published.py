@@ -39,10 +39,11 @@ def qkv(x: Tensor, weight: Tensor, bias: Tensor, num_heads: int, head_dim: int) 
         head_dim: e.
 
     Returns:
-        (3, B, h, N, e), a view: attention pays for the copy that its products need.
+        (3, B, h, N, e), contiguous: the published attention multiplies q, k and v with ``@``, for which
+        torch copies heads that lie apart, so that this copy is made on every step.
     """
     rows = 3 * num_heads * head_dim
     cut = weight[:, : x.shape[-1]]
     gathered = torch.cat([cut[part:rows:3, :] for part in range(3)], dim=0)
     out = F.linear(x, gathered, bias[:rows])
-    return out.reshape(*x.shape[:2], 3, num_heads, head_dim).permute(2, 0, 3, 1, 4)
+    return out.reshape(*x.shape[:2], 3, num_heads, head_dim).permute(2, 0, 3, 1, 4).contiguous()
