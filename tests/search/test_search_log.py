@@ -17,7 +17,7 @@ from growtas.searching.driver import evolve, read_result
 from growtas.searching.evolution import Evolution, EvolutionConfig
 from growtas.searching.limits import FeasibleSet, Limits
 from growtas.searching.log import SearchLog
-from growtas.searching.result import best_of
+from growtas.searching.result import Evaluation, best_of
 from growtas.space import Subnet, load_space
 
 IDENTITY = {"seed": 5, "limits": {"max_params": 50_000}, "weights": "a" * 64}
@@ -210,6 +210,20 @@ def test_a_log_that_cannot_be_opened_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="cannot be opened"):
         run(tmp_path / "file" / "search.jsonl")
+
+
+def test_the_best_of_equals_is_the_smallest_then_the_first():
+    subnets = [load_space("digits").sample(random.Random(seed)) for seed in range(4)]
+    values = [(90.0, 500), (95.0, 400), (95.0, 300), (95.0, 300)]
+    history = [Evaluation(s, top1, params, 1, 0) for s, (top1, params) in zip(subnets, values, strict=True)]
+    assert best_of(history) is history[2]
+
+
+def test_the_choice_of_the_best_is_the_evolutions_own(tmp_path):
+    searched = evolution()
+    with SearchLog(tmp_path / "search.jsonl", IDENTITY, {}) as log:
+        history = evolve(searched, log, lambda subnet: 90.0 + subnet.depth)  # nearly all are ties
+    assert best_of(history).subnet == searched.best
 
 
 def test_a_finished_search_is_read_from_its_log(tmp_path):
