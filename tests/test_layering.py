@@ -26,7 +26,8 @@ LAYERS = [
     {"searching", "export"},
     {"plotting", "doctor"},
     {"demo"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 TORCH_FREE = ("errors", "version", "atomic", "space", "cost")
