@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,9 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
         state = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:
         raise GrowtasError(f"There is no checkpoint {path} yet; resume the run to write one.") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # an unpickler that is fed garbage may raise anything
         raise GrowtasError(
             f"{path} is truncated or no checkpoint of growtas ({type(error).__name__}). Nothing was changed; "
             "put a good copy in its place, or move it away and resume to start the run again."

@@ -118,6 +118,10 @@ class Child:
     def kill(self, number: int = signal.SIGKILL) -> tuple[int, str]:
         """Send a signal and wait for the end. Returns: exit status (minus a fatal signal) and output."""
         os.kill(self.pid, number)
+        return self.finish()
+
+    def finish(self) -> tuple[int, str]:
+        """Wait for the end. Returns: exit status (minus a fatal signal) and output."""
         _, status = os.waitpid(self.pid, 0)
         self.pid = 0
         return os.waitstatus_to_exitcode(status), self.output.read_text()

@@ -1,0 +1,84 @@
+"""Two processes train one run, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+import torch
+from runs import SPACE, Child, same
+
+import growtas
+from growtas.training import checkpoint
+from growtas.training.log import read_log
+
+PLAIN = {"mixup": 0, "cutmix": 0, "drop_path": 0, "epochs": 2, "new_region": "keep"}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(folder, world=2, **settings):
+    """Train on every rank, each in a process of its own. Returns: exit statuses and outputs."""
+    port = str(free_port())
+
+    def work(rank):
+        os.environ.update(
+            WORLD_SIZE=str(world),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+        )
+        growtas.train(**settings)
+
+    ranks = [Child(lambda rank=rank: work(rank), folder / f"output-{rank}") for rank in range(world)]
+    results = [rank.finish() for rank in ranks]
+    return [status for status, _ in results], [output for _, output in results]
+
+
+def test_two_ranks_do_what_one_does(small, tmp_path):
+    statuses, outputs = launch(tmp_path, **{**small, **PLAIN}, out=tmp_path / "two")
+    assert statuses == [0, 0], outputs
+    growtas.train(**{**small, **PLAIN}, out=tmp_path / "one")
+    two, one = (list(read_log(tmp_path / name, "step")) for name in ("two", "one"))
+    assert [r["subnets"] for r in two] == [r["subnets"] for r in one] and len(two) == 22
+    assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-3)
+    evaluations = [list(read_log(tmp_path / name, "eval"))[0]["results"] for name in ("two", "one")]
+    for first, second in zip(*evaluations, strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], rel=1e-2)
+    # a run of two ranks may be continued by one
+    before = checkpoint.load(tmp_path / "two" / "checkpoint.pt")
+    assert growtas.train(resume=tmp_path / "two").finished
+    assert same(before, checkpoint.load(tmp_path / "two" / "checkpoint.pt"))
+
+    # an error of rank 0 is the error of every rank, and nobody waits
+    statuses, outputs = launch(tmp_path, **{**small, **PLAIN}, out=tmp_path / "two")
+    assert statuses == [2, 2] and all("holds another run" in output for output in outputs)
+
+
+def test_gradients_are_averaged_in_buckets(monkeypatch):
+    from growtas.training import distributed
+
+    sent = []
+
+    def all_reduce(values):
+        sent.append(values.numel())
+        values.mul_(3)  # as if the other rank had twice these
+
+    monkeypatch.setattr(distributed.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(distributed, "BUCKET_BYTES", 4 * 20_000)
+    net = growtas.Supernet(SPACE, num_classes=10)
+    torch.manual_seed(0)
+    net(torch.randn(2, 1, 8, 8), SPACE.smallest()).sum().backward()
+    before = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
+    distributed.Ranks(0, 2).average_gradients(net.parameters())
+    assert sum(sent) == sum(g.numel() for g in before.values())
+    after = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+    assert before.keys() == after.keys() and len(after) < len(list(net.parameters()))
+    for name, gradient in after.items():
+        torch.testing.assert_close(gradient, before[name] * 1.5)
