@@ -100,6 +100,14 @@ def check(**tensors: torch.Tensor | None) -> torch.device:
     return device
 
 
+def activation(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where its last stride is 1, else a contiguous copy; not for weights.
+
+    A gradient may arrive expanded (``y.sum().backward()``) or transposed; it is put right once, at the edge.
+    """
+    return tensor if tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 else tensor.contiguous()
+
+
 def _check_device(name: str, device: torch.device) -> None:
     if (
         device.type == "cuda"
@@ -109,7 +117,7 @@ def _check_device(name: str, device: torch.device) -> None:
         return
     raise UsageError(
         f"{name} is on {device}, but the Triton kernels run on CUDA devices. Move the tensors to a GPU, use "
-        "the 'torch' back end, or set TRITON_INTERPRET=1 before triton is imported to interpret them on the CPU."
+        "the 'torch' back end, or set TRITON_INTERPRET=1 before Triton is imported to interpret them here."
     )
 
 

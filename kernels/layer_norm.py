@@ -156,8 +156,8 @@ def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
     width = weight.shape[0] if weight.ndim == 1 else 0
     if weight.ndim != 1 or bias.shape != weight.shape or not 0 < x.shape[1] <= width:
         raise UsageError(
-            f"LayerNorm over {x.shape[1]} channels needs weight and bias vectors of one length, at least that, "
-            f"but they have shapes {tuple(weight.shape)} and {tuple(bias.shape)}. Pass the super parameters."
+            f"LayerNorm over {x.shape[1]} channels needs weight and bias of one length, at least that, "
+            f"but theirs are {tuple(weight.shape)} and {tuple(bias.shape)}. Pass the super parameters whole."
         )
 
 
@@ -171,7 +171,7 @@ def layer_norm_forward(
     """Normalise each row over its d channels, scale and shift by the first d parameters.
 
     Args:
-        x: (M, d), any row stride, last stride 1.
+        x: (M, d), any row stride; copied where the last stride is not 1.
         weight, bias: (D,), D >= d; any of the three dtypes, independent of x.
         eps: added to the variance.
         out_dtype: of y; None means x's.
@@ -184,6 +184,7 @@ def layer_norm_forward(
         ``launch.check``).
     """
     _check(x, weight, bias)
+    x = launch.activation(x)
     device = launch.check(x=x, weight=weight, bias=bias)
     m, width = x.shape
     tile = tiles.pick_norm(width)
@@ -227,7 +228,7 @@ def layer_norm_backward(
     """Gradients of x and of the super-sized parameters, the latter zero past d.
 
     Args:
-        dy: (M, d), any row stride, last stride 1.
+        dy: (M, d), any row stride; copied where the last stride is not 1.
         x: (M, d), likewise: the input of the forward pass.
         weight, bias: (D,).
         mean, rstd: (M,) fp32, as the forward pass returned them.
@@ -239,6 +240,7 @@ def layer_norm_backward(
         UsageError: as :func:`layer_norm_forward`, or the shapes of dy, mean and rstd do not fit x.
     """
     _check(x, weight, bias)
+    dy, x = launch.activation(dy), launch.activation(x)
     device = launch.check(dy=dy, x=x, weight=weight, bias=bias, mean=mean, rstd=rstd)
     m, width = x.shape
     if dy.shape != x.shape or tuple(mean.shape) != (m,) or tuple(rstd.shape) != (m,):

@@ -204,7 +204,7 @@ def check_slice(weight: torch.Tensor, rows: int, cols: int) -> None:
     """
     if not (0 < rows <= weight.shape[0] and 0 < cols <= weight.shape[1]):
         raise UsageError(
-            f"A slice of {rows} x {cols} is not inside a super weight of {weight.shape[0]} x {weight.shape[1]}. "
+            f"A slice of {rows} x {cols} is not inside a super weight of shape {tuple(weight.shape)}. "
             "Use a subnet of the space the supernet was built for."
         )
 
@@ -224,7 +224,7 @@ def linear_forward(
     """y = x weight[:N, :K]^T + bias[:N].
 
     Args:
-        x: (M, K), any row stride, last stride 1.
+        x: (M, K), any row stride; copied where the last stride is not 1.
         weight: (N_max, K_max) super weight, any row stride; fp32 or x's dtype, converted to x's dtype on
         load. bias: (N_max,) or None.
         out_features: N.
@@ -236,6 +236,7 @@ def linear_forward(
         UsageError: the slice is outside the weight, or a tensor cannot be read (see ``launch.check``).
     """
     _check_matrix("x", x, "(M, K)")
+    x = launch.activation(x)
     device = launch.check(x=x, weight=weight, bias=bias)
     (m, k), n = x.shape, out_features
     check_slice(weight, n, k)
@@ -279,7 +280,7 @@ def linear_backward_input(dy: torch.Tensor, weight: torch.Tensor, in_features: i
     """dx = dy weight[:N, :K].
 
     Args:
-        dy: (M, N), any row stride, last stride 1.
+        dy: (M, N), any row stride; copied where the last stride is not 1.
         weight: (N_max, K_max) super weight.
         in_features: K.
 
@@ -290,6 +291,7 @@ def linear_backward_input(dy: torch.Tensor, weight: torch.Tensor, in_features: i
         UsageError: as :func:`linear_forward`.
     """
     _check_matrix("dy", dy, "(M, N)")
+    dy = launch.activation(dy)
     device = launch.check(dy=dy, weight=weight)
     (m, n), k = dy.shape, in_features
     check_slice(weight, n, k)
@@ -333,7 +335,7 @@ def linear_backward_weight(
     """Full-size gradients of the super weight and bias, zero outside the slice.
 
     Args:
-        dy: (M, N), any row stride, last stride 1.
+        dy: (M, N), any row stride; copied where the last stride is not 1.
         x: (M, K), likewise.
         weight: (N_max, K_max); only its shape, dtype and device are used.
         bias: (N_max,) likewise, or None.
@@ -346,6 +348,7 @@ def linear_backward_weight(
     """
     _check_matrix("dy", dy, "(M, N)")
     _check_matrix("x", x, "(M, K)")
+    dy, x = launch.activation(dy), launch.activation(x)
     device = launch.check(dy=dy, x=x, weight=weight, bias=bias)
     (m, n), k = dy.shape, x.shape[1]
     if x.shape[0] != m:
@@ -361,7 +364,7 @@ def linear_backward_weight(
 
     precision = launch.dot_precision(x.dtype)
     multiprocessors = launch.multiprocessors(device)
-    tile = tiles.pick(tiles.operand_kind(x.dtype, dy.dtype, precision), n, k, multiprocessors)
+    tile = tiles.pick(tiles.operand_kind(x.dtype, dy.dtype, precision), n, k, multiprocessors, depth=m)
     row_tiles, col_tiles = triton.cdiv(n, tile.rows), triton.cdiv(k, tile.cols)
     splits = tiles.pick_splits(tile, row_tiles * col_tiles, m, multiprocessors)
     rows_per_split = triton.cdiv(triton.cdiv(m, splits), tile.depth) * tile.depth

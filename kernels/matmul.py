@@ -26,7 +26,7 @@ from growtas.kernels.launch import known_multiple
 
 @triton.jit
 def tile_of(program, row_tiles, col_tiles, GROUP: tl.constexpr):
-    """Row and column tile of a program: GROUP row tiles pass over all column tiles together, so that both stay in L2."""
+    """Row and column tile of a program; GROUP row tiles pass over all column tiles together, sharing L2."""
     group = program // (GROUP * col_tiles)
     first = group * GROUP
     height = tl.minimum(row_tiles - first, GROUP)

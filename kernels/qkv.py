@@ -1,4 +1,4 @@
-"""Sliced q, k, v projection on an interleaved super weight: forward, input gradient, weight and bias gradients.
+"""Sliced q, k, v projection on an interleaved super weight: forward, and gradients of input, weight, bias.
 
 Shapes (one subnet's layer; E = head_dim, h of H heads, d of D channels, M = B * N rows):
     x (B, N, d)   weight (3*E*H, D), of which [:3*E*h, :d] is active   bias (3*E*H,) or None
@@ -108,7 +108,7 @@ def _backward_input(
     BLOCK_COLS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
 ):
-    """Grid: (tiles over M * tiles over d,). The reduction walks over heads, in each over q, k, v and its units."""
+    """Grid: (tiles over M * tiles over d,). The reduction walks over heads, then units, then q, k, v."""
     K = known_multiple(K, ALIGN_K)
     stride_weight = known_multiple(stride_weight, ALIGN_K)
     row_tile, col_tile = tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_ROWS), tl.cdiv(K, BLOCK_COLS), GROUP)
@@ -208,10 +208,11 @@ def _backward_weight(
     tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=exists)
 
 
-def _rows(name: str, x: torch.Tensor) -> torch.Tensor:
+def _rows(x: torch.Tensor) -> torch.Tensor:
     """(B, N, d) as (B*N, d): a view where one row stride serves, else a copy, made once here at the edge."""
     if x.ndim != 3:
-        raise UsageError(f"{name} has shape {tuple(x.shape)}, but (B, N, d) is needed.")
+        raise UsageError(f"x has shape {tuple(x.shape)}, but (B, N, d) is needed.")
+    x = launch.activation(x)
     b, n, d = x.shape
     if x.stride(0) == n * x.stride(1) or b == 1:
         return x.as_strided((b * n, d), (x.stride(1), x.stride(2)))
@@ -221,17 +222,15 @@ def _rows(name: str, x: torch.Tensor) -> torch.Tensor:
 def _check_heads(weight: torch.Tensor, num_heads: int, head_dim: int) -> None:
     if weight.ndim != 2 or weight.shape[0] % (3 * head_dim):
         raise UsageError(
-            f"The qkv weight has shape {tuple(weight.shape)}, but its rows must be a multiple of 3 * head_dim = "
-            f"{3 * head_dim}. Pass the super weight of the supernet's own head_dim."
+            f"The qkv weight has shape {tuple(weight.shape)}, but its rows must be a multiple of "
+            f"3 * head_dim = {3 * head_dim}. Pass the super weight of the supernet's own head_dim."
         )
 
 
-def _check_gradient(dqkv: torch.Tensor) -> None:
-    if dqkv.ndim != 5 or dqkv.shape[0] != 3 or not dqkv.is_contiguous():
-        raise UsageError(
-            f"dqkv has shape {tuple(dqkv.shape)} and strides {dqkv.stride()}, but a contiguous (3, B, h, N, "
-            "head_dim) is needed. Call .contiguous() on it first."
-        )
+def _gradient(dqkv: torch.Tensor) -> torch.Tensor:
+    if dqkv.ndim != 5 or dqkv.shape[0] != 3:
+        raise UsageError(f"dqkv has shape {tuple(dqkv.shape)}, but (3, B, h, N, head_dim) is needed.")
+    return dqkv.contiguous()
 
 
 def _bias_steps(layout: str, num_heads: int, head_dim: int) -> tuple[int, int]:
@@ -251,7 +250,7 @@ def qkv_forward(
     """Project to q, k and v of the first ``num_heads`` heads, split by head.
 
     Args:
-        x: (B, N, d), last stride 1.
+        x: (B, N, d); copied where its rows have no common stride.
         weight: (3*head_dim*H, D) super weight, rows 3*u + i; fp32 or x's dtype.
         bias: (3*head_dim*H,) or None.
         num_heads: h.
@@ -267,8 +266,8 @@ def qkv_forward(
     Source:
         AutoFormer (Chen et al., ICCV 2021), attention with shared qkv weights.
     """
-    device = launch.check(x=x, weight=weight, bias=bias)
-    rows = _rows("x", x)
+    rows = _rows(x)
+    device = launch.check(x=rows, weight=weight, bias=bias)
     (b, n, d), m = x.shape, rows.shape[0]
     _check_heads(weight, num_heads, head_dim)
     check_slice(weight, 3 * head_dim * num_heads, d)
@@ -314,7 +313,7 @@ def qkv_backward_input(dqkv: torch.Tensor, weight: torch.Tensor, in_features: in
     """Gradient of x.
 
     Args:
-        dqkv: (3, B, h, N, E) contiguous.
+        dqkv: (3, B, h, N, E); copied where not contiguous.
         weight: (3*E*H, D) super weight.
         in_features: d.
 
@@ -324,8 +323,8 @@ def qkv_backward_input(dqkv: torch.Tensor, weight: torch.Tensor, in_features: in
     Raises:
         UsageError: as :func:`qkv_forward`.
     """
+    dqkv = _gradient(dqkv)
     device = launch.check(dqkv=dqkv, weight=weight)
-    _check_gradient(dqkv)
     _, b, heads, n, head_dim = dqkv.shape
     m, d = b * n, in_features
     _check_heads(weight, heads, head_dim)
@@ -372,8 +371,8 @@ def qkv_backward_weight(
     """Full-size gradients of the super weight (rows interleaved) and bias, zero outside the slice.
 
     Args:
-        dqkv: (3, B, h, N, E) contiguous.
-        x: (B, N, d), last stride 1.
+        dqkv: (3, B, h, N, E); copied where not contiguous.
+        x: (B, N, d); copied where its rows have no common stride.
         weight: (3*E*H, D); only its shape, dtype and device are used.
         bias: (3*E*H,) likewise, or None.
         bias_layout: as :func:`qkv_forward`.
@@ -384,10 +383,9 @@ def qkv_backward_weight(
     Raises:
         UsageError: as :func:`qkv_forward`, or dqkv and x differ in images or tokens.
     """
-    device = launch.check(dqkv=dqkv, x=x, weight=weight, bias=bias)
-    _check_gradient(dqkv)
+    dqkv, rows = _gradient(dqkv), _rows(x)
+    device = launch.check(dqkv=dqkv, x=rows, weight=weight, bias=bias)
     _, b, heads, n, head_dim = dqkv.shape
-    rows = _rows("x", x)
     if tuple(x.shape[:2]) != (b, n):
         raise UsageError(
             f"dqkv is for {b} images of {n} tokens but x has shape {tuple(x.shape)}. "
@@ -409,7 +407,7 @@ def qkv_backward_weight(
     multiprocessors = launch.multiprocessors(device)
     units = heads * head_dim
     kind = tiles.operand_kind(x.dtype, dqkv.dtype, precision)
-    tile = tiles.pick(kind, units, d, multiprocessors, panels=3)
+    tile = tiles.pick(kind, units, d, multiprocessors, panels=3, depth=m)
     unit_tiles, col_tiles = triton.cdiv(units, tile.rows), triton.cdiv(d, tile.cols)
     splits = tiles.pick_splits(tile, 3 * unit_tiles * col_tiles, m, multiprocessors)
     rows_per_split = triton.cdiv(triton.cdiv(m, splits), tile.depth) * tile.depth

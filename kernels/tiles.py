@@ -29,7 +29,7 @@ MAX_NORM_WIDTH = 8192
 
 @dataclass(frozen=True)
 class Tile:
-    """One choice for C[rows, cols] += A[rows, depth] B[depth, cols]: tile sizes in elements, warps, pipeline stages."""
+    """One choice for C[rows, cols] += A[rows, depth] B[depth, cols]: elements, warps, pipeline stages."""
 
     rows: int
     cols: int
@@ -46,7 +46,7 @@ COMMITTED: dict[str, tuple[Tile, ...]] = {
     "half": (Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 4), Tile(64, 64, 64, 4, 4)),
     "mixed": (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
     "tf32": (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
-    "ieee": (Tile(64, 64, 16, 4, 2),),
+    "ieee": (Tile(32, 64, 16, 4, 2),),
 }
 
 _overrides: dict[str, int] = {}
@@ -54,7 +54,7 @@ _overrides: dict[str, int] = {}
 
 @contextmanager
 def constrained(**fields: int) -> Iterator[None]:
-    """Force fields of every choice made inside, for tests and for measuring: ``constrained(rows=16, splits=3)``.
+    """Force fields of every choice made inside, for tests and measuring: ``constrained(rows=16, splits=3)``.
 
     Args:
         fields: any field of :class:`Tile`, and ``splits``, ``norm_rows``, ``norm_programs``.
@@ -99,24 +99,29 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def pick(kind: str, rows: int, cols: int, multiprocessors: int, panels: int = 1) -> Tile:
+def pick(
+    kind: str, rows: int, cols: int, multiprocessors: int, panels: int = 1, depth: int | None = None
+) -> Tile:
     """The tile for a product with ``panels`` separate outputs of (rows, cols).
 
     The larger a tile, the less often its operands are read (taken as: time per element of 1, 1.15 and 1.4
-    from the largest to the smallest); but padding at the edges is computed too, and a GPU that is not full is
-    wasted.
+    from the largest to the smallest); but padding at the edges is computed too, and a GPU that is not full
+    is wasted.
 
     Args:
         kind: a key of :data:`COMMITTED`.
         rows, cols: the output's size in elements.
         multiprocessors: of the device.
         panels: how many such outputs one launch makes (3 for q, k, v).
+        depth: length of the reduction where :func:`pick_splits` may cut it, which fills the GPU.
     """
 
     def cost(index_tile: tuple[int, Tile]) -> float:
         index, tile = index_tile
         programs = panels * _ceil(rows, tile.rows) * _ceil(cols, tile.cols)
-        return max(1.0, programs / multiprocessors) * tile.rows * tile.cols * (1.0, 1.15, 1.4)[index]
+        splits = 1 if depth is None else pick_splits(tile, programs, depth, multiprocessors)
+        work = tile.rows * tile.cols * (1.0, 1.15, 1.4)[index] / splits
+        return max(1.0, programs * splits / multiprocessors) * work
 
     _, tile = min(enumerate(COMMITTED[kind]), key=cost)
     forced = {name: value for name, value in _overrides.items() if hasattr(tile, name)}
@@ -167,6 +172,6 @@ def pick_norm(width: int) -> NormTile:
 
 
 def pick_norm_programs(tile: NormTile, rows: int, multiprocessors: int) -> int:
-    """Programs that share the rows of a LayerNorm backward pass; each leaves one partial sum of its gradients."""
+    """Programs that share the rows of a LayerNorm backward pass; each leaves one partial sum of gradients."""
     wanted = _overrides.get("norm_programs", 4 * multiprocessors)
     return max(1, min(wanted, _ceil(rows, tile.rows)))
