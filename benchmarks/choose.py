@@ -32,6 +32,7 @@ from growtas.space import preset_names
 MARGIN = 1.03
 CPU_ROWS = (197, 8 * 197)  # one image, and a batch of eight
 GPU_BATCHES = (16, 128)
+BLOCK = 9  # rounds whose median counts as one
 OTHER_WIDTHS = {96: 128, 128: 128, 768: 1024}  # classes that no preset falls into, and a width of users' own
 
 
@@ -128,28 +129,31 @@ def measure(contest: Contest, device: torch.device, seconds: float, rounds: int)
         or with the reason why it was not timed.
     """
     names = [f"growtas {name}" for name in backends(contest.op, device)]
-    sets = [
-        contest.inputs(s) for s in range(timing.rotation(contest.moved, environment.cache_bytes(device), 4))
-    ]
+    turns = timing.rotation(contest.moved, environment.cache_bytes(device), most=4)
+    sets = [contest.inputs(seed) for seed in range(turns)]
     about = _about(contest)
     passed, refused = contest.race.check(names, sets[0], contest.truth(sets[0]), yardstick="growtas torch")
     records = [{**about, "backend": ways.short(name), "refused": why} for name, why in refused.items()]
-    runs = {
-        direction: contest.race.run(
-            list(passed), sets, direction, seconds=seconds / 2, rounds=rounds, least=5
-        )
-        for direction in PASSES
+    # Many short turns, calmed: a long one would more often be cut into by other programs.
+    limits = {"seconds": seconds / 2, "rounds": rounds, "least": 5 * BLOCK, "sample_seconds": 3e-4}
+    runs = {direction: contest.race.run(list(passed), sets, direction, **limits) for direction in PASSES}
+    calm = {
+        direction: {name: timing.calmed(own, BLOCK) for name, own in samples.seconds.items()}
+        for direction, samples in runs.items()
     }
-    total = {name: [sum(pair) for pair in zip(*(_padded(runs, name)), strict=True)] for name in passed}
+    forward = calm["forward"]
+    # The passes may have been given different numbers of rounds.
+    both = {name: zip(forward[name], calm["backward"][name], strict=False) for name in passed}
+    total = {name: [sum(pair) for pair in pairs] for name, pairs in both.items()}
     for name in passed:
         if name == "growtas torch":
             continue
-        forward = runs["forward"].seconds
         record = {**about, "backend": ways.short(name), "method": runs["forward"].methods[name]}
         record["forward"] = timing.ratio(forward["growtas torch"], forward[name])
         record["step"] = timing.ratio(total["growtas torch"], total[name])
-        record["torch_us"] = [1e6 * timing.spread(runs[d].seconds["growtas torch"]).median for d in PASSES]
-        records.append({**record, "rounds": len(total[name])})
+        record["torch_us"] = [1e6 * timing.spread(calm[d]["growtas torch"]).median for d in PASSES]
+        record["rounds"] = BLOCK * len(total[name])
+        records.append(record)
     return records
 
 
@@ -172,13 +176,6 @@ def _about(contest: Contest) -> dict[str, Any]:
         "size": str(contest.work),
         "rows": contest.rows,
     }
-
-
-def _padded(runs: dict[str, Any], name: str) -> list[list[float]]:
-    """The samples of both passes, cut to as many rounds as both have."""
-    both = [runs[direction].seconds[name] for direction in PASSES]
-    length = min(map(len, both))
-    return [samples[:length] for samples in both]
 
 
 def decide(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, str]]]:
@@ -277,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtypes", default="float32,bfloat16", help="separated by commas")
     parser.add_argument("--threads", type=int, default=environment.processors(), help="CPU threads of torch")
     parser.add_argument("--seconds", type=float, default=90.0, help="of timing in all, about")
-    parser.add_argument("--rounds", type=int, default=41, help="turns per back end, at most")
+    parser.add_argument("--rounds", type=int, default=27 * BLOCK, help="turns per back end, at most")
     parser.add_argument("--out", type=Path, default=backend.CHOICES_FILE)
     parser.add_argument("--dry-run", action="store_true", help="measure and show, write nothing")
     options = parser.parse_args(argv)

@@ -53,6 +53,18 @@ def ratio(baseline: Sequence[float], contender: Sequence[float]) -> Spread:
     return spread([b / c for b, c in zip(baseline, contender, strict=True)])
 
 
+def calmed(samples: Sequence[float], block: int) -> list[float]:
+    """The medians of blocks of neighbouring rounds: turns that another program cut into drop out.
+
+    Args:
+        samples: seconds, one entry per round.
+        block: rounds in a block; a rest at the end is left out, unless there is nothing else.
+    """
+    if len(samples) < block:
+        return [spread(samples).median]
+    return [spread(samples[i : i + block]).median for i in range(0, len(samples) - block + 1, block)]
+
+
 def interleave(
     samplers: Mapping[str, Sampler], *, seconds: float, rounds: int = 30, least: int = 3, seed: int = 0
 ) -> dict[str, list[float]]:

@@ -20,6 +20,11 @@ def test_ratio_is_paired_by_round():
     assert timing.ratio([3 * x for x in load], [2 * x for x in load]) == (1.5, 1.5, 1.5)
 
 
+def test_calmed_drops_single_disturbances():
+    assert timing.calmed([1.0, 90.0, 1.0, 2.0, 2.0, 90.0, 7.0], block=3) == [1.0, 2.0]
+    assert timing.calmed([1.0, 3.0], block=3) == [2.0]
+
+
 def test_interleave_takes_turns_and_stops_in_time():
     turns: list[str] = []
 
