@@ -230,7 +230,8 @@ def test_gradients_do_not_depend_on_the_number_of_threads():
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            assert native.load("cpu").threads() == threads  # the pool is torch's
+            if native.metadata("cpu")["openmp"]:
+                assert native.load("cpu").threads() == threads  # the pool is torch's
             results.append(run(kernel, *inputs))
     finally:
         torch.set_num_threads(before)
@@ -326,14 +327,13 @@ def test_rounding_to_half_precision_is_to_nearest_even():
         assert torch.equal(y[0], values.to(dtype))
 
 
-@pytest.mark.skipif(shutil.which("nm") is None or shutil.which("objdump") is None, reason="needs binutils")
+@pytest.mark.skipif(
+    shutil.which("objdump") is None
+    or "g++" not in native.metadata("cpu").get("compiler", "")
+    or "x86-64-v4" not in native.metadata("cpu")["target_clones"],
+    reason="needs binutils, and a build by GCC 12 or newer for x86-64: it looks for the names that one gives",
+)
 def test_each_leaf_has_its_vector_clones():
-    clones = native.metadata("cpu")["target_clones"]
-    if "x86-64-v4" not in clones:
-        assert (
-            clones == [] or "default" in clones
-        )  # an older compiler or another processor: nothing to look for
-        return
     binary = native.load("cpu").__file__
     symbols = subprocess.run(["nm", "-C", binary], capture_output=True, text=True, check=True).stdout
     for leaf in ("forward_leaf", "backward_leaf", "add_blocks"):
