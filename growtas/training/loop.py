@@ -305,7 +305,7 @@ class Trainer:
             lr=rate,
             **({"skipped": True} if loss is None else {}),
         )
-        if self.curves is not None and loss is not None:
+        if loss is not None:
             self.curves.add(step, train__loss=loss, train__lr=rate, train__stage=stage)
 
     def _status(self, loss: float) -> str:
@@ -327,9 +327,8 @@ class Trainer:
         )
         if self.log is not None:
             self.log.write("eval", self.progress.step, epoch, split="search", results=results)
-        if self.curves is not None:
-            for result in results:
-                self.curves.add(self.progress.step, **{f"search_top1__{result['name']}": result["top1"]})
+            top1 = {f"search_top1__{result['name']}": result["top1"] for result in results}
+            self.curves.add(self.progress.step, **top1)
 
     def _save(self) -> None:
         """Replace the checkpoint, unless the state is not one to come back to."""
@@ -355,6 +354,7 @@ class Trainer:
             "versions": versions(),
         }
         checkpoint.save(self.run.checkpoint_path, state)
+        self.curves.flush()
         progress.checkpoint_step = progress.step
         progress.checkpoint_time = time.monotonic()
 

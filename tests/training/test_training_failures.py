@@ -15,6 +15,7 @@ from runs import SPACE, assert_same_result, records
 import growtas
 from growtas import GrowtasError, UsageError
 from growtas.training import Run, checkpoint
+from growtas.training.log import Curves
 from growtas.training.loop import Trainer
 
 
@@ -233,8 +234,19 @@ def test_no_space_to_begin(small, tmp_path, monkeypatch):
     assert not list((tmp_path / "run").iterdir())
 
 
+def test_no_space_for_the_curves(tmp_path):
+    """/dev/full refuses every write, as a full disk does."""
+    curves = Curves(tmp_path, True, 0)
+    curves._file.close()
+    curves._file = open("/dev/full", "ab", buffering=0)
+    curves._records = type(curves._records)(curves._file)
+    with pytest.raises(GrowtasError, match=f"no space is left on the device.*--resume {tmp_path}"):
+        curves.add(1, train__loss=1.0)
+    curves.close()
+
+
 @pytest.mark.parametrize("limit", [20_000, 2_000])
-def test_a_disk_that_refuses_in_earnest(half_done, finished, child, limit):
+def test_a_disk_that_refuses_in_earnest(half_done, finished, limit):
     """RLIMIT_FSIZE makes the kernel itself refuse: at 20 kB the checkpoint, at 2 kB the log."""
     before = (half_done / "checkpoint.pt").read_bytes()
     assert len(before) > 20_000 and 2_000 < (half_done / "log.jsonl").stat().st_size < 10_000
