@@ -106,7 +106,7 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
 
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose a folder for the demo with --out.")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not any(path.is_file() for path in folder.rglob("*")):  # new, or stopped before the first file
         return
     if not (folder / RUN / CONFIG_NAME).is_file():
         raise UsageError(f"{folder} holds something else than a demo; choose another folder with --out.")
@@ -121,9 +121,9 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
 
 def _train(folder: Path, settings: dict[str, Any]) -> Run:
     import growtas
-    from growtas.training.run import Run
+    from growtas.training.run import CONFIG_NAME, Run
 
-    if not (folder / RUN).exists():
+    if not (folder / RUN / CONFIG_NAME).exists():
         print(f"1/4 training a supernet on scikit-learn's digits into {folder / RUN}", flush=True)
         return growtas.train(**settings, out=str(folder / RUN))
     run = Run.open(folder / RUN)
