@@ -248,4 +248,7 @@ def kernel_resources(logs: list[Path]) -> list[dict]:
         elif current and (match := re.search(r"Used (\d+) registers", line)):
             shared = re.search(r"(\d+) bytes smem", line)
             current |= {"registers": int(match[1]), "shared_bytes": int(shared[1]) if shared else 0}
+    names = (output_of(["c++filt", "-p", *(k["kernel"] for k in kernels)]) or "").splitlines()
+    for kernel, name in zip(kernels, names, strict=False):  # without binutils the mangled names stay
+        kernel["kernel"] = name.rpartition("(anonymous namespace)::")[2]
     return kernels

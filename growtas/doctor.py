@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -240,6 +241,14 @@ def main(require: Sequence[str] | None = None, as_json: bool = False) -> int:
     Returns:
         The exit status: 0, or 1 when something that was asked for is broken.
     """
+    try:
+        importlib.import_module("torch")
+    except ImportError as error:
+        print(f"growtas {__version__}, python {platform.python_version()}\n")
+        print(
+            f"Problem: torch does not import ({error}). Install it: https://pytorch.org/get-started/locally/"
+        )
+        return 1
     facts = collect()
     problems = complaints(facts, require or ())
     print(json.dumps(facts | {"problems": problems}, indent=1) if as_json else report(facts, problems))

@@ -129,3 +129,9 @@ def test_the_json_and_the_requirement():
     assert done.returncode == 1
     (problem,) = json.loads(done.stdout)["problems"]
     assert problem.startswith("--require asks for 'cdua', which is no back end. Did you mean 'cuda'")
+
+
+def test_without_torch_the_doctor_says_so(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert doctor.main() == 1
+    assert "Problem: torch does not import" in capsys.readouterr().out
