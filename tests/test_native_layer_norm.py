@@ -113,9 +113,8 @@ def prefix(full, width, dtype, device, generator):
 @pytest.fixture
 def poisoned(monkeypatch):
     """New tensors hold NaN, so an element that a kernel does not write is seen."""
-    empty, empty_like = torch.empty, torch.empty_like
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(NAN))
-    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(NAN))
+    new_empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(NAN))
 
 
 def make(rows, width, dtypes, device, padding=(8, 8), seed=0, full=None):
