@@ -1,0 +1,124 @@
+"""The documentation says what the code does: its examples run, its tables are the code's."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import growtas
+from growtas import cli, demo, doctor
+from growtas.methods.schedule import stage_groups, transition_epochs
+from growtas.ops.backend import BACKENDS, KERNELS
+from growtas.space import preset_names
+from growtas.training import TrainConfig
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def table(path: Path, first_cell: str) -> list[list[str]]:
+    """The rows below the header that begins with a cell, as lists of cells."""
+    lines = path.read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first_cell} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_the_readmes_example_runs(tmp_path, monkeypatch, capsys):
+    """In small: two epochs in place of 60, and eight evaluations in place of a thousand."""
+    monkeypatch.chdir(tmp_path)
+    (source,) = blocks(ROOT / "README.md", "python")
+    small = source.replace("epochs=60", "epochs=2").replace(
+        "max_params=60_000", "max_params=60_000, population=4, generations=2"
+    )
+    assert small.count("epochs=2") == 1 and small.count("generations=2") == 1
+    names: dict = {}
+    exec(compile(small, "README.md", "exec"), names)
+    assert names["found"].best.params <= 60_000
+    assert str(names["found"].best.subnet) in capsys.readouterr().out
+    assert (tmp_path / "runs" / "digits" / "best" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "kernels.md"], ids=lambda page: page.name)
+def test_the_table_of_back_ends_is_the_codes(page):
+    rows = {row[0].strip("`"): row[1:] for row in table(page, "operation")}
+    assert rows == {
+        operation: ["yes" if name in kernels else "" for name in BACKENDS]
+        for operation, kernels in KERNELS.items()
+    }
+
+
+def test_the_table_of_presets_is_the_codes():
+    rows = {row[0].strip("`"): row[1:] for row in table(DOCS / "search-spaces.md", "preset")}
+    assert set(rows) == set(preset_names())
+    for name, (count, low, high, sizes) in rows.items():
+        space = growtas.load_space(name)
+        ends = growtas.cost.parameter_range(space, 10 if name == "digits" else 1000)
+        assert (count, low, high) == (f"{space.count():,}", *(f"{end:,}" for end in ends))
+        assert sizes == f"{space.image_size}, {space.patch_size}"
+
+
+def test_the_spaces_page_runs(tmp_path):
+    (yaml,) = blocks(DOCS / "search-spaces.md", "yaml")
+    (tmp_path / "my-space.yaml").write_text(yaml)
+    assert growtas.load_space(tmp_path / "my-space.yaml").name == "my-space"
+    (session,) = blocks(DOCS / "search-spaces.md", "python")
+    test = doctest.DocTestParser().get_doctest(session, {}, "search-spaces.md", None, None)
+    assert test.examples
+    assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_the_tables_of_stages_and_transitions_are_the_codes():
+    for row in table(DOCS / "training.md", "`--stages`")[:3]:
+        stages = [tuple(int(group) for group in cell.split(", ")) for cell in row[1:] if cell]
+        assert tuple(stages) == stage_groups(int(row[0].split()[0]), 3)
+    sizes = {f"size-aware, {name}": size for name, size in (("T", 9e6), ("S", 34e6), ("B", 75e6))}
+    rows = table(DOCS / "training.md", "T = 500")
+    assert [row[0] for row in rows] == ["midpoint", *sizes]
+    for rule, first, second in rows:
+        expected = transition_epochs(rule.split(",")[0], 3, 500, sizes.get(rule, 0.0))
+        assert (int(first), int(second)) == expected
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_variables_and_options_exist(page):
+    """Every GROWTAS_ variable is read somewhere; every option of a growtas command is one of its verbs'."""
+    sources = [*ROOT.glob("*.py"), *(p for d in ("growtas", "building") for p in (ROOT / d).rglob("*.py"))]
+    code = "\n".join(path.read_text() for path in sources)
+    text = page.read_text()
+    for variable in set(re.findall(r"GROWTAS_[A-Z_]+", text)):
+        assert variable in code, variable
+    for command in re.findall(r"growtas (?:train|search|extract|evaluate|demo|doctor) .*", text):
+        assert set(re.findall(r"(?<![\w-])--([a-z-]+)", command)) <= OPTIONS, command
+    if page.name in ("training.md", "search.md", "export.md"):
+        assert set(re.findall(r"`--([a-z-]+)", text)) <= OPTIONS
+
+
+def options() -> set[str]:
+    """The options of all verbs, as they are written in a shell."""
+    functions = (TrainConfig, growtas.search, cli.extract, cli.evaluate, cli.spaces, demo.demo, doctor.main)
+    names = {name for function in functions for name in inspect.signature(function).parameters}
+    return {name.replace("_", "-") for name in names | {"resume", "help"}}
+
+
+OPTIONS = options()
