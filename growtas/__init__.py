@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from growtas.errors import GrowtasError, UsageError
     from growtas.export import extract
     from growtas.searching import search
-    from growtas.space import SearchSpace, Subnet, load_space
+    from growtas.space import SearchSpace, load_space
+    from growtas.subnet import Subnet
     from growtas.supernet import Supernet
     from growtas.training import train
 
 _HOME = {
     "GrowtasError": "growtas.errors",
     "SearchSpace": "growtas.space",
-    "Subnet": "growtas.space",
+    "Subnet": "growtas.subnet",
     "Supernet": "growtas.supernet",
     "UsageError": "growtas.errors",
     "extract": "growtas.export",

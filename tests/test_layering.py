@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors", "version"},
     {"atomic"},
+    {"subnet"},
     {"space"},
     {"cost"},
     {"kernels"},
@@ -30,7 +31,7 @@ LAYERS = [
     {"__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-TORCH_FREE = ("errors", "version", "atomic", "space", "cost")
+TORCH_FREE = ("errors", "version", "atomic", "subnet", "space", "cost")
 
 
 def modules() -> dict[str, Path]:
