@@ -35,16 +35,8 @@ bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks -n 0 --benchmark-only
 	$(BIN)/python benchmarks/slice_matmul.py
 
-GPU_PYTHON := $(or $(PYTHON),python3)
-
 gpu:
-	@$(GPU_PYTHON) -c 'import torch; torch.zeros(1, device="cuda")' || { \
-	    echo "$(GPU_PYTHON) has no torch that works on a CUDA device here:" \
-	        "run make gpu PYTHON=/path/to/a/python3 that has." >&2; exit 1; }
-	GROWTAS_BUILD=cuda $(GPU_PYTHON) -m pip install --no-deps --no-build-isolation --no-index -e .
-	$(GPU_PYTHON) -m pytest -m cuda
-	$(GPU_PYTHON) benchmarks/slice_matmul.py
-	$(GPU_PYTHON) benchmarks/choose.py
+	$(or $(PYTHON),python3) benchmarks/gpu.py
 
 setup: $(STAMP)
 

@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from building import toolchain
 from growtas import __version__
 from growtas.errors import GrowtasError
 from growtas.ops import native
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # at the end: the installed growtas comes first
+
+from building import toolchain  # noqa: E402
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 needs_nvcc = pytest.mark.skipif(not native.metadata("cuda"), reason="needs nvcc when growtas is built")
