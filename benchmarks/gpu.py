@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import importlib.util
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -29,7 +28,7 @@ from typing import TextIO
 ROOT = Path(__file__).resolve().parents[1]
 CHOICES = ROOT / "growtas" / "ops" / "choices.json"
 GRACE_SECONDS = 15.0  # for a step to save what it has after its time is over
-TESTED = re.compile(r"mark\.cuda|growtas\.kernels|growtas\.ops|growtas import .*ops")
+KERNEL_TESTS = ("kernels/", "ops/", "test_native_")
 
 
 @dataclass
@@ -77,9 +76,17 @@ def steps(python: str, results: Path) -> list[Step]:
 
 
 def gpu_tests() -> list[str]:
-    """The test files that touch kernels: others may need packages that a GPU machine lacks."""
-    files = sorted((ROOT / "tests").rglob("test_*.py"))
-    return [str(path.relative_to(ROOT)) for path in files if TESTED.search(path.read_text())]
+    """The test files of kernels and operations, and those with a test that needs a GPU.
+
+    Not the others: they may need packages or a network that a GPU machine lacks.
+    """
+    tests = ROOT / "tests"
+    found = [
+        path.relative_to(tests).as_posix()
+        for path in sorted(tests.rglob("test_*.py"))
+        if path.relative_to(tests).as_posix().startswith(KERNEL_TESTS) or "mark.cuda" in path.read_text()
+    ]
+    return [f"tests/{name}" for name in found]
 
 
 def run(command: list[str], limit: float, log: TextIO, environment: dict[str, str]) -> str:

@@ -15,6 +15,7 @@ import gpu
 import pytest
 import slice_matmul
 import torch
+from common import environment, results
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
@@ -93,6 +94,29 @@ def test_the_overlay_holds_growtas_and_its_kernels(tmp_path, monkeypatch):
     ]
 
 
+def test_a_whole_run_reports_every_step_and_keeps_copies(tmp_path, monkeypatch, capfd):
+    """On a GPU in name only: the processor stands in, and the steps are two lines of Python."""
+    results_folder = tmp_path / "results" / "a-gpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(environment, "pick_device", lambda _: torch.device("cpu"))
+    monkeypatch.setattr(environment, "result_folder", lambda _: results_folder)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    save = f"import pathlib; pathlib.Path({str(results_folder / 'slice_matmul.json')!r}).write_text('{{}}')"
+    todo = [gpu.Step("tests", python("raise SystemExit(1)"), 30), gpu.Step("slice_matmul", python(save), 30)]
+    monkeypatch.setattr(gpu, "steps", lambda *_: todo)
+    assert gpu.main(["--minutes", "1"]) == 1
+    data = results.read(results_folder / "gpu.json")
+    assert [(s["step"], s["status"]) for s in data["steps"]] == [
+        ("tests", "exit status 1"),
+        ("slice_matmul", "ok"),
+    ]
+    assert {"machine", "versions", "commit"} <= set(data)
+    copied = {path.name for path in (tmp_path / "out").iterdir()}
+    assert copied == {"gpu.json", "gpu.log", "slice_matmul.json", "choices.json"}
+    assert "exit status 1" in capfd.readouterr().out
+
+
 def test_the_steps_run_scripts_that_know_their_options(tmp_path, capsys):
     todo = gpu.steps(sys.executable, tmp_path)
     assert [step.name for step in todo] == ["build", "tests", "slice_matmul", "choose"]
@@ -102,4 +126,6 @@ def test_the_steps_run_scripts_that_know_their_options(tmp_path, capsys):
             script.main(["--help"])
         shown = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
         assert {word for word in step.command if word.startswith("--")} <= shown
-    assert any("ops" in name for name in gpu.gpu_tests())
+    chosen = gpu.gpu_tests()
+    assert {"tests/ops/test_reference.py", "tests/kernels/test_triton_linear.py"} <= set(chosen)
+    assert "tests/test_build.py" not in chosen
