@@ -33,7 +33,7 @@ if int(setuptools.__version__.split(".")[0]) < 77:  # only an install without bu
     )
 try:
     from building.modules import CPU_SOURCES, build_cpu, build_cuda, build_folder
-    from building.toolchain import BuildProblem, requested, warn
+    from building.toolchain import BuildProblem, find_cuda, requested, warn
 except ModuleNotFoundError as missing:
     raise SystemExit(
         f"growtas: {missing.name} is missing: `pip install {missing.name}` or leave out --no-build-isolation."
@@ -58,11 +58,12 @@ class NinjaBuild(build_ext):
     def _build(self) -> None:
         mode, suffix = requested(), sysconfig.get_config_var("EXT_SUFFIX")
         built, why_not = {}, "GROWTAS_BUILD=cpu was set when growtas was built"
+        toolkit = find_cuda() if mode == "cuda" else None  # before the CPU module, which takes a while
         with build_folder(self.build_temp) as folder:
             built["cpu"] = build_cpu(folder, suffix)
             if mode != "cpu":
                 try:
-                    built["cuda"] = build_cuda(folder, suffix)
+                    built["cuda"] = build_cuda(folder, suffix, toolkit or find_cuda())
                 except BuildProblem as problem:
                     if mode == "cuda":
                         raise

@@ -18,10 +18,7 @@ from building.toolchain import (
     arch_flags,
     clone_targets,
     compiles,
-    cuda_archs,
     find_cxx,
-    find_nvcc,
-    inspect_nvcc,
     max_jobs,
     output_of,
     warn,
@@ -201,9 +198,8 @@ def build_cpu(folder: Path, suffix: str) -> tuple[Path, dict]:
     return binary, metadata | {"openmp": openmp, "target_clones": re.findall(r'"(?:arch=)?(.+?)"', clones)}
 
 
-def build_cuda(folder: Path, suffix: str) -> tuple[Path, dict]:
-    toolkit = inspect_nvcc(find_nvcc())
-    nvcc, archs = toolkit["path"], cuda_archs(toolkit["known_archs"])
+def build_cuda(folder: Path, suffix: str, toolkit: dict) -> tuple[Path, dict]:
+    nvcc, archs = toolkit["path"], toolkit["archs"]
     cxx, cxx_version = find_cxx()
     host = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", "--threads=2"]

@@ -136,6 +136,12 @@ def find_nvcc() -> str:
     )
 
 
+def find_cuda() -> dict:
+    """The nvcc to use, its version and toolkit, and the architectures to compile for."""
+    found = inspect_nvcc(find_nvcc())
+    return found | {"archs": cuda_archs(found["known_archs"])}
+
+
 def inspect_nvcc(nvcc: str) -> dict:
     """What this nvcc is: version, the toolkit it really belongs to, the architectures it knows."""
     text = output_of([nvcc, "--version"])

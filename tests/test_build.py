@@ -235,34 +235,14 @@ def test_a_compiler_that_fails(checkout):
     assert "false cannot compile a C++17 program" in told
 
 
-@pytest.fixture
-def cuda_alone(checkout, tmp_path, monkeypatch):
-    """The CUDA half of a build by itself: the C++ half would take seconds before it."""
-
-    def run(path=None, **environment):
-        code = (
-            "from building.modules import build_cuda, build_folder; from building.toolchain import "
-            "BuildProblem\n"
-            "try:\n"
-            f"    with build_folder({str(tmp_path)!r}) as folder: build_cuda(folder, '.so')\n"
-            "except BuildProblem as problem: raise SystemExit(f'growtas: {problem}')\n"
-        )
-        merged = {
-            k: v for k, v in os.environ.items() if k not in ("CUDA_HOME", "CUDA_PATH", "GROWTAS_CUDA_ARCHS")
-        }
-        merged |= {"GROWTAS_BUILD": "cuda"} | environment | ({"PATH": path} if path else {})
-        command = [sys.executable, "-c", code]
-        return subprocess.run(command, cwd=checkout, env=merged, capture_output=True, text=True)
-
-    return run
-
-
-def test_no_nvcc(cuda_alone, tmp_path):
+def test_no_nvcc(checkout, tmp_path):
     if list(Path("/usr/local").glob("cuda*/bin/nvcc")):  # found without PATH: ask for another place
-        told = sentence(cuda_alone(CUDA_HOME=str(tmp_path)))
+        told = sentence(build(checkout, GROWTAS_BUILD="cuda", CUDA_HOME=str(tmp_path)))
         assert f"CUDA_HOME={tmp_path} holds no bin/nvcc" in told
     else:
-        told = sentence(cuda_alone(path=path_with(tmp_path / "bin", "g++", "ninja")))
+        told = sentence(
+            build(checkout, GROWTAS_BUILD="cuda", PATH=path_with(tmp_path / "bin", "g++", "ninja"))
+        )
         assert "no nvcc was found" in told and "GROWTAS_BUILD=cpu" in told
 
 
@@ -277,26 +257,28 @@ def test_no_nvcc_anywhere(monkeypatch):
         toolchain.find_nvcc()
 
 
-def test_a_wrapper_whose_toolkit_is_gone(cuda_alone, tmp_path):
+def test_a_wrapper_whose_toolkit_is_gone(checkout, tmp_path):
     path = path_with(tmp_path / "bin", "g++", "ninja", nvcc='exec /nonexistent/cuda/bin/nvcc "$@"')
-    told = sentence(cuda_alone(path=path))
+    told = sentence(build(checkout, GROWTAS_BUILD="cuda", PATH=path))
     assert "does not run" in told and "set CUDA_HOME to an installed CUDA toolkit" in told
 
 
-def test_nvcc_too_old(cuda_alone, tmp_path):
+def test_nvcc_too_old(checkout, tmp_path):
     path = path_with(
         tmp_path / "bin", "g++", "ninja", nvcc='echo "Cuda compilation tools, release 11.4, V11.4.152"'
     )
-    told = sentence(cuda_alone(path=path))
+    told = sentence(build(checkout, GROWTAS_BUILD="cuda", PATH=path))
     assert "version 11.4.152, and growtas needs 12.0 or newer" in told
 
 
-def test_a_toolkit_without_headers(cuda_alone, tmp_path):
+def test_a_toolkit_without_headers(checkout, tmp_path):
     script = (
         'case "$1" in --version) echo "release 12.4, V12.4.99";; '
         '--dryrun) echo "#\\$ TOP=/opt/cuda/bin/..";; *) exit 1;; esac'
     )
-    told = sentence(cuda_alone(path=path_with(tmp_path / "bin", "g++", "ninja", nvcc=script)))
+    told = sentence(
+        build(checkout, GROWTAS_BUILD="cuda", PATH=path_with(tmp_path / "bin", "g++", "ninja", nvcc=script))
+    )
     assert "its toolkit /opt/cuda cannot preprocess" in told and "cuda-cudart-dev" in told
 
 
@@ -312,8 +294,8 @@ def test_the_toolkit_behind_a_wrapper_is_found(tmp_path):
 
 @needs_nvcc
 @pytest.mark.parametrize("asked", ["nonsense", "9", "80;sm_x", "75", "80a", "999"])
-def test_architectures_that_cannot_be(cuda_alone, asked):
-    told = sentence(cuda_alone(GROWTAS_CUDA_ARCHS=asked))
+def test_architectures_that_cannot_be(checkout, asked):
+    told = sentence(build(checkout, GROWTAS_BUILD="cuda", GROWTAS_CUDA_ARCHS=asked))
     assert asked in told and ("write for example '80;90a'" in told or "it can for 80" in told)
 
 
