@@ -8,11 +8,15 @@ Shapes (one subnet's layer; M = rows of the batch, B * N tokens):
 
 The weight is read where it lies, by its row stride; an fp32 weight under 16-bit activations is converted on
 load. Products are made in x's dtype with fp32 sums. Nothing is saved: backward takes x and the weight again.
+
 The weight gradient reduces over M, which is long where the output is small: it is split over M, each part
 leaves an fp32 partial sum, and a second pass adds the parts in order (``matmul``). A short M is done in one
 pass. Either way each element of the full-size gradient is written exactly once and the bits do not change
-from run to run. dbias costs no extra read: the programs of the first column tile add up the dy tiles they
-hold anyway.
+from run to run. dbias costs no extra read: the programs of the first column tile add up the dy they hold.
+
+Tensor cores: mma.sync on sm_80, wgmma on sm_90, in 16 bits and in tf32; exact fp32 runs on the FMA units.
+tf32 weight gradients on sm_90 copy four bytes at a time: wgmma takes tf32 in one orientation only, and
+Triton transposes on the way to shared memory.
 """
 
 from __future__ import annotations

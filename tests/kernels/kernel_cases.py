@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 
 NAN = float("nan")
 GPU = torch.cuda.is_available()
+needs_interpreter = pytest.mark.skipif(
+    GPU, reason="needs Triton's interpreter, off where there is a CUDA device"
+)
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a CUDA device")
 
 #: (dtype of activations, dtype of parameters). Triton's interpreter multiplies the bits of bfloat16 as
@@ -58,6 +62,34 @@ def poisoned_outputs() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@contextmanager
+def recorded_stores() -> Iterator[list[np.ndarray]]:
+    """The addresses that interpreted kernels write to, one array per store."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    stores: list[np.ndarray] = []
+    original = InterpreterBuilder.create_masked_store
+
+    def record(self, ptrs, value, mask, *rest):
+        stores.append(ptrs.data[np.broadcast_to(mask.data, ptrs.data.shape)])
+        return original(self, ptrs, value, mask, *rest)
+
+    InterpreterBuilder.create_masked_store = record
+    try:
+        yield stores
+    finally:
+        InterpreterBuilder.create_masked_store = original
+
+
+def assert_written_once(stores: list[np.ndarray], tensor: torch.Tensor, what: str) -> None:
+    """Every element of a contiguous tensor was stored to, and none twice: on a GPU, a race."""
+    addresses = np.sort(np.concatenate([np.asarray(store).reshape(-1) for store in stores]))
+    inside = addresses[(addresses >= tensor.data_ptr()) & (addresses < tensor.data_ptr() + tensor.nbytes)]
+    expected = tensor.data_ptr() + tensor.element_size() * np.arange(tensor.numel(), dtype=np.uint64)
+    assert len(inside) == len(expected), f"{what}: {len(inside)} stores to {len(expected)} elements"
+    assert (inside == expected).all(), f"{what}: an element was written twice"
 
 
 def assert_as_good_as_torch(

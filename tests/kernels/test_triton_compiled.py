@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from kernel_cases import GPU
+from kernel_cases import needs_interpreter
 
 from growtas.kernels import compile_ahead
 
@@ -158,7 +158,7 @@ print(json.dumps({"kernels": kernels, "arbitrary": arbitrary}))
         assert count <= limit, f"{kernel} has {count} variants for arbitrary widths, more than {limit}"
 
 
-@pytest.mark.skipif(GPU, reason="the interpreter is off where there is a CUDA device")
+@needs_interpreter
 def test_interpreted_kernels_have_no_variants():
     from growtas import kernels
     from growtas.errors import UsageError

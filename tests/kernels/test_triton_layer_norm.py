@@ -8,9 +8,12 @@ from kernel_cases import (
     DTYPES,
     GPU,
     assert_as_good_as_torch,
+    assert_written_once,
     assert_zero_outside,
+    needs_interpreter,
     parameter,
     poisoned_outputs,
+    recorded_stores,
     rows,
 )
 
@@ -91,6 +94,17 @@ def test_gradients_do_not_depend_on_the_run(programs, device):
         assert torch.equal(one, other)
     expected = dy.double().sum(0)
     assert torch.allclose(first[2][:40].double(), expected, atol=1e-5)
+
+
+@needs_interpreter
+def test_every_element_is_written_once(device):
+    x, weight, bias, dy = _inputs(21, 40, 80, 0, torch.float32, torch.float32, device)
+    with recorded_stores() as stores, tiles.constrained(norm_programs=3, norm_rows=4):
+        y, mean, rstd = layer_norm.layer_norm_forward(x, weight, bias)
+        dx, dweight, dbias = layer_norm.layer_norm_backward(dy, x, weight, bias, mean, rstd)
+    names = ("y", "mean", "rstd", "dx", "dweight", "dbias")
+    for name, result in zip(names, (y, mean, rstd, dx, dweight, dbias), strict=True):
+        assert_written_once(stores, result, name)
 
 
 def test_no_rows(device):

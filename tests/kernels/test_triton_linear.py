@@ -10,10 +10,13 @@ from kernel_cases import (
     LARGE_TILES,
     NAN,
     assert_as_good_as_torch,
+    assert_written_once,
     assert_zero_outside,
     needs_gpu,
+    needs_interpreter,
     parameter,
     poisoned_outputs,
+    recorded_stores,
     rows,
 )
 
@@ -124,6 +127,23 @@ def test_gradients_do_not_depend_on_the_run(splits, device):
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
 
 
+@needs_interpreter
+@pytest.mark.parametrize("splits", [1, 3])
+def test_every_element_is_written_once(splits, device):
+    x, weight, bias, dy = _inputs(50, 20, 30, 36, 40, 0, torch.float32, torch.float32, device)
+    with tiles.constrained(rows=16, cols=16, depth=16, splits=splits):
+        with recorded_stores() as stores:
+            dweight, dbias = linear.linear_backward_weight(dy, x, weight, bias)
+        assert_written_once(stores, dweight, "dweight")
+        assert_written_once(stores, dbias, "dbias")
+        with recorded_stores() as stores:
+            y = linear.linear_forward(x, weight, bias, 30)
+        assert_written_once(stores, y, "y")
+        with recorded_stores() as stores:
+            dx = linear.linear_backward_input(dy, weight, 20)
+        assert_written_once(stores, dx, "dx")
+
+
 def test_expanded_gradient(device):
     """``y.sum().backward()`` hands over a gradient whose strides are zero."""
     x, weight, bias, _ = _inputs(6, 20, 30, 24, 32, 0, torch.float32, torch.float32, device)
@@ -167,7 +187,7 @@ def test_refuses_what_it_cannot_multiply(device, monkeypatch):
         linear.linear_forward(x.cpu(), weight.cpu(), bias.cpu(), 30)
 
 
-@pytest.mark.skipif(GPU, reason="needs Triton's interpreter, which is off where there is a CUDA device")
+@needs_interpreter
 def test_interpreter_refuses_bfloat16_products(device):
     assert kernels.interpreted()
     x = torch.ones(4, 20, dtype=torch.bfloat16)

@@ -10,9 +10,12 @@ from kernel_cases import (
     LARGE_TILES,
     NAN,
     assert_as_good_as_torch,
+    assert_written_once,
     assert_zero_outside,
+    needs_interpreter,
     parameter,
     poisoned_outputs,
+    recorded_stores,
     rows,
 )
 
@@ -82,6 +85,40 @@ def test_matches_fp64(b, tokens, d, heads, e, d_max, heads_max, layout, dtype, p
         assert_zero_outside(dbias, (active,), f"dbias ({way})")
         assert_as_good_as_torch(dweight, plain[0], truth[0], b * tokens, f"dweight ({way})")
         assert_as_good_as_torch(dbias, plain[1], truth[1], b * tokens, f"dbias ({way})")
+
+
+@pytest.mark.parametrize("layout", qkv.BIAS_LAYOUTS)
+def test_tiles_smaller_than_images_and_heads(layout, device):
+    """Row tiles that begin inside an image, unit tiles that begin inside a head, a head in two steps."""
+    b, tokens, d, heads, e = 5, 7, 20, 2, 20
+    x, weight, bias, dqkv = _inputs(b, tokens, d, heads, e, 24, 3, torch.float32, torch.float32, device)
+    with poisoned_outputs(), tiles.constrained(rows=16, cols=16, depth=16):
+        y = qkv.qkv_forward(x, weight, bias, heads, e, layout)
+        dx = qkv.qkv_backward_input(dqkv, weight, d)
+        dweight, dbias = qkv.qkv_backward_weight(dqkv, x, weight, bias, layout)
+    expected = reference.qkv_backward_weight(dqkv, x, weight, bias, layout)
+    assert torch.allclose(y, reference.qkv_forward(x, weight, bias, heads, e, layout), atol=1e-5)
+    assert torch.allclose(dx, reference.qkv_backward_input(dqkv, weight, d), atol=1e-5)
+    assert torch.allclose(dweight, expected[0], atol=1e-4)
+    assert torch.allclose(dbias, expected[1], atol=1e-4)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("layout", qkv.BIAS_LAYOUTS)
+@pytest.mark.parametrize("splits", [1, 3])
+def test_every_element_is_written_once(splits, layout, device):
+    x, weight, bias, dqkv = _inputs(5, 7, 20, 2, 12, 36, 3, torch.float32, torch.float32, device)
+    with tiles.constrained(rows=16, cols=16, depth=16, splits=splits):
+        with recorded_stores() as stores:
+            dweight, dbias = qkv.qkv_backward_weight(dqkv, x, weight, bias, layout)
+        assert_written_once(stores, dweight, "dweight")
+        assert_written_once(stores, dbias, "dbias")
+        with recorded_stores() as stores:
+            y = qkv.qkv_forward(x, weight, bias, 2, 12, layout)
+        assert_written_once(stores, y, "qkv")
+        with recorded_stores() as stores:
+            dx = qkv.qkv_backward_input(dqkv, weight, 20)
+        assert_written_once(stores, dx, "dx")
 
 
 def test_head_j_owns_the_rows_it_is_published_with(device):
