@@ -44,8 +44,8 @@ PUBLISHED: dict[str, Any] = {
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": {
         "epochs": 60,
-        "batch_size": 64,
-        "lr_per_512": 0.016,
+        "batch_size": 32,
+        "lr_per_512": 0.048,
         "min_lr": 1e-5,
         "warmup_lr": 1e-6,
         "warmup_epochs": 4,
@@ -64,7 +64,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 """What replaces the published recipe for data that is named here."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "sched": ("cosine", "constant", "multistep", "poly", "rsqrt", "step", "tanh", "wsd"),
+    "sched": ("cosine", "constant", "poly", "rsqrt", "tanh", "wsd"),
     "mixup_mode": ("batch", "pair", "elem"),
     "remode": ("const", "rand", "pixel"),
     "qkv_bias": ("interleaved", "published"),
@@ -125,14 +125,14 @@ class TrainConfig:
         new_region: ``keep``, ``standard``, ``near_zero`` or ``pretrained``: how weights start that a stage
             newly uses.
         epochs: passes over the training images (500; digits 60).
-        batch_size: images per update, over all ranks together (1024; digits 64).
+        batch_size: images per update, over all ranks together (1024; digits 32).
         out: the folder of the run; it must not hold anything yet.
         seed: determines initial weights, order, augmentation and subnets.
         transition_params: size C of the size-aware rule; the space's own where None.
         transition_max_params: its C_max.
         transition_beta: its beta in epochs; a tenth of the epochs where None.
         opt: a timm optimizer name.
-        lr: peak learning rate; 5e-4 (digits 0.016) per 512 images where None.
+        lr: peak learning rate; 5e-4 (digits 0.048) per 512 images where None.
         min_lr: at the end of the schedule (1e-5).
         warmup_lr: at the first update (1e-6).
         warmup_epochs: epochs of linear warm-up (20; digits 4), at most a tenth of the run unless given.

@@ -17,6 +17,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transf
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from growtas.errors import GrowtasError
 from growtas.space import SearchSpace, seeded_rng
 
 if TYPE_CHECKING:
@@ -143,7 +144,10 @@ class FileImages(Dataset):
 
     def read(self, index: int, transform: Callable[[Any], Tensor]) -> tuple[Tensor, int]:
         """One image through a transform of RGB images, and its label."""
-        image, label = self.source[self.indices[index]]
+        try:
+            image, label = self.source[self.indices[index]]
+        except (OSError, RuntimeError) as error:  # timm has gone on to the next images, and gave up
+            raise GrowtasError(f"Image {self.indices[index]} of the data cannot be read: {error}.") from error
         image = transform(image.convert("RGB"))
         return image.mean(0, keepdim=True) if self.channels == 1 else image, int(label)
 

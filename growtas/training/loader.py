@@ -33,7 +33,7 @@ class TrainingLoader:
 
     Raises:
         UsageError: the batch does not divide among the ranks, is larger than the split, or is odd under
-            mixup.
+            mixup; or timm does not know the augmentation.
     """
 
     def __init__(self, split: Split, config: TrainConfig, rank: int = 0, world: int = 1) -> None:
@@ -50,6 +50,15 @@ class TrainingLoader:
                 "odd; change batch_size, or set mixup=0 and cutmix=0."
             )
         self.steps_per_epoch = len(split) // config.batch_size
+        self._augmented = None
+        if not isinstance(split, MemoryImages):
+            try:
+                self._augmented = AugmentedImages(split, config)
+            except (AssertionError, ValueError, KeyError, IndexError) as error:
+                raise UsageError(
+                    f"timm cannot make transforms of auto_augment={config.auto_augment!r} ({error}); "
+                    "see timm.data.auto_augment, or set auto_augment='none'."
+                ) from error
 
     def order(self, epoch: int) -> tuple[Tensor, Tensor]:
         """The images of an epoch in the order of training, over all ranks.
@@ -78,7 +87,7 @@ class TrainingLoader:
 
     def batches(self, first_step: int, pin_memory: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """(images (B, C, S, S) float32, labels (B,) int64) of every step from ``first_step`` on."""
-        if isinstance(self.split, MemoryImages):
+        if self._augmented is None:
             for epoch, images, copies in self.plan(first_step):
                 yield self.split.training_batch(self.config, epoch, images, copies)
             return
@@ -87,7 +96,7 @@ class TrainingLoader:
             for epoch, images, copies in self.plan(first_step)
         )
         yield from DataLoader(
-            AugmentedImages(self.split, self.config),
+            self._augmented,
             batch_sampler=keys,
             num_workers=worker_count(self.config.workers, self.world),
             pin_memory=pin_memory,

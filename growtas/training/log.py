@@ -7,7 +7,7 @@ last, ``time`` (seconds since 1970). The events:
 stage     a stage begins: ``stage``, ``groups`` (those active), ``embed_dims`` (theirs), and what the
           method did, such as ``new_region`` and ``new_entries``
 step      one update: ``stage``, ``groups``, ``loss``, ``lr``, ``subnets`` (as text) and ``group`` (the
-          group of each); ``skipped`` is true and ``loss`` null where the loss was not finite
+          group of each); ``skipped`` is true where the loss (then null) or its gradient was not finite
 eval      after an epoch: ``split`` and ``results``, a list of ``name`` (smallest, largest, random-0,
           ...), ``subnet``, ``group``, ``params``, ``top1`` (per cent) and ``loss``
 finish    the run is complete: ``skipped`` steps in total

@@ -7,45 +7,32 @@ step and little else, and a run that was killed ends bit for bit where an uninte
 
 from __future__ import annotations
 
-import random
+import math
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 from tqdm import tqdm
 
-from growtas.errors import GrowtasError, UsageError
+from growtas.errors import GrowtasError
 from growtas.methods import Method, MethodSettings, create_method
+from growtas.space import Subnet
 from growtas.training import checkpoint
-from growtas.training.config import TrainConfig
 from growtas.training.data import Splits
 from growtas.training.distributed import Ranks
 from growtas.training.evaluate import evaluate, precision, watched_subnets
+from growtas.training.guards import Interrupted, stop_signals
 from growtas.training.images import seed_globally
 from growtas.training.loader import TrainingLoader, worker_count
 from growtas.training.log import Curves, RunLog
+from growtas.training.optimizer import create_optimizer, create_scheduler
 from growtas.training.run import Run, versions
 
 MOST_SKIPPED_IN_A_ROW = 10
-FUSED_OPTIMIZERS = ("adam", "adamw", "sgd")
-
-
-class Interrupted(GrowtasError):
-    """The user stopped the run; it can be resumed. Exit status as shells expect it: 128 + signal."""
-
-    def __init__(self, sentence: str, signal_number: int) -> None:
-        super().__init__(sentence)
-        self.exit_status = 128 + signal_number
 
 
 def create_run_method(run: Run) -> Method:
@@ -65,23 +52,6 @@ def create_run_method(run: Run) -> Method:
         new_region=config.new_region,
     )
     return create_method(config.method, settings)
-
-
-def create_optimizer(
-    net: torch.nn.Module, config: TrainConfig, device: torch.device
-) -> torch.optim.Optimizer:
-    """timm's optimizer; no weight decay on 1-D parameters and on what the net excludes.
-
-    Raises:
-        UsageError: timm knows no optimizer of that name, or it takes no such settings.
-    """
-    extra = {"fused": True} if config.opt in FUSED_OPTIMIZERS and device.type in ("cpu", "cuda") else {}
-    try:
-        return create_optimizer_v2(
-            net, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, **extra
-        )
-    except (AssertionError, ValueError, TypeError) as error:
-        raise UsageError(f"opt={config.opt!r} cannot be used ({error}); see timm.optim.") from error
 
 
 @dataclass
@@ -120,16 +90,7 @@ class Trainer:
         seed_globally("weights", config.seed)
         self.net = run.new_net().to(device).train()
         self.optimizer = create_optimizer(self.net, config, device)
-        self.scheduler, _ = create_scheduler_v2(
-            self.optimizer,
-            sched=config.sched,
-            num_epochs=config.epochs,
-            warmup_epochs=config.warmup_epochs,
-            warmup_lr=config.warmup_lr,
-            min_lr=config.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=run.steps_per_epoch,
-        )
+        self.scheduler = create_scheduler(self.optimizer, run)
         self.mixup = None
         if config.mixup or config.cutmix:
             self.mixup = Mixup(
@@ -256,7 +217,7 @@ class Trainer:
         smoothing = 0.0 if self.mixup is not None else config.smoothing  # Mixup smooths its own targets
         self.scheduler.step_update(step)
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        total = torch.zeros(3, dtype=torch.float64, device=self.device)
         for subnet in subnets:
             with precision(config.amp, self.device):
                 logits = self.net(images, subnet)
@@ -265,31 +226,34 @@ class Trainer:
             total[0] += loss.detach()
         total[1] = signals[0] if signals else 0
         self.ranks.sum(total)
-        summed, received = total.tolist()  # the step's only wait for the device
+        self.ranks.average_gradients(self.net.parameters())
+        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        total[2] = norm  # of the averaged gradients: the same on every rank
+        summed, received, norm_value = total.tolist()  # the step's only wait for the device
         mean = summed / self.ranks.world
-        finite = abs(mean) < float("inf")
-        if finite:
-            self._update()
-            progress.skipped_in_a_row = 0
-        else:
+        skipped = not math.isfinite(mean) or not math.isfinite(norm_value)
+        if skipped:
             progress.skipped += 1
             progress.skipped_in_a_row += 1
-        self._record(step, mean if finite else None, subnets)
+        else:
+            self._update(norm)
+            progress.skipped_in_a_row = 0
+        self._record(step, mean, skipped, subnets)
         progress.step += 1
         return mean, int(received > 0 and (signals[0] if signals else signal.SIGINT))
 
-    def _update(self) -> None:
+    def _update(self, norm: Tensor) -> None:
         if self.net.unused_blocks == "zero":
             for parameter in self.net.parameters():
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-        self.ranks.average_gradients(self.net.parameters())
         if self.config.clip_grad is not None:
-            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip_grad)
+            torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), self.config.clip_grad, norm)
         self.optimizer.step()
 
-    def _record(self, step: int, loss: float | None, subnets: tuple) -> None:
-        if self.log is None or step % self.config.log_every and loss is not None:
+    def _record(self, step: int, loss: float, skipped: bool, subnets: tuple[Subnet, ...]) -> None:
+        if self.log is None or step % self.config.log_every and not skipped:
             return
         stage = self.method.stage_of(step)
         rate = self.optimizer.param_groups[0]["lr"]
@@ -301,11 +265,11 @@ class Trainer:
             groups=list(self.method.stages[stage].groups),
             group=[self.run.space.group_of(subnet) for subnet in subnets],
             subnets=[str(subnet) for subnet in subnets],
-            loss=loss,
+            loss=loss if math.isfinite(loss) else None,
             lr=rate,
-            **({"skipped": True} if loss is None else {}),
+            **({"skipped": True} if skipped else {}),
         )
-        if loss is not None:
+        if not skipped:
             self.curves.add(step, train__loss=loss, train__lr=rate, train__stage=stage)
 
     def _status(self, loss: float) -> str:
@@ -361,7 +325,7 @@ class Trainer:
     def _give_up(self) -> None:
         step = self.progress.step
         raise GrowtasError(
-            f"The loss was not finite in {MOST_SKIPPED_IN_A_ROW} updates in a row (steps "
+            f"The loss or its gradient was not finite in {MOST_SKIPPED_IN_A_ROW} updates in a row (steps "
             f"{step - MOST_SKIPPED_IN_A_ROW} to {step - 1}); the run is stopped and {self._saved()} "
             "Start again with a lower lr, a longer warm-up, or amp='none'."
         )
@@ -370,45 +334,3 @@ class Trainer:
         if self.progress.checkpoint_step is None:
             return "no checkpoint was written yet."
         return f"the checkpoint of step {self.progress.checkpoint_step} is in {self.run.path}."
-
-
-@contextmanager
-def preserved_generators() -> Iterator[None]:
-    """Give the user's global generators back as they were: training seeds them at every step."""
-    states = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one is not collected.
-
-    Yields:
-        A list that the first signal's number is put into. Outside the main thread, where handlers cannot be
-        set, it stays empty.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    caught = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in caught}
-
-    def collect(number: int, frame: object) -> None:
-        received.append(number)
-        for each in caught:
-            signal.signal(each, before[each])
-
-    for number in caught:
-        signal.signal(number, collect)
-    try:
-        yield received
-    finally:
-        for number in caught:
-            signal.signal(number, before[number])

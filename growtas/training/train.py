@@ -14,9 +14,10 @@ from growtas.training import checkpoint
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.data import Splits, load_splits
 from growtas.training.distributed import Ranks, choose_device
+from growtas.training.guards import preserved_generators
 from growtas.training.loader import TrainingLoader
 from growtas.training.log import Curves, RunLog
-from growtas.training.loop import Trainer, preserved_generators
+from growtas.training.loop import Trainer
 from growtas.training.run import Run, check_free, remove_leftovers, versions
 
 
@@ -44,7 +45,7 @@ def train(
             something else. Nothing was written.
         GrowtasError: the disk is full, the loss was not finite ten times in a row, or a checkpoint cannot be
             used. What was saved is kept.
-        growtas.training.loop.Interrupted: Ctrl-C or SIGTERM; saved, and can be resumed.
+        growtas.training.guards.Interrupted: Ctrl-C or SIGTERM; saved, and can be resumed.
 
     Example:
         >>> run = train("digits", epochs=60, out="runs/digits")

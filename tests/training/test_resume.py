@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 
 import pytest
 import torch
-from runs import SMALL, assert_same_result, records
+from runs import SMALL, SPACE, assert_same_result, records
 
 import growtas
 from growtas.errors import GrowtasError, UsageError
 from growtas.training import Run, checkpoint
-from growtas.training.loop import Interrupted, Trainer
+from growtas.training.guards import Interrupted
+from growtas.training.loop import Trainer
 
 
 def steps_logged(folder):
@@ -92,6 +94,19 @@ def test_resume_on_both_sides_of_a_transition(monkeypatch, finished, small, tmp_
             growtas.train(**small, out=tmp_path / "run")
     growtas.train(resume=tmp_path / "run")
     assert_same_result(tmp_path / "run", finished.path)
+
+
+def test_resume_with_files_and_the_published_augmentation(monkeypatch, image_folder, tmp_path):
+    space = dataclasses.replace(SPACE, name="rgb", in_channels=3, image_size=16)
+    given = {"data": f"folder:{image_folder}", "epochs": 3, "batch_size": 16, "tensorboard": False}
+    growtas.train(space, **given, workers=2, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 8)
+        with pytest.raises(Stop):
+            growtas.train(space, **given, workers=0, checkpoint_every_steps=5, out=tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["step"] == 6  # an epoch has 3 steps
+    growtas.train(resume=tmp_path / "run", workers=1)
+    assert_same_result(tmp_path / "run", tmp_path / "whole")
 
 
 def test_settings_that_do_not_enter_the_result_may_change(monkeypatch, finished, small, tmp_path):

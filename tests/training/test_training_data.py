@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from runs import SPACE
 
-from growtas.errors import UsageError
+from growtas.errors import GrowtasError, UsageError
 from growtas.space import load_space
 from growtas.training.config import TrainConfig
 from growtas.training.data import evaluation_loader, hold_out, load_splits
@@ -22,21 +22,9 @@ DIGITS = load_space("digits")
 RGB = dataclasses.replace(SPACE, name="rgb", in_channels=3, image_size=16)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Three classes, 20 training images and 4 test images of each, of several sizes and modes."""
-    root = tmp_path_factory.mktemp("images")
-    noise = np.random.default_rng(0)
-    for part, count in (("train", 20), ("val", 4)):
-        for label, name in enumerate(("ant", "bee", "cat")):
-            (root / part / name).mkdir(parents=True)
-            for i in range(count):
-                size = (24, 20 + i, 3)
-                pixels = noise.integers(0, 80, size, dtype=np.uint8)
-                pixels[..., label] += 150
-                image = Image.fromarray(pixels).convert("L" if i == 0 else "RGB")
-                image.save(root / part / name / f"{i}.png")
-    return root
+@pytest.fixture
+def folder(image_folder):
+    return image_folder
 
 
 @pytest.fixture
@@ -281,6 +269,21 @@ def test_bad_batches(given, ranks, sentence):
     split = load_splits("digits", DIGITS).train
     with pytest.raises(UsageError, match=sentence):
         TrainingLoader(split, TrainConfig("digits", **given).resolved(), **ranks)
+
+
+def test_unknown_augmentation(config):
+    with pytest.raises(UsageError, match="auto_augment='rand-x9'"):
+        TrainingLoader(
+            load_splits(config.data, RGB).train, dataclasses.replace(config, auto_augment="rand-x9")
+        )
+
+
+def test_images_that_cannot_be_read(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "spoilt")
+    for path in (tmp_path / "spoilt" / "val").rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(GrowtasError, match="Image 3 of the data cannot be read"):
+        load_splits(f"folder:{tmp_path / 'spoilt'}", RGB).test[3]
 
 
 def test_worker_count():

@@ -291,6 +291,36 @@ def test_a_non_finite_loss_skips_the_step(small, tmp_path, monkeypatch):
     assert max(s["step"].item() for s in state["optimizer"]["state"].values()) == 33 - len(bad)
 
 
+def test_a_non_finite_gradient_skips_the_step(small, tmp_path, monkeypatch):
+    class Overflow(torch.autograd.Function):
+        """The identity, whose gradient is infinite."""
+
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("inf")
+
+    original = Trainer._step
+
+    def wrapped(self, *args):
+        forward = self.net.forward_head
+        if self.progress.step in (3, 4):
+            monkeypatch.setattr(self.net, "forward_head", lambda x: Overflow.apply(forward(x)))
+        try:
+            return original(self, *args)
+        finally:
+            monkeypatch.setattr(self.net, "forward_head", forward)
+
+    monkeypatch.setattr(Trainer, "_step", wrapped)
+    run = growtas.train(**{**small, "epochs": 2}, out=tmp_path / "run")
+    skipped = [r for r in records(run.path) if r.get("skipped") is True]
+    assert [r["step"] for r in skipped] == [3, 4] and all(r["loss"] > 0 for r in skipped)
+    assert all(v.isfinite().all() for v in checkpoint.load(run.checkpoint_path)["weights"].values())
+
+
 def test_a_skipped_step_leaves_weights_and_moments(small, tmp_path, monkeypatch):
     def weights(out, bad):
         with monkeypatch.context() as patch:
@@ -326,8 +356,8 @@ def test_ten_in_a_row_before_any_checkpoint(small, tmp_path, monkeypatch):
 def test_weights_that_are_not_finite_are_not_saved(small, tmp_path, monkeypatch):
     original = Trainer._update
 
-    def exploding(self):
-        original(self)
+    def exploding(self, norm):
+        original(self, norm)
         if self.progress.step == 20:  # the loss of this step was still finite
             self.net.head.bias.data.fill_(float("inf"))
 

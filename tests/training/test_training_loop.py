@@ -18,7 +18,8 @@ from growtas.training.data import Splits, load_splits
 from growtas.training.distributed import Ranks
 from growtas.training.evaluate import evaluate, watched_subnets
 from growtas.training.log import read_log
-from growtas.training.loop import Trainer, create_optimizer
+from growtas.training.loop import Trainer
+from growtas.training.optimizer import create_optimizer
 from growtas.version import __version__
 
 CPU = torch.device("cpu")

@@ -1,0 +1,54 @@
+"""The optimizer and the schedule of a run, by timm: one of each, from the first step to the last."""
+
+from __future__ import annotations
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+
+from growtas.errors import UsageError
+from growtas.training.config import TrainConfig
+from growtas.training.run import Run
+
+FUSED_OPTIMIZERS = ("adam", "adamw", "sgd")
+
+
+def create_optimizer(
+    net: torch.nn.Module, config: TrainConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """timm's optimizer; no weight decay on 1-D parameters and on what the net excludes.
+
+    Raises:
+        UsageError: timm knows no optimizer of that name, or it takes no such settings.
+    """
+    extra = {"fused": True} if config.opt in FUSED_OPTIMIZERS and device.type in ("cpu", "cuda") else {}
+    try:
+        return create_optimizer_v2(
+            net, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, **extra
+        )
+    except (AssertionError, ValueError, TypeError) as error:
+        raise UsageError(f"opt={config.opt!r} cannot be used ({error}); see timm.optim.") from error
+
+
+def create_scheduler(optimizer: torch.optim.Optimizer, run: Run) -> Scheduler:
+    """timm's schedule over the whole run, stepped at every update: warm-up, then one decay.
+
+    Raises:
+        UsageError: the schedule does not fit the run.
+    """
+    config = run.config
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=config.sched,
+            num_epochs=config.epochs,
+            warmup_epochs=config.warmup_epochs,
+            warmup_lr=config.warmup_lr,
+            min_lr=config.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=run.steps_per_epoch,
+        )
+    except (AssertionError, ValueError) as error:
+        raise UsageError(f"sched={config.sched!r} does not fit this run: {error}") from error
+    return scheduler
