@@ -45,7 +45,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "digits": {
         "epochs": 60,
         "batch_size": 32,
-        "lr_per_512": 0.048,
+        "lr": 3e-3,
         "min_lr": 1e-5,
         "warmup_lr": 1e-6,
         "warmup_epochs": 4,
@@ -132,7 +132,7 @@ class TrainConfig:
         transition_max_params: its C_max.
         transition_beta: its beta in epochs; a tenth of the epochs where None.
         opt: a timm optimizer name.
-        lr: peak learning rate; 5e-4 (digits 0.048) per 512 images where None.
+        lr: peak learning rate; 5e-4 per 512 images where None (digits 3e-3).
         min_lr: at the end of the schedule (1e-5).
         warmup_lr: at the first update (1e-6).
         warmup_epochs: epochs of linear warm-up (20; digits 4), at most a tenth of the run unless given.
@@ -271,12 +271,12 @@ class TrainConfig:
     def resolved(self) -> TrainConfig:
         """The same settings with every None that a recipe knows filled in."""
         recipe = dict(RECIPES.get(self.data, PUBLISHED))
-        rate = recipe.pop("lr_per_512")
+        rate = recipe.pop("lr_per_512", None)
         values = {name: value for name, value in recipe.items() if getattr(self, name) is None}
         epochs = values.get("epochs", self.epochs)
         if "warmup_epochs" in values:
             values["warmup_epochs"] = min(values["warmup_epochs"], WARMUP_SHARE * epochs)
-        if self.lr is None:
+        if self.lr is None and rate is not None:
             values["lr"] = rate * values.get("batch_size", self.batch_size) / REFERENCE_BATCH
         return dataclasses.replace(self, **values)
 
