@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "dtype.h"
+#include "views.h"
 
 namespace growtas {
 

@@ -2,23 +2,9 @@
 #pragma once
 #include <cstdint>
 
-#include "dtype.h"
+#include "views.h"
 
 namespace growtas::cpu {
-
-// A matrix of rows: element (r, c) lies at data + r * stride + c, in elements of its dtype.
-struct Rows {
-    void* data;
-    DType type;
-    std::int64_t stride;
-};
-
-// A vector: element i lies at data + i * stride.
-struct Vector {
-    void* data;
-    DType type;
-    std::int64_t stride;
-};
 
 // y = (x - mean) * rstd * weight + bias; mean and rstd (rows) are saved for the backward pass.
 void layer_norm_forward(Rows x, Vector weight, Vector bias, Rows y, float* mean, float* rstd, std::int64_t rows,

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "dtype.h"
+#include "views.h"
 
 #ifdef GROWTAS_TARGET_CLONES
 #define GROWTAS_LEAF __attribute__((target_clones(GROWTAS_TARGET_CLONES)))

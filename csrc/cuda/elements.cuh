@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "dtype.h"
+#include "views.h"
 
 namespace growtas::cuda {
 

@@ -3,23 +3,9 @@
 #pragma once
 #include <cstdint>
 
-#include "dtype.h"
+#include "views.h"
 
 namespace growtas::cuda {
-
-// A matrix of rows: element (r, c) lies at data + r * stride + c, in elements of its dtype.
-struct Rows {
-    void* data;
-    DType type;
-    std::int64_t stride;
-};
-
-// A vector: element i lies at data + i * stride.
-struct Vector {
-    void* data;
-    DType type;
-    std::int64_t stride;
-};
 
 // Where a kernel runs: the device's number and a stream of it.
 struct Place {
