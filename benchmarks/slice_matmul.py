@@ -206,12 +206,14 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0; 1 where a way was wrong or failed; 130 where interrupted.
     """
     options = parse(argv)
-    # A time limit from outside keeps what was measured, as Ctrl-C does.
-    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A time limit from outside keeps what was measured, as Ctrl-C does; background jobs start deaf to both.
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    former = [signal.signal(number, signal.default_int_handler) for number in numbers]
     try:
         head, records = run(options)
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in zip(numbers, former, strict=True):
+            signal.signal(number, handler)
     print(product_report.describe(head))
     if records:
         print(f"\n{product_report.table(records)}\n\nspeed, geometric mean over the widths")
