@@ -134,7 +134,9 @@ def _help_text(function: Callable) -> str:
     for line in inspect.getdoc(function).replace("``", "").splitlines():
         if line and not line.startswith(" ") and line.endswith(":"):
             keep = line == "Args:"
-        if keep:
+        if keep and line.startswith(" " * 8):  # tyro would break the line where the docstring does
+            lines[-1] += f" {line.strip()}"
+        elif keep:
             lines.append(line)
     return "\n".join(lines).rstrip()
 
