@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from growtas.searching.result import SearchResult
     from growtas.training.run import Run
 
-RECIPE = {"clip_grad": 1.0, "eval_every": 0}  # beside the digits' own recipe of growtas.training.config
+# Beside the digits' own recipe of growtas.training.config. Of seven recipes (clipping or not, learning rate,
+# smoothing, mixup, weight decay) this one did best on the search split, which alone was looked at: 96.9 % on
+# average over 18 random subnets, the others 94.6 to 96.8 %.
+RECIPE = {"clip_grad": 1.0, "eval_every": 0}
 LOGIT_TOLERANCE = 1e-4  # relative to the largest logit
 RUN, MODEL, PICTURE = "run", "best", "demo.png"
 
