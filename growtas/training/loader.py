@@ -8,6 +8,7 @@ transforms are kept; order and randomness are keyed instead.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -100,7 +101,18 @@ class TrainingLoader:
             batch_sampler=keys,
             num_workers=worker_count(self.config.workers, self.world),
             pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_training,
         )
+
+
+def _leave_signals_to_training(worker: int) -> None:
+    """A signal often reaches every process of a job; the training process alone decides what it means.
+
+    torch ends training at once, in the middle of whatever it does, when a loading process dies of a signal;
+    one that exits with status 0 is only missed at the next batch.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
 
 
 def worker_count(workers: int | None, world: int = 1) -> int:

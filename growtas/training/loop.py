@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -150,11 +151,28 @@ class Trainer:
                 stage = self.method.begins_at(progress.step)
                 if stage is not None:
                     self._begin_stage(stage)
-                images, labels = next(batches)
+                images, labels = self._next(batches, signals)
                 loss, received = self._step(images, labels, signals)
                 bar.set_postfix_str(self._status(loss), refresh=False)
                 bar.update()
                 self._after_step(received)
+
+    def _next(self, batches: Iterator[tuple[Tensor, Tensor]], signals: list[int]) -> tuple[Tensor, Tensor]:
+        """The next batch; where a signal to all processes ended those that load it, the run stops here."""
+        try:
+            return next(batches)
+        except (RuntimeError, OSError, EOFError):  # it depends on where it was when they ended
+            if not signals:
+                raise
+            self._save()
+            raise self._interrupted(signals[0]) from None
+
+    def _interrupted(self, received: int) -> Interrupted:
+        return Interrupted(
+            f"Interrupted after step {self.progress.step} of {self.run.steps}; {self._saved()} "
+            f"Continue with: growtas train --resume {self.run.path}",
+            received,
+        )
 
     def _after_step(self, received: int) -> None:
         """Evaluate, save and stop as it is due; ``received`` is a signal's number, or 0."""
@@ -181,11 +199,7 @@ class Trainer:
         if due:
             self._save()
         if received and not ends_run:
-            raise Interrupted(
-                f"Interrupted after step {progress.step} of {self.run.steps}; {self._saved()} "
-                f"Continue with: growtas train --resume {self.run.path}",
-                received,
-            )
+            raise self._interrupted(received)
 
     def _begin_stage(self, number: int) -> None:
         done = self.method.begin_stage(number, self.net, self.optimizer)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from growtas.errors import GrowtasError
 from growtas.space import SearchSpace
@@ -88,11 +91,16 @@ class Child:
         self.output = output
         self.pid = os.fork()
         if self.pid:
+            with suppress(OSError):  # the child may have done it, or ended
+                os.setpgid(self.pid, 0)
             return
         status = 1
         try:  # the child never returns from here
             descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, 1), os.dup2(descriptor, 2)
+            os.setpgid(0, 0)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            tqdm.set_lock(threading.RLock())  # its own is shared with the parent: a killed child may hold it
             torch.set_num_threads(1)
             work()
             status = 0
@@ -116,8 +124,12 @@ class Child:
             time.sleep(0.0005)
 
     def kill(self, number: int = signal.SIGKILL) -> tuple[int, str]:
-        """Send a signal and wait for the end. Returns: exit status (minus a fatal signal) and output."""
-        os.kill(self.pid, number)
+        """Send a signal to it and to the processes it started, as a terminal does, and wait for the end.
+
+        Returns:
+            Exit status (minus a fatal signal) and output.
+        """
+        os.killpg(self.pid, number)
         return self.finish()
 
     def finish(self) -> tuple[int, str]:

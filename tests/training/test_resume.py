@@ -70,6 +70,18 @@ def test_ctrl_c_saves_and_says_how_to_go_on(child, finished, tmp_path):
     assert_same_result(out, finished.path)
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_that_reach_the_loading_processes_too(child, image_folder, tmp_path, number, status):
+    space = dataclasses.replace(SPACE, name="rgb", in_channels=3, image_size=16)
+    given = {"data": f"folder:{image_folder}", "epochs": 300, "batch_size": 16, "tensorboard": False}
+    out = tmp_path / "run"
+    process = child(space=space, **given, workers=2, eval_every=0, out=out)
+    process.wait_until(lambda: steps_logged(out) >= 4)
+    ended, output = process.kill(number)
+    assert ended == status and "--resume" in output, output
+    assert Run.open(out).load_net() is not None
+
+
 class Stop(Exception):
     pass
 
