@@ -12,6 +12,10 @@ from pathlib import Path
 from growtas.errors import GrowtasError
 
 
+class DeviceFull(GrowtasError):
+    """No space was left; its cause is the OSError."""
+
+
 @contextmanager
 def replace(path: str | os.PathLike) -> Iterator[Path]:
     """Write a file under a temporary name beside it, flush it to the disk, and rename it into place.
@@ -23,17 +27,18 @@ def replace(path: str | os.PathLike) -> Iterator[Path]:
         The temporary path to write to. On an exception it is removed and ``path`` is as it was.
 
     Raises:
-        GrowtasError: the device is full; the old file is untouched.
+        DeviceFull: no space is left on the device; the old file is untouched.
 
     Example:
         >>> with replace("model.pt") as temporary:
         ...     torch.save(state, temporary)
     """
     path = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = None
     try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(descriptor)
+        temporary = Path(name)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -44,13 +49,14 @@ def replace(path: str | os.PathLike) -> Iterator[Path]:
         _flush_folder(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise GrowtasError(
+            raise DeviceFull(
                 f"No space is left on the device for {path}; the previous file is untouched. "
-                "Free some space or choose another folder, then resume."
+                "Free some space or choose another folder, then repeat the command."
             ) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from growtas.training.config import TrainConfig
     from growtas.training.run import Run
-    from growtas.training.train import begin, train
+    from growtas.training.start import begin, train
 
 _HOME = {
     "Run": "growtas.training.run",
     "TrainConfig": "growtas.training.config",
-    "begin": "growtas.training.train",
-    "train": "growtas.training.train",
+    "begin": "growtas.training.start",
+    "train": "growtas.training.start",
 }
 
 __all__ = ["Run", "TrainConfig", "begin", "train"]
@@ -24,5 +24,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value  # also over the submodule of that name: growtas.training.train is the function
+    globals()[name] = value
     return value

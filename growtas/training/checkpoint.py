@@ -48,6 +48,8 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         atomic.write_bytes(path, buffer.getbuffer())
     except OSError as error:
         raise disk_error(error, path) from error
+    except atomic.DeviceFull as error:  # the same, but the remedy of a run is to resume it
+        raise disk_error(error.__cause__, path) from error
 
 
 def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
