@@ -45,7 +45,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()  # torch's own writer hides why a disk refused; a plain write does not
     torch.save({"format": FORMAT, **state}, buffer)
     try:
-        atomic.write_bytes(path, buffer.getbuffer())
+        atomic.write_bytes(path, buffer.getvalue())  # getbuffer's view crashes CPython 3.12.1's collector
     except OSError as error:
         raise disk_error(error, path) from error
     except atomic.DeviceFull as error:  # the same, but the remedy of a run is to resume it
