@@ -73,7 +73,8 @@ def _backward(
     dqkv: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, bias_layout: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, full-size dweight and dbias (empty where there is no bias)."""
-    kernels, dqkv, x = _kernels(x), dqkv.contiguous(), x.contiguous()
+    kernels, x = _kernels(x), x.contiguous()
+    dqkv = reference.token_major(dqkv) if kernels is reference else dqkv.contiguous()
     dx = kernels.qkv_backward_input(dqkv, weight, x.shape[-1])
     dweight, dbias = kernels.qkv_backward_weight(dqkv, x, weight, bias, bias_layout)
     return dx, dweight, x.new_empty(0) if dbias is None else dbias

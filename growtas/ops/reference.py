@@ -138,8 +138,13 @@ def qkv_forward(
     return out.view(3, batch, tokens, num_heads, head_dim).transpose(2, 3).contiguous()
 
 
+def token_major(qkv: Tensor) -> Tensor:
+    """The same (3, B, h, N, e) values, token by token in memory: both gradients below read it as it is."""
+    return qkv.transpose(2, 3).contiguous().transpose(2, 3)
+
+
 def _merge_heads(qkv: Tensor) -> Tensor:
-    """(3, B, h, N, e) to (3, B * N, h * e)."""
+    """(3, B, h, N, e) to (3, B * N, h * e): a view of a token-major tensor, a copy of any other."""
     parts, batch, num_heads, tokens, head_dim = qkv.shape
     return qkv.transpose(2, 3).reshape(parts, batch * tokens, num_heads * head_dim)
 
