@@ -188,21 +188,26 @@ def qkv_backward_weight(
 # logits; P is recomputed.
 
 
-def _relative_rows(table: Tensor, size: int) -> Tensor:
-    """(size, size, e): for each query place the table rows of all key places along one axis."""
+def _relative_index(table: Tensor, size: int) -> Tensor:
+    """(size, size): for each query place the table's row of each key place along one axis."""
     clamp = table.shape[0] // 2 - 1
     place = torch.arange(size, device=table.device)
-    return table[(place[None, :] - place[:, None]).clamp(-clamp, clamp) + clamp + 1]
+    return (place[None, :] - place[:, None]).clamp(-clamp, clamp) + clamp + 1
+
+
+def _relative_rows(table: Tensor, size: int) -> Tensor:
+    """(size, size, e): for each query place the table rows of all key places along one axis."""
+    return table[_relative_index(table, size)]
 
 
 def _scatter_rows(gathered: Tensor, table: Tensor) -> Tensor:
-    """The transpose of :func:`_relative_rows`: (size, size, e) summed back into the shape of the table."""
-    size = gathered.shape[0]
-    clamp = table.shape[0] // 2 - 1
-    place = torch.arange(size, device=table.device)
-    index = (place[None, :] - place[:, None]).clamp(-clamp, clamp) + clamp + 1
-    total = torch.zeros(table.shape, dtype=gathered.dtype, device=table.device)
-    return total.index_add_(0, index.reshape(-1), gathered.reshape(size * size, -1))
+    """The transpose of :func:`_relative_rows`: (size, size, e) summed back into the shape of the table.
+
+    As a product with a 0/1 matrix: on a GPU index_add_ would add in a random order.
+    """
+    index = _relative_index(table, gathered.shape[0]).flatten()
+    select = torch.arange(table.shape[0], device=table.device)[:, None] == index
+    return select.to(gathered.dtype) @ gathered.flatten(0, 1)
 
 
 def _to_places(x: Tensor, grid: tuple[int, int]) -> Tensor:
