@@ -96,11 +96,7 @@ class LayerNorm(torch.autograd.Function):
         )
 
 
-@torch.library.custom_op("growtas::layer_norm", mutates_args=())
-def _layer_norm_op(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _forward(x, weight, bias, eps, out_dtype)
+_layer_norm_op = torch.library.custom_op("growtas::layer_norm", _forward, mutates_args=())
 
 
 @_layer_norm_op.register_fake
@@ -111,11 +107,7 @@ def _(x, weight, bias, eps, out_dtype):
     return y, x.new_empty(rows, dtype=wide), x.new_empty(rows, dtype=wide)
 
 
-@torch.library.custom_op("growtas::layer_norm_backward", mutates_args=())
-def _layer_norm_backward_op(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _backward(dy, x, weight, bias, mean, rstd)
+_layer_norm_backward_op = torch.library.custom_op("growtas::layer_norm_backward", _backward, mutates_args=())
 
 
 @_layer_norm_backward_op.register_fake

@@ -84,9 +84,7 @@ class Linear(torch.autograd.Function):
         )
 
 
-@torch.library.custom_op("growtas::linear", mutates_args=())
-def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    return _forward(x, weight, bias, out_features)
+_linear_op = torch.library.custom_op("growtas::linear", _forward, mutates_args=())
 
 
 @_linear_op.register_fake
@@ -94,11 +92,7 @@ def _(x, weight, bias, out_features):
     return x.new_empty(*x.shape[:-1], out_features)
 
 
-@torch.library.custom_op("growtas::linear_backward", mutates_args=())
-def _linear_backward_op(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, needs_dx: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _backward(dy, x, weight, bias, needs_dx)
+_linear_backward_op = torch.library.custom_op("growtas::linear_backward", _backward, mutates_args=())
 
 
 @_linear_backward_op.register_fake

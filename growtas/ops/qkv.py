@@ -99,11 +99,7 @@ class QKV(torch.autograd.Function):
         return dx, dweight, None if bias is None else dbias, None, None, None
 
 
-@torch.library.custom_op("growtas::qkv", mutates_args=())
-def _qkv_op(
-    x: Tensor, weight: Tensor, bias: Tensor | None, num_heads: int, head_dim: int, bias_layout: str
-) -> Tensor:
-    return _forward(x, weight, bias, num_heads, head_dim, bias_layout)
+_qkv_op = torch.library.custom_op("growtas::qkv", _forward, mutates_args=())
 
 
 @_qkv_op.register_fake
@@ -111,11 +107,7 @@ def _(x, weight, bias, num_heads, head_dim, bias_layout):
     return x.new_empty(3, x.shape[0], num_heads, x.shape[1], head_dim)
 
 
-@torch.library.custom_op("growtas::qkv_backward", mutates_args=())
-def _qkv_backward_op(
-    dqkv: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, bias_layout: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _backward(dqkv, x, weight, bias, bias_layout)
+_qkv_backward_op = torch.library.custom_op("growtas::qkv_backward", _backward, mutates_args=())
 
 
 @_qkv_backward_op.register_fake

@@ -107,11 +107,7 @@ class RelativeAttention(torch.autograd.Function):
         )
 
 
-@torch.library.custom_op("growtas::relative_attention", mutates_args=())
-def _relative_attention_op(
-    qkv: Tensor, key_v: Tensor, key_h: Tensor, value_v: Tensor, value_h: Tensor, rows: int, columns: int
-) -> tuple[Tensor, Tensor]:
-    return _forward(qkv, key_v, key_h, value_v, value_h, rows, columns)
+_relative_attention_op = torch.library.custom_op("growtas::relative_attention", _forward, mutates_args=())
 
 
 @_relative_attention_op.register_fake
@@ -121,20 +117,9 @@ def _(qkv, key_v, key_h, value_v, value_h, rows, columns):
     return qkv.new_empty(batch, tokens, heads * head_dim), qkv.new_empty(batch, heads, tokens, dtype=wide)
 
 
-@torch.library.custom_op("growtas::relative_attention_backward", mutates_args=())
-def _relative_attention_backward_op(
-    dout: Tensor,
-    qkv: Tensor,
-    key_v: Tensor,
-    key_h: Tensor,
-    value_v: Tensor,
-    value_h: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    rows: int,
-    columns: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _backward(dout, qkv, key_v, key_h, value_v, value_h, out, lse, rows, columns)
+_relative_attention_backward_op = torch.library.custom_op(
+    "growtas::relative_attention_backward", _backward, mutates_args=()
+)
 
 
 @_relative_attention_backward_op.register_fake
