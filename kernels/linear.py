@@ -270,12 +270,7 @@ def linear_forward(
         ALIGN_K=tiles.alignment(k, x.stride(0), weight.stride(0)),
         ALIGN_N=tiles.alignment(n),
         PRECISION=precision,
-        GROUP=tiles.GROUP,
-        BLOCK_ROWS=tile.rows,
-        BLOCK_COLS=tile.cols,
-        BLOCK_DEPTH=tile.depth,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **tile.constants(),
     )
     return y
 
@@ -323,12 +318,7 @@ def linear_backward_input(dy: torch.Tensor, weight: torch.Tensor, in_features: i
         ALIGN_N=tiles.alignment(n, dy.stride(0)),
         ALIGN_K=tiles.alignment(k, weight.stride(0)),
         PRECISION=precision,
-        GROUP=tiles.GROUP,
-        BLOCK_ROWS=tile.rows,
-        BLOCK_COLS=tile.cols,
-        BLOCK_DEPTH=tile.depth,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **tile.constants(),
     )
     return dx
 
@@ -402,12 +392,7 @@ def linear_backward_weight(
         ALIGN_K=tiles.alignment(k, x.stride(0)),
         ALIGN_OUT=tiles.alignment(out_cols),
         PRECISION=precision,
-        GROUP=tiles.GROUP,
-        BLOCK_ROWS=tile.rows,
-        BLOCK_COLS=tile.cols,
-        BLOCK_DEPTH=tile.depth,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **tile.constants(),
     )
     if splits > 1:
         add_partials(out, bias_out, grad, grad_bias, n, k)

@@ -299,12 +299,7 @@ def qkv_forward(
         TOKENS=n,
         HEAD_DIM=head_dim,
         PRECISION=precision,
-        GROUP=tiles.GROUP,
-        BLOCK_ROWS=tile.rows,
-        BLOCK_COLS=tile.cols,
-        BLOCK_DEPTH=tile.depth,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **tile.constants(),
     )
     return qkv
 
@@ -351,12 +346,7 @@ def qkv_backward_input(dqkv: torch.Tensor, weight: torch.Tensor, in_features: in
         TOKENS=n,
         HEAD_DIM=head_dim,
         PRECISION=precision,
-        GROUP=tiles.GROUP,
-        BLOCK_ROWS=tile.rows,
-        BLOCK_COLS=tile.cols,
-        BLOCK_DEPTH=tile.depth,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **tile.constants(),
     )
     return dx
 
@@ -444,12 +434,7 @@ def qkv_backward_weight(
         TOKENS=n,
         HEAD_DIM=head_dim,
         PRECISION=precision,
-        GROUP=tiles.GROUP,
-        BLOCK_ROWS=tile.rows,
-        BLOCK_COLS=tile.cols,
-        BLOCK_DEPTH=tile.depth,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **tile.constants(),
     )
     if splits > 1:
         add_partials(out, bias_out, grad, grad_bias, 3 * units, d)

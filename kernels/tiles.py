@@ -37,6 +37,17 @@ class Tile:
     warps: int
     stages: int
 
+    def constants(self) -> dict[str, int]:
+        """What every product kernel is launched with."""
+        return {
+            "GROUP": GROUP,
+            "BLOCK_ROWS": self.rows,
+            "BLOCK_COLS": self.cols,
+            "BLOCK_DEPTH": self.depth,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
+
 
 #: What may be picked, by kind of operand; largest first. All of it fits the 99 KiB of the smallest sm_8x
 #: parts. "half": both operands are 16 bits in memory. "mixed": one is fp32 and converted on load, so a stage
