@@ -33,6 +33,9 @@ KERNELS: dict[str, Any] = {}
 
 _recording = False
 
+#: One list per :func:`counted` block that is open.
+_counts: list[list[str]] = []
+
 
 def kernel(function: Callable) -> Any:
     """``triton.jit`` for a kernel whose integer arguments are never specialised on.
@@ -49,6 +52,26 @@ def kernel(function: Callable) -> Any:
     jitted = triton.jit(function, do_not_specialize=sizes)
     KERNELS[f"{function.__module__.rsplit('.', 1)[-1]}.{function.__name__}"] = jitted
     return jitted
+
+
+def name_of(jitted: Any) -> str:
+    """The name under which :func:`kernel` registered a kernel, such as ``linear._forward``."""
+    return next(name for name, registered in KERNELS.items() if registered is jitted)
+
+
+@contextmanager
+def counted() -> Iterator[list[str]]:
+    """Count launches: on a GPU, in the interpreter, or on meta tensors inside :func:`recording`.
+
+    Yields:
+        A list that fills up with the names of the kernels launched inside, one per launch, in order.
+    """
+    launched: list[str] = []
+    _counts.append(launched)
+    try:
+        yield launched
+    finally:
+        _counts[:] = [names for names in _counts if names is not launched]
 
 
 @triton.jit
@@ -143,6 +166,8 @@ def run(jitted: Any, grid: tuple[int, ...], device: torch.device, *arguments: An
         arguments: pointers and sizes in order.
         constants: constexpr arguments, ``num_warps`` and ``num_stages``.
     """
+    for launched in _counts:
+        launched.append(name_of(jitted))
     elsewhere = device.type == "cuda" and device.index not in (None, torch.cuda.current_device())
     with torch.cuda.device(device) if elsewhere else nullcontext():
         # Said aloud because Triton's default for contracting a*b + c changes from version to version.
@@ -236,7 +261,7 @@ def recording(capability: int = 90) -> Iterator[dict[str, Variant]]:
     found: dict[str, Variant] = {}
 
     def note(*, key: str, fn: Any, compile: dict, **_: Any) -> bool:
-        name = next(name for name, jitted in KERNELS.items() if jitted is fn.jit_function)
+        name = name_of(fn.jit_function)
         found.setdefault(
             f"{name} {key}",
             Variant(
