@@ -43,7 +43,20 @@ def qkv(x: Tensor, weight: Tensor, bias: Tensor, num_heads: int, head_dim: int) 
         torch copies heads that lie apart, so that this copy is made on every step.
     """
     rows = 3 * num_heads * head_dim
-    cut = weight[:, : x.shape[-1]]
-    gathered = torch.cat([cut[part:rows:3, :] for part in range(3)], dim=0)
-    out = F.linear(x, gathered, bias[:rows])
+    out = F.linear(x, gather_qkv(weight, x.shape[-1], rows), bias[:rows])
     return out.reshape(*x.shape[:2], 3, num_heads, head_dim).permute(2, 0, 3, 1, 4).contiguous()
+
+
+def gather_qkv(weight: Tensor, in_features: int, rows: int) -> Tensor:
+    """Every third row, three times, in one copied weight: all of q, then all of k, then all of v.
+
+    Args:
+        weight: (3 * head_dim * H, D).
+        in_features: d.
+        rows: 3 * head_dim * h.
+
+    Returns:
+        (rows, d).
+    """
+    cut = weight[:, :in_features]
+    return torch.cat([cut[part:rows:3, :] for part in range(3)], dim=0)

@@ -1,0 +1,108 @@
+"""Shows what train_step.py measured: its tables and the profile, from the records of its JSON file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from common.table import number, render
+
+Record = dict[str, Any]
+#: What growtas has to reach, by pass and rival, on a CPU (docs/performance.md).
+BARS = {("step", "published"): 2.3, ("forward", "published"): 1.6, ("step", "timm"): 1.0}
+TITLES = {"forward": "forward", "step": "training step"}
+
+
+def label(record: Record) -> str:
+    """The case of a record: ``T middle d216 L13``."""
+    return f"{record['space']} {record['name']} d{record['embed_dim']} L{record['depth']}"
+
+
+def _ratio(record: Record, rival: str) -> str:
+    found = record.get(f"vs_{rival}")
+    return f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]" if found else "-"
+
+
+def table(records: Sequence[Record], markdown: bool = False) -> str:
+    """One line per case, pass and rival."""
+    compiled = any("vs_compiled" in record for record in records)
+    header = ["subnet", "batch", "pass", "way", "ms", "± %", "× published", "× timm"]
+    header += ["× compiled"] if compiled else []
+    header += ["images/s", "saved MB/image", "operations"]
+    rows = []
+    for record in records:
+        median, low, high = record["seconds"]
+        cells = [label(record), str(record["batch"]), TITLES[record["pass"]], record["way"]]
+        cells += [number(1e3 * median), f"{50 * (high - low) / median:.0f}"]
+        cells += [_ratio(record, rival) for rival in ("published", "timm")]
+        cells += [_ratio(record, "compiled")] if compiled else []
+        saved = record.get("saved_per_image")
+        cells += [number(record["batch"] / median), number(saved / 1e6) if saved is not None else "-"]
+        cells += [str(record.get("operations", "-"))]
+        rows.append(cells)
+    return render(header, rows, left=4, markdown=markdown)
+
+
+def headline(records: Sequence[Record], markdown: bool = False) -> str:
+    """growtas' own ratios only, one line per case and pass, with the bars where there are some."""
+    rows = []
+    for record in records:
+        if record["way"] != "growtas":
+            continue
+        cells = [label(record), str(record["batch"]), TITLES[record["pass"]]]
+        for rival in ("published", "timm", "compiled"):
+            cells.append(number(record[f"vs_{rival}"][0]) if f"vs_{rival}" in record else "-")
+        rows.append(cells)
+    header = ["subnet", "batch", "pass", "× published", "× timm", "× compiled timm"]
+    return render(header, rows, left=3, markdown=markdown)
+
+
+def bars(records: Sequence[Record]) -> list[str]:
+    """The bars on a CPU, and whether each was met by the medians of all subnets."""
+    lines = []
+    for (direction, rival), least in BARS.items():
+        found = [
+            record[f"vs_{rival}"][0]
+            for record in records
+            if record["way"] == "growtas" and record["pass"] == direction and f"vs_{rival}" in record
+        ]
+        if found:
+            verdict = "met" if min(found) >= least else "MISSED"
+            worst = f"lowest {min(found):.2f}, highest {max(found):.2f}"
+            lines.append(f"{TITLES[direction]} at least {least} x {rival}: {worst}: {verdict}")
+    return lines
+
+
+def profile_table(profile: Record, markdown: bool = False) -> str:
+    """Where the step's time goes."""
+    rows = []
+    for name, entry in profile["groups"].items():
+        share = entry["seconds"] / profile["seconds"]
+        rows.append([name, number(1e3 * entry["seconds"]), f"{share:.0%}", str(entry["calls"])])
+    rows.append(["step, profiled", number(1e3 * profile["seconds"]), "100%", ""])
+    return render(["kind of work", "ms", "share", "calls"], rows, markdown=markdown)
+
+
+def profile_note(profile: Record) -> str:
+    """The rate of the products beside the measured peak."""
+    seconds = profile["groups"]["products"]["seconds"]
+    rate = profile["flops"] / seconds if seconds else 0.0
+    return (
+        f"products: {profile['flops'] / 1e9:.1f} GFLOP at {rate / 1e9:.0f} GFLOP/s, "
+        f"{rate / profile['peak_flops']:.0%} of the {profile['peak_flops'] / 1e9:.0f} GFLOP/s that the best "
+        "of torch's dense products of these sizes reaches"
+    )
+
+
+def describe(head: Record) -> str:
+    """What was measured where, in a few lines."""
+    machine, versions, settings = head["machine"], head["versions"], head["settings"]
+    methods = ", ".join(settings["methods"]) or "nothing"
+    lines = [
+        f"{machine['device']}, CPU threads: {machine['threads']}, torch {versions['torch']}, "
+        f"timm {versions['timm']}, growtas {versions['growtas']} at {head['commit']}",
+        f"{settings['dtype']}, timed by {methods}; {settings['rounds']} rounds at most, in turns",
+    ]
+    if settings.get("profiled"):
+        lines.append("profiled after the timing, not during it")
+    return "\n".join(lines)

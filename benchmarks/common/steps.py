@@ -1,0 +1,226 @@
+"""The rival networks of train_step.py: what a step is, that all compute alike, and what each one costs.
+
+    growtas    growtas.Supernet, a subnet of it
+    published  the published way, with the same weights (common/published_vit.py)
+    timm       a dense timm ViT of the subnet's size, without relative position (common/dense_vit.py)
+    compiled   the same under torch.compile
+
+A *training step* is: forward pass in training mode, cross entropy against class indices, backward pass, and
+all gradients set to None. The optimizer is not in it, nor is moving the images: they lie on the device.
+Drop-path is 0 for all. Under autocast parameters are fp32, and casting them is part of the step. A *forward
+pass* is one in eval mode under no_grad, as a search evaluates subnets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import counting
+from common.published_vit import PublishedViT
+from growtas import Supernet, load_space
+from growtas.space import SearchSpace, Subnet
+
+WAYS = ("growtas", "published", "timm", "compiled")
+SUBNETS = ("smallest", "middle", "largest")
+PASSES = ("forward", "step")
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+
+
+def pick_subnet(space: SearchSpace, name: str) -> Subnet:
+    """A subnet by name: the ends of the space, or its middle.
+
+    Args:
+        space: to choose from.
+        name: ``smallest``, ``largest`` or ``middle``: the middle embed_dim and depth, with the most heads and
+            the widest MLP, which for T is d216, 13 layers, 4 heads, ratio 4.
+    """
+    if name != "middle":
+        return getattr(space, name)()
+    width = space.embed_dim[len(space.embed_dim) // 2]
+    depth = space.depth[len(space.depth) // 2]
+    heads, ratio = max(space.num_heads), max(space.mlp_ratio)
+    return Subnet(width, depth, (heads,) * depth, (ratio,) * depth)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One subnet, one batch: what the rivals run.
+
+    Args:
+        space: name of the space.
+        subnet: the subnet.
+        name: smallest, middle or largest.
+        batch: images.
+        device: where.
+        dtype: of products; below fp32 by autocast.
+    """
+
+    space: str
+    subnet: Subnet
+    name: str
+    batch: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The precision that the step runs in."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+@dataclass
+class Rival:
+    """One network, ready to run on a case.
+
+    Args:
+        net: whose gradients are cleared.
+        logits: the forward pass on the case's images.
+        case: what it runs.
+        labels: (B,) class indices.
+    """
+
+    net: nn.Module
+    logits: Callable[[], Tensor]
+    case: Case
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        self.parameters = list(self.net.parameters())
+
+    def loss(self) -> Tensor:
+        """Forward pass and cross entropy, under autograd."""
+        with self.case.autocast():
+            return F.cross_entropy(self.logits().float(), self.labels)
+
+    def step(self) -> None:
+        """One training step; the net is in training mode already."""
+        self.loss().backward()
+        self.clear()
+
+    def clear(self) -> None:
+        """Set all gradients to None."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def forward(self) -> Tensor:
+        """One forward pass without gradients; the net is in eval mode already."""
+        with torch.no_grad(), self.case.autocast():
+            return self.logits()
+
+
+def rivals(case: Case, ways: tuple[str, ...], seed: int = 0) -> dict[str, Rival]:
+    """The networks of a case; growtas' and the published one have the same weights.
+
+    Args:
+        case: what they run.
+        ways: of :data:`WAYS`.
+        seed: of weights and images.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    space = load_space(case.space)
+    net = Supernet(space, num_classes=1000)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():  # biases of 0 and scales of 1 would hide mistakes
+            noise = 0.02 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise + (1 if "norm" in name and name.endswith("weight") else 0))
+    shape = (case.batch, space.in_channels, space.image_size, space.image_size)
+    images = torch.randn(shape, generator=generator).to(case.device)
+    labels = torch.randint(1000, (case.batch,), generator=generator).to(case.device)
+
+    def rival(way: str) -> Rival:
+        if way == "growtas":
+            own = net.to(case.device)
+            return Rival(own, lambda: own(images, case.subnet), case, labels)
+        if way == "published":
+            copy = as_published(net, case.subnet).to(case.device)
+            return Rival(copy, lambda: copy(images, case.subnet), case, labels)
+        from common.dense_vit import dense_vit
+
+        torch.manual_seed(seed)
+        dense = dense_vit(case.subnet, net.dims, net.num_classes).to(case.device)
+        run = torch.compile(dense, dynamic=False) if way == "compiled" else dense
+        return Rival(dense, lambda: run(images), case, labels)
+
+    return {way: rival(way) for way in ways}
+
+
+def bias_order(bias: Tensor, heads: int, head_dim: int) -> Tensor:
+    """growtas' interleaved qkv bias (or its gradient) in the published order: all of q, of k, of v."""
+    used = 3 * heads * head_dim
+    return torch.cat((bias[:used].view(-1, 3).t().flatten(), bias[used:]))
+
+
+def as_published(net: Any, subnet: Subnet) -> PublishedViT:
+    """The published network that computes what growtas' computes for a subnet."""
+    copy = PublishedViT(net)
+    copy.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        for block, heads in zip(copy.blocks, subnet.num_heads, strict=False):
+            block.attn.qkv.bias.copy_(bias_order(block.attn.qkv.bias, heads, net.dims.head_dim))
+    return copy
+
+
+def check(case: Case, found: dict[str, Rival]) -> dict[str, float]:
+    """Compare growtas with the published way before anything is timed.
+
+    Returns:
+        The relative differences of logits and of all gradients taken together.
+
+    Raises:
+        ArithmeticError: they are too large; what is timed would not be the same thing.
+    """
+    growtas, published = found["growtas"], found["published"]
+    for rival in (growtas, published):
+        rival.net.eval()
+    expected = published.forward().double()
+    logits = ((growtas.forward().double() - expected).norm() / expected.norm()).item()
+    for rival in (growtas, published):
+        rival.net.train()
+        rival.loss().backward()
+    wanted = dict(published.net.named_parameters())
+    heads, head_dim = case.subnet.num_heads, growtas.net.dims.head_dim
+    wrong = total = 0.0
+    for name, parameter in growtas.net.named_parameters():
+        own, other = parameter.grad, wanted[name].grad
+        if own is None or other is None:
+            if (own is None) != (other is None):
+                raise ArithmeticError(f"only one of growtas and the published way has a gradient of {name}")
+            continue
+        if name.endswith("qkv.bias"):
+            own = bias_order(own, heads[int(name.split(".")[1])], head_dim)
+        wrong += (own.double() - other.double()).square().sum().item()
+        total += other.double().square().sum().item()
+    for rival in (growtas, published):
+        rival.clear()
+    difference = {"logits": logits, "gradients": (wrong / total) ** 0.5}
+    limit = TOLERANCE[case.dtype]
+    for what, value in difference.items():
+        if not value <= limit:
+            raise ArithmeticError(
+                f"growtas and the published way differ by {value:.2g} in their {what}, over {limit:g}"
+            )
+    return difference
+
+
+def costs(case: Case, rival: Rival) -> dict[str, Any]:
+    """What a rival keeps for its backward pass, per image, and how many operations its step runs."""
+    rival.net.train()
+    saved = counting.saved_bytes(rival.loss, [rival.net])
+    if case.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(case.device)
+        before = torch.cuda.memory_allocated(case.device)
+        rival.step()
+        torch.cuda.synchronize(case.device)
+        peak = torch.cuda.max_memory_allocated(case.device) - before
+        found = {"operations": counting.count_launches(rival.step), "peak_per_image": peak // case.batch}
+    else:
+        found = {"operations": counting.count_operations(rival.step).total()}
+    return {"saved_per_image": saved // case.batch, **found}

@@ -1,0 +1,248 @@
+"""train_step.py: the rivals compute the same thing, costs are counted right, nothing measured is lost."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import train_step
+from common import counting, step_profile, step_report, steps
+from common.dense_vit import WideAttention, dense_vit
+from common.published_vit import PublishedViT, relative_embedding
+
+import growtas
+from growtas.ops import reference
+from growtas.space import Subnet
+
+CPU = torch.device("cpu")
+
+
+def case(subnet: Subnet | None = None, dtype=torch.float32, batch: int = 2) -> steps.Case:
+    subnet = subnet or steps.pick_subnet(growtas.load_space("digits"), "middle")
+    return steps.Case("digits", subnet, "middle", batch, CPU, dtype)
+
+
+def test_the_middle_of_t_is_the_issues_subnet():
+    subnet = steps.pick_subnet(growtas.load_space("autoformer-tiny"), "middle")
+    assert (subnet.embed_dim, subnet.depth, set(subnet.num_heads), set(subnet.mlp_ratio)) == (
+        216,
+        13,
+        {4},
+        {4},
+    )
+    assert steps.pick_subnet(growtas.load_space("autoformer-tiny"), "smallest").embed_dim == 192
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_growtas_and_the_published_way_agree(dtype):
+    mixed = Subnet(36, 4, (2, 3, 3, 2), (2, 3, 2, 3))
+    found = steps.rivals(case(mixed, dtype), ("growtas", "published"))
+    difference = steps.check(case(mixed, dtype), found)
+    limit = 1e-5 if dtype == torch.float32 else 0.05
+    assert all(0 <= value < limit for value in difference.values())
+    assert all(p.grad is None for rival in found.values() for p in rival.net.parameters())
+
+
+def test_the_published_bias_needs_no_reordering():
+    """With qkv_bias="published" the state dict alone is enough."""
+    space = growtas.load_space("digits")
+    net = growtas.Supernet(space, num_classes=10, qkv_bias="published")
+    for block in net.blocks:
+        torch.nn.init.normal_(block.attn.qkv.bias)
+    copy = PublishedViT(net)
+    copy.load_state_dict(net.state_dict())
+    images = torch.randn(2, 1, 8, 8)
+    for subnet in (space.smallest(), space.largest()):
+        torch.testing.assert_close(copy(images, subnet), net(images, subnet), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["logits", "gradients", "missing"])
+def test_a_difference_is_not_timed(what):
+    found = steps.rivals(case(), ("growtas", "published"))
+    published = found["published"]
+    if what == "logits":
+        with torch.no_grad():
+            published.net.head.bias.add_(1)
+    elif what == "gradients":
+        published.net.norm.weight.register_hook(lambda grad: grad + 1)
+    else:
+        published.net.pos_embed.requires_grad_(False)
+    with pytest.raises(ArithmeticError, match="gradient of pos_embed" if what == "missing" else what):
+        steps.check(case(), found)
+
+
+def test_the_embedding_of_pairs_is_the_tables_entries():
+    table_v, table_h = torch.randn(8, 4), torch.randn(8, 4)
+    found = relative_embedding(table_v, table_h, 10)  # a 3 x 3 grid and cls
+    assert found.shape == (10, 10, 4)
+    torch.testing.assert_close(found[0, 5], table_v[0] + table_h[0])
+    torch.testing.assert_close(found[5, 0], table_v[0] + table_h[0])
+    # token 2 is row 0, column 1; token 9 is row 2, column 2
+    torch.testing.assert_close(found[2, 9], table_v[2 + 4] + table_h[1 + 4])
+    torch.testing.assert_close(found[9, 2], table_v[-2 + 4] + table_h[-1 + 4])
+
+
+def test_the_dense_model_has_the_subnets_size():
+    space = growtas.load_space("digits")
+    dims = growtas.Supernet(space, num_classes=10).dims
+    subnet = Subnet(36, 4, (2, 3, 3, 2), (2, 3, 2, 3))
+    net = dense_vit(subnet, dims, 10)
+    tables = 4 * (2 * dims.max_relative_position + 2) * dims.head_dim * subnet.depth
+    expected = growtas.cost.parameters(subnet, space, 10) - tables
+    assert sum(p.numel() for p in net.parameters()) == expected
+    assert [block.attn.num_heads for block in net.blocks] == [2, 3, 3, 2]
+    assert net(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_attention_for_an_older_timm_is_timms():
+    from timm.models.vision_transformer import Attention
+
+    own, timms = WideAttention(24, 3, 16), Attention(24, 3, attn_head_dim=16, qkv_bias=True)
+    own.load_state_dict(timms.state_dict())
+    x = torch.randn(2, 5, 24)
+    torch.testing.assert_close(own(x), timms(x))
+
+
+def test_saved_bytes_are_counted_once_and_without_parameters():
+    layer, x = torch.nn.Linear(3, 5), torch.randn(7, 3, requires_grad=True)
+
+    def forward():
+        return layer(x).exp() + x.view(21)[:1].sin()  # x is saved twice, exp's result once
+
+    assert counting.saved_bytes(forward, [layer]) == 4 * (7 * 3 + 7 * 5)
+    assert counting.saved_bytes(forward) == 4 * (7 * 3 + 7 * 5 + 5 * 3)
+
+
+def test_operations_are_those_that_do_work():
+    x = torch.randn(4, 4, requires_grad=True)
+
+    def step():
+        x[1:].t().mul(2).sum().backward()
+        x.grad = None
+
+    found = counting.count_operations(step)
+    # ones_like is the seed of the backward pass; the cut runs backwards as a fill and a copy
+    assert dict(found) == {"mul": 2, "sum": 1, "ones_like": 1, "slice_backward": 2}
+
+
+def test_native_kernels_count_and_the_operations_are_seen_inside():
+    x, weight, bias = torch.randn(4, 8), torch.ones(8), torch.zeros(8)
+    with growtas.ops.use("cpu"):
+        assert counting.count_operations(lambda: growtas.ops.layer_norm(x, weight, bias)) == {
+            "layer_norm_forward": 1
+        }
+    with growtas.ops.use("torch"):
+        found = counting.count_operations(lambda: growtas.ops.linear(x, torch.randn(3, 8), None, 2))
+        assert found["mm"] + found["addmm"] == 1 and "linear" not in found
+    assert reference.layer_norm_forward(x, weight, bias, 1e-5, x.dtype)[0].shape == x.shape  # put back
+
+
+def test_the_profile_knows_kinds_of_work():
+    names = {
+        "aten::addmm": "products", "aten::bmm": "products", "aten::mm": "products",
+        "growtas::relative_attention_forward": "attention",
+        "aten::_scaled_dot_product_flash_attention_for_cpu": "attention", "aten::_softmax": "attention",
+        "growtas::layer_norm_backward": "LayerNorm", "aten::native_layer_norm": "LayerNorm",
+        "aten::gelu_backward": "GELU", "growtas::bias_gelu_forward": "GELU", "aten::copy_": "copies",
+        "aten::add": "rest",
+    }  # fmt: skip
+    assert {name: step_profile.group_of(name) for name in names} == names
+    rival = steps.rivals(case(), ("growtas",))["growtas"]
+    found = step_profile.profile_step(rival.step, steps=1)
+    groups = found["groups"]
+    assert groups["attention"]["calls"] >= 2 * case().subnet.depth
+    assert groups["products"]["calls"] > 0 and found["flops"] > 0
+    total = sum(entry["seconds"] for entry in groups.values())
+    assert total == pytest.approx(found["seconds"], rel=0.05)
+
+
+TINY = ["--spaces", "digits", "--device", "cpu", "--threads", "1", "--batch", "2", "--seconds", "0"]
+
+
+def test_a_run_writes_json_and_tables(tmp_path, capsys):
+    out = tmp_path / "new" / "train_step.json"
+    assert (
+        train_step.main([*TINY, "--subnets", "middle", "--profile", "--rounds", "5", "--out", str(out)]) == 0
+    )
+    data = json.loads(out.read_text())
+    assert data["complete"] and not data["failures"] and data["versions"]["timm"] and data["commit"]
+    assert {(r["pass"], r["way"]) for r in data["records"]} == {
+        (turn, way) for turn in ("forward", "step") for way in ("growtas", "published", "timm")
+    }
+    by = {(r["pass"], r["way"]): r for r in data["records"]}
+    assert by["step", "published"]["vs_published"] == [1.0, 1.0, 1.0]
+    own, rival = by["step", "growtas"], by["step", "published"]
+    low, high = own["vs_published"][1:]
+    assert low <= rival["seconds"][2] / own["seconds"][1] and high >= rival["seconds"][1] / own["seconds"][2]
+    assert own["saved_per_image"] < rival["saved_per_image"] and own["operations"] > 50
+    assert own["difference"]["logits"] < 1e-5 and own["profile"]["groups"]["products"]["seconds"] > 0
+    shown = capsys.readouterr().out
+    assert "digits middle" in shown and "× timm" in shown and "GFLOP/s" in shown
+    assert "training step at least 2.3 x published" in shown
+
+
+def test_json_goes_to_standard_output(tmp_path, capsys):
+    out = tmp_path / "train_step.json"
+    arguments = [*TINY, "--quick", "--rounds", "1", "--json", "--out", str(out)]
+    assert train_step.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(out.read_text())
+
+
+def test_an_error_costs_one_case_and_a_deadline_is_kept(tmp_path, capsys, monkeypatch):
+    measure = train_step.measure
+
+    def broken(one, options):
+        if one.name == "smallest":
+            raise RuntimeError("out of memory\nand a long story")
+        return measure(one, options)
+
+    monkeypatch.setattr(train_step, "measure", broken)
+    out = tmp_path / "train_step.json"
+    arguments = [*TINY, "--rounds", "1", "--out", str(out)]
+    assert train_step.main([*arguments, "--subnets", "smallest,middle"]) == 1
+    data = json.loads(out.read_text())
+    assert [failure["reason"] for failure in data["failures"]] == ["RuntimeError: out of memory"]
+    assert {record["name"] for record in data["records"]} == {"middle"}
+    assert train_step.main([*arguments, "--subnets", "middle", "--deadline", "-1"]) == 1
+    assert "left out" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
+    measure = train_step.measure
+
+    def interrupted(one, options):
+        if one.name == "middle":
+            raise KeyboardInterrupt
+        return measure(one, options)
+
+    monkeypatch.setattr(train_step, "measure", interrupted)
+    out = tmp_path / "train_step.json"
+    arguments = [*TINY, "--rounds", "1", "--subnets", "smallest,middle", "--out", str(out)]
+    assert train_step.main(arguments) == 130
+    data = json.loads(out.read_text())
+    assert not data["complete"] and {record["name"] for record in data["records"]} == {"smallest"}
+
+
+def test_the_bars_are_judged_by_the_worst_subnet():
+    def record(direction, **ratios):
+        return {"way": "growtas", "pass": direction, **{k: [v, v, v] for k, v in ratios.items()}}
+
+    lines = step_report.bars(
+        [
+            record("step", vs_published=2.5, vs_timm=1.2),
+            record("step", vs_published=2.2, vs_timm=1.1),
+            record("forward", vs_published=1.7),
+        ]
+    )
+    assert [line.rsplit(" ", 1)[1] for line in lines] == ["MISSED", "met", "met"]
+
+
+@pytest.mark.parametrize(
+    "argument", [["--subnets", "tiny"], ["--ways", "growtas"], ["--batch", "0"], ["--batch", "x"]]
+)
+def test_bad_arguments_are_usage_errors(argument, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_step.main(["--device", "cpu", *argument])
+    assert stop.value.code == 2
+    assert argument[0].strip("-").rstrip("s") in capsys.readouterr().err
