@@ -182,6 +182,35 @@ def multiprocessors(device: torch.device) -> int:
     return 132 if device.type == "meta" else 4
 
 
+_counters: dict[tuple[torch.device, int], torch.Tensor] = {}
+
+
+def counters(device: torch.device, count: int) -> torch.Tensor:
+    """Zeros for programs of one launch to count each other with; every kernel leaves them as zeros.
+
+    One buffer per device and stream, so that clearing it costs no launch.
+
+    Args:
+        device: as :func:`check` returned it.
+        count: how many a launch needs.
+
+    Returns:
+        (at least count,) int32.
+    """
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    buffer = _counters.get((device, stream))
+    if buffer is None or buffer.numel() < count:
+        buffer = torch.zeros(max(4096, 2 * count), dtype=torch.int32, device=device)
+        _counters[device, stream] = buffer
+    return buffer
+
+
+@functools.cache
+def one(device: torch.device) -> torch.Tensor:
+    """(1,) fp32, a one: read with a stride of zero, the factor of every image where there is none."""
+    return torch.ones(1, dtype=torch.float32, device=device)
+
+
 def dot_precision(dtype: torch.dtype) -> str:
     """``input_precision`` of a product whose activations have ``dtype``: fp32 follows torch's own setting."""
     if dtype is not torch.float32 or INTERPRETED:

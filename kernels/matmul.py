@@ -41,6 +41,16 @@ def load_tile(ptrs, row_ok, col_ok, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def load_normalised(ptrs, row_ok, col_ok, mean, rstd, gamma, beta, DTYPE: tl.constexpr):
+    """A masked tile of LayerNorm(x): mean and rstd by row, gamma and beta by column, both zero outside.
+
+    Rows outside read as beta, whose products fall on rows that are zero or not stored.
+    """
+    x = tl.load(ptrs, mask=row_ok[:, None] & col_ok[None, :], other=0.0).to(tl.float32)
+    return ((x - mean[:, None]) * rstd[:, None] * gamma[None, :] + beta[None, :]).to(DTYPE)
+
+
+@triton.jit
 def accumulate(
     acc,
     a_ptrs,  # (BLOCK_ROWS, BLOCK_DEPTH) pointers to the first step of A
@@ -84,6 +94,13 @@ def accumulate_over_rows(
     PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
+    scale_ptr=None,  # (images,) fp32, or None: the factor of every row of dy
+    scale_tokens=1,  # rows per image, for scale
+    stride_scale=1,
+    mean_ptr=None,  # (M,) fp32, or None: x is normalised while it is loaded
+    rstd_ptr=None,  # (M,) fp32
+    gamma=None,  # (BLOCK_COLS,) fp32: factor and shift of the normalised columns
+    beta=None,
 ):
     """acc += dy^T x over ``depth`` rows of the batch, and where SUM is set the sum of those rows of dy."""
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
@@ -97,7 +114,17 @@ def accumulate_over_rows(
         else:
             offsets = row * stride_dy + steps * stride_dy
         dy = tl.load(dy_ptrs[:, None] + offsets[None, :], mask=dy_ok[:, None] & ok[None, :], other=0.0)
-        x = load_tile(x_ptrs[None, :] + row * stride_x + (steps * stride_x)[:, None], ok, x_ok, DTYPE)
+        if scale_ptr is not None:
+            images = (row + steps).to(tl.int32) // scale_tokens
+            scale = tl.load(scale_ptr + images * stride_scale, mask=ok, other=0.0)
+            dy = dy.to(tl.float32) * scale[None, :]
+        x_tile_ptrs = x_ptrs[None, :] + row * stride_x + (steps * stride_x)[:, None]
+        if mean_ptr is not None:
+            mean = tl.load(mean_ptr + row + steps, mask=ok, other=0.0)
+            rstd = tl.load(rstd_ptr + row + steps, mask=ok, other=0.0)
+            x = load_normalised(x_tile_ptrs, ok, x_ok, mean, rstd, gamma, beta, DTYPE)
+        else:
+            x = load_tile(x_tile_ptrs, ok, x_ok, DTYPE)
         acc = tl.dot(dy.to(DTYPE), x, acc, input_precision=PRECISION)
         if SUM:
             total += tl.sum(dy.to(tl.float32), axis=1)

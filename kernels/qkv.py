@@ -23,8 +23,8 @@ import triton.language as tl
 from growtas.errors import UsageError, nearest
 from growtas.kernels import launch, tiles
 from growtas.kernels.launch import known_multiple
-from growtas.kernels.linear import check_bias, check_slice
 from growtas.kernels.matmul import accumulate, accumulate_over_rows, add_partials, load_tile, tile_of
+from growtas.kernels.slices import check_bias, check_slice
 
 BIAS_LAYOUTS = ("interleaved", "published")
 

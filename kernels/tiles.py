@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isqrt
 
 import torch
 
@@ -22,6 +23,10 @@ ALIGNMENTS = (8, 4, 1)
 #: Row tiles that share their column tiles are scheduled together in groups of this many, so that they meet in
 #: L2.
 GROUP = 8
+
+#: Adding one element of one part of a split reduction, in steps of the reduction itself: 4 bytes at the
+#: 100 GB/s that one multiprocessor reads from L2, against half the speed of its tensor cores.
+ADDING = 60
 
 #: The widest LayerNorm: one row has to fit into the registers of one program, with its gradients.
 MAX_NORM_WIDTH = 8192
@@ -58,7 +63,15 @@ COMMITTED: dict[str, tuple[Tile, ...]] = {
     "mixed": (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
     "tf32": (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
     "ieee": (Tile(32, 64, 16, 4, 2),),
+    # The GELU epilogue holds its input and its slope beside the sums, so the largest tile would spill.
+    "half+gelu": (Tile(128, 64, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
+    "mixed+gelu": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3)),
+    "tf32+gelu": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3)),
+    "ieee+gelu": (Tile(32, 64, 16, 4, 2),),
 }
+
+#: Time per element of a tile beside that of the largest: the smaller, the more often operands are read.
+TIME_PER_ELEMENT = {128 * 128: 1.0, 128 * 64: 1.15}
 
 _overrides: dict[str, int] = {}
 
@@ -115,9 +128,9 @@ def pick(
 ) -> Tile:
     """The tile for a product with ``panels`` separate outputs of (rows, cols).
 
-    The larger a tile, the less often its operands are read (taken as: time per element of 1, 1.15 and 1.4
-    from the largest to the smallest); but padding at the edges is computed too, and a GPU that is not full
-    is wasted.
+    The larger a tile, the less often its operands are read (:data:`TIME_PER_ELEMENT`); but padding at the
+    edges is computed too, a GPU that is not full is wasted, and the parts of a split reduction have to be
+    added by one program.
 
     Args:
         kind: a key of :data:`COMMITTED`.
@@ -127,14 +140,17 @@ def pick(
         depth: length of the reduction where :func:`pick_splits` may cut it, which fills the GPU.
     """
 
-    def cost(index_tile: tuple[int, Tile]) -> float:
-        index, tile = index_tile
+    def cost(tile: Tile) -> float:
         programs = panels * _ceil(rows, tile.rows) * _ceil(cols, tile.cols)
-        splits = 1 if depth is None else pick_splits(tile, programs, depth, multiprocessors)
-        work = tile.rows * tile.cols * (1.0, 1.15, 1.4)[index] / splits
-        return max(1.0, programs * splits / multiprocessors) * work
+        size = tile.rows * tile.cols
+        work = size * TIME_PER_ELEMENT.get(size, 1.4)
+        if depth is None:
+            return max(1.0, programs / multiprocessors) * work
+        splits = pick_splits(tile, programs, depth, multiprocessors)
+        time = max(1.0, programs * splits / multiprocessors) * work * depth / splits
+        return time + (ADDING * size * splits if splits > 1 else 0)
 
-    _, tile = min(enumerate(COMMITTED[kind]), key=cost)
+    tile = min(COMMITTED[kind], key=cost)
     forced = {name: value for name, value in _overrides.items() if hasattr(tile, name)}
     return dataclasses.replace(tile, **forced) if forced else tile
 
@@ -149,12 +165,24 @@ def pick_splits(tile: Tile, programs: int, depth: int, multiprocessors: int) -> 
         multiprocessors: of the device.
 
     Returns:
-        1 (the product writes its result itself) or more (partial sums, and a second pass that adds them in
-        order). At least eight steps of the inner loop are left to each part.
+        1 (one program makes the whole sum) or more (partial sums, which the last program to finish adds in
+        order). At least eight steps of the inner loop are left to each part. The parts' steps get shorter
+        with their number, their addition longer: best where both take equally long.
     """
     if "splits" in _overrides:
         return max(1, min(_overrides["splits"], _ceil(depth, tile.depth)))
-    return max(1, min(2 * multiprocessors // programs, depth // (8 * tile.depth), 64))
+    return max(1, min(2 * multiprocessors // programs, depth // (8 * tile.depth), isqrt(depth // ADDING)))
+
+
+def split(tile: Tile, programs: int, depth: int, multiprocessors: int) -> tuple[int, int]:
+    """Parts of a reduction and the rows of each, whole steps of the tile; none of the parts is empty.
+
+    Args:
+        tile, programs, depth, multiprocessors: as :func:`pick_splits`.
+    """
+    parts = pick_splits(tile, programs, depth, multiprocessors)
+    rows = _ceil(_ceil(depth, parts), tile.depth) * tile.depth
+    return _ceil(depth, rows), rows
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,126 @@
+"""Long sums in one launch: programs leave fp32 parts behind, and the last of them to finish adds all parts.
+
+    tile sums:    parts (parts, tiles, BLOCK_ROWS * BLOCK_COLS + BLOCK_ROWS)    one counter per tile
+    column sums:  parts (programs + groups, 2, BLOCK_COLS)                      one counter, and one per group
+
+Which program comes last changes from run to run, but whichever it is adds the same parts in the same order:
+the bits do not change. Only an integer counter is atomic. A part is visible to the last program because every
+program passes a barrier between its stores and its acquire-release increment, and because the parts are read
+from L2 (``.cg``), past the L1 cache of one multiprocessor. The last program sets the counter back to zero, so
+one zeroed buffer (``launch.counters``) serves every launch of a stream.
+
+One multiprocessor reads about 100 GB/s, so what the last program adds must stay short: tile sums are split
+only about twenty-fold (``tiles.pick_splits``), and column sums, which have hundreds of parts, are added in
+groups, whose sums the last group to finish adds.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def arrive(counter_ptr, expected):
+    """Whether this program is the last of ``expected``; all they stored before is then visible to it.
+
+    Leaves the counter at zero, as it was found.
+    """
+    tl.debug_barrier()
+    last = tl.atomic_add(counter_ptr, 1, sem="acq_rel") == expected - 1
+    if last:
+        tl.store(counter_ptr, 0)
+    return last
+
+
+@triton.jit
+def outside_tile(index, row_tiles, col_tiles, all_row_tiles, all_col_tiles):
+    """Row and column of the tile ``index`` among those outside of the first row_tiles x col_tiles tiles."""
+    beside = row_tiles * (all_col_tiles - col_tiles)
+    width = tl.maximum(all_col_tiles - col_tiles, 1)
+    below = index >= beside
+    row = tl.where(below, row_tiles + (index - beside) // all_col_tiles, index // width)
+    col = tl.where(below, (index - beside) % all_col_tiles, col_tiles + index % width)
+    return row, col
+
+
+@triton.jit
+def add_tiles(
+    acc,  # (BLOCK_ROWS, BLOCK_COLS) fp32: this part of the tile's sum
+    total,  # (BLOCK_ROWS,) fp32: this part of the sum that goes with each row
+    partial_ptr,  # (parts, tiles, BLOCK_ROWS * BLOCK_COLS + BLOCK_ROWS) fp32; not used where parts is 1
+    counter_ptr,  # (tiles,) int32, zero; likewise
+    tile,
+    tiles,
+    part,
+    parts,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+):
+    """The whole sums and true in the last program of a tile; in the others false, and what they brought."""
+    last = parts == 1
+    if parts > 1:
+        SIZE: tl.constexpr = BLOCK_ROWS * BLOCK_COLS + BLOCK_ROWS
+        rows = tl.arange(0, BLOCK_ROWS)
+        within = (rows * BLOCK_COLS)[:, None] + tl.arange(0, BLOCK_COLS)[None, :]
+        tile_ptr = partial_ptr + tile.to(tl.int64) * SIZE
+        step = tiles.to(tl.int64) * SIZE
+        own_ptr = tile_ptr + part * step
+        tl.store(own_ptr + within, acc)
+        tl.store(own_ptr + BLOCK_ROWS * BLOCK_COLS + rows, total)
+        last = arrive(counter_ptr + tile, parts)
+        if last:
+            acc = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
+            total = tl.zeros((BLOCK_ROWS,), tl.float32)
+            for _ in range(0, parts):
+                acc += tl.load(tile_ptr + within, cache_modifier=".cg")
+                total += tl.load(tile_ptr + BLOCK_ROWS * BLOCK_COLS + rows, cache_modifier=".cg")
+                tile_ptr += step
+    return acc, total, last
+
+
+@triton.jit
+def _add_range(partial_ptr, first, count, BLOCK_COLS: tl.constexpr, STEP: tl.constexpr):
+    """Sums over rows first .. first + count - 1 of the parts: two vectors (BLOCK_COLS,)."""
+    rows = tl.arange(0, STEP)
+    cols = tl.arange(0, BLOCK_COLS)
+    one = tl.zeros((STEP, BLOCK_COLS), tl.float32)
+    two = tl.zeros((STEP, BLOCK_COLS), tl.float32)
+    for row in range(0, count, STEP):
+        ok = (row + rows < count)[:, None] & (cols >= 0)[None, :]
+        ptrs = partial_ptr + (first + row + rows).to(tl.int64)[:, None] * (2 * BLOCK_COLS) + cols[None, :]
+        one += tl.load(ptrs, mask=ok, other=0.0, cache_modifier=".cg")
+        two += tl.load(ptrs + BLOCK_COLS, mask=ok, other=0.0, cache_modifier=".cg")
+    return tl.sum(one, axis=0), tl.sum(two, axis=0)
+
+
+@triton.jit
+def add_columns(
+    one,  # (BLOCK_COLS,) fp32: the sums of this program
+    two,  # (BLOCK_COLS,) fp32
+    partial_ptr,  # (programs + groups, 2, BLOCK_COLS) fp32
+    counter_ptr,  # (1 + groups,) int32, zero
+    program,
+    programs,
+    BLOCK_COLS: tl.constexpr,
+    GROUP: tl.constexpr,  # programs per group
+):
+    """The sums over all programs and true in the last program; in the others, false and anything."""
+    STEP: tl.constexpr = 8192 // BLOCK_COLS if 8192 // BLOCK_COLS < GROUP else GROUP
+    cols = tl.arange(0, BLOCK_COLS)
+    own_ptr = partial_ptr + program.to(tl.int64) * (2 * BLOCK_COLS)
+    tl.store(own_ptr + cols, one)
+    tl.store(own_ptr + BLOCK_COLS + cols, two)
+    group = program // GROUP
+    groups = (programs + GROUP - 1) // GROUP
+    members = tl.minimum(programs - group * GROUP, GROUP)
+    last = arrive(counter_ptr + 1 + group, members)
+    if last:
+        one, two = _add_range(partial_ptr, group * GROUP, members, BLOCK_COLS, STEP)
+        group_ptr = partial_ptr + (programs + group).to(tl.int64) * (2 * BLOCK_COLS)
+        tl.store(group_ptr + cols, one)
+        tl.store(group_ptr + BLOCK_COLS + cols, two)
+        last = arrive(counter_ptr, groups)
+        if last:
+            one, two = _add_range(partial_ptr, programs, groups, BLOCK_COLS, STEP)
+    return one, two, last

@@ -1,0 +1,73 @@
+"""Checks of shapes that the sliced products share: matrices, slices of super weights, factors per image."""
+
+from __future__ import annotations
+
+import torch
+
+from growtas.errors import UsageError
+
+
+def check_matrix(name: str, tensor: torch.Tensor, shape: str) -> None:
+    """Refuse what is not a matrix; ``shape`` says what it should be."""
+    if tensor.ndim != 2:
+        raise UsageError(
+            f"{name} has shape {tuple(tensor.shape)}, but {shape} is needed. Flatten the rows first."
+        )
+
+
+def check_same_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...], of: str) -> None:
+    """Refuse a tensor whose shape is not that of what it belongs to."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise UsageError(
+            f"{name} has shape {tuple(tensor.shape)}, but {of} needs {tuple(shape)}. "
+            "They must come from the same batch and the same subnet."
+        )
+
+
+def check_slice(weight: torch.Tensor, rows: int, cols: int) -> None:
+    """Refuse a slice that is not inside its super weight.
+
+    Raises:
+        UsageError: with the slice, the super size and what to do.
+    """
+    if not (0 < rows <= weight.shape[0] and 0 < cols <= weight.shape[1]):
+        raise UsageError(
+            f"A slice of {rows} x {cols} is not inside a super weight of shape {tuple(weight.shape)}. "
+            "Use a subnet of the space the supernet was built for."
+        )
+
+
+def check_bias(bias: torch.Tensor | None, weight: torch.Tensor) -> None:
+    """Refuse a bias that does not have one entry per row of the super weight."""
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise UsageError(
+            f"The bias has shape {tuple(bias.shape)}, but the super weight has {weight.shape[0]} rows. "
+            "Pass the whole bias, not a slice."
+        )
+
+
+def check_scale(scale: torch.Tensor | None, rows: int, tokens: int) -> None:
+    """Refuse factors that are not one fp32 number per image of ``tokens`` rows."""
+    if tokens < 1 or rows % tokens:
+        raise UsageError(
+            f"{rows} rows are no whole number of images of {tokens} tokens. Pass the batch's own."
+        )
+    if scale is None:
+        return
+    if scale.dtype is not torch.float32 or tuple(scale.shape) != (rows // tokens,):
+        raise UsageError(
+            f"scale has shape {tuple(scale.shape)} and dtype {str(scale.dtype).removeprefix('torch.')}, but "
+            f"{rows // tokens} images need ({rows // tokens},) float32. Pass one factor per image."
+        )
+
+
+def check_gradients(into: tuple[torch.Tensor, torch.Tensor | None], weight: torch.Tensor, bias: bool) -> None:
+    """Refuse tensors to add to that are not contiguous gradients of a super weight and its bias."""
+    dweight, dbias = into
+    check_same_shape("into[0]", dweight, tuple(weight.shape), "the weight")
+    if (dbias is not None) != bias:
+        raise UsageError("into has a bias gradient where there is no bias, or none where there is one.")
+    if dbias is not None:
+        check_same_shape("into[1]", dbias, (weight.shape[0],), "the bias")
+    if not dweight.is_contiguous() or (dbias is not None and not dbias.is_contiguous()):
+        raise UsageError("Gradients are added to in place and must be contiguous. Pass contiguous tensors.")
