@@ -4,7 +4,9 @@
 //          `width` are read; mean, rstd (rows) fp32; dweight, dbias (full_width).
 // Forward  one row at a time: convert to fp32 in a scratch row, sum, centred sum of squares (two passes over L1, so no
 //          cancellation), scale and shift. Saved: mean and rstd. Everything else is recomputed.
-// Backward with g = dy * weight and xhat = (x - mean) * rstd:  dx = rstd * (g - (sum g + xhat * sum g*xhat) / width),
+// Again    y once more from x, mean and rstd: what a backward pass needs where y was not saved.
+// Backward with g = dy * weight and xhat = (x - mean) * rstd:  dx = rstd * (g - (sum g + xhat * sum g*xhat) / width), plus the
+//          gradient of a residual stream around the norm where one is given,
 //          dweight = sum over rows of dy * xhat, dbias = sum over rows of dy.
 // Order    the rows are cut into blocks by their number alone. Each block sums its rows in order, and the blocks are added in
 //          order, so the gradients are bitwise the same for any number of threads.
@@ -88,16 +90,31 @@ GROWTAS_INLINE void forward_rows(Rows x, const float* weight, const float* bias,
     }
 }
 
+template <typename X, typename Y>
+GROWTAS_INLINE void again_rows(Rows x, const float* weight, const float* bias, Rows y, const float* mean,
+                               const float* rstd, std::int64_t begin, std::int64_t end, std::int64_t width) {
+    for (std::int64_t r = begin; r < end; ++r) {
+        const X* from = row_of<X>(x, r);
+        Y* to = row_of<Y>(y, r);
+        each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS {
+            const Lanes xhat = (load(from + c, count) - mean[r]) * rstd[r];
+            store(to + c, xhat * load(weight + c) + load(bias + c), count);
+        });
+    }
+}
+
 // sums: dweight then dbias of this block, padded(width) floats each; scratch: xhat then g, likewise.
 template <typename G, typename X>
-GROWTAS_INLINE void backward_rows(Rows dy, Rows x, const float* weight, const float* mean, const float* rstd, Rows dx,
-                                  std::int64_t begin, std::int64_t end, std::int64_t width, float* sums, float* scratch) {
+GROWTAS_INLINE void backward_rows(Rows dy, Rows x, const float* weight, const float* mean, const float* rstd,
+                                  Rows residual, Rows dx, std::int64_t begin, std::int64_t end, std::int64_t width,
+                                  float* sums, float* scratch) {
     const std::int64_t pad = padded(width);
     const float inverse = 1.0f / static_cast<float>(width);
     float *dweight = sums, *dbias = sums + pad, *normal = scratch, *scaled = scratch + pad;
     for (std::int64_t r = begin; r < end; ++r) {
         const G* gradient = row_of<G>(dy, r);
         const X* from = row_of<X>(x, r);
+        const X* around = residual.data ? row_of<X>(residual, r) : nullptr;
         X* to = row_of<X>(dx, r);
         const float mu = mean[r], scale = rstd[r];
         Lanes sum_g{}, sum_gx{};
@@ -114,7 +131,9 @@ GROWTAS_INLINE void backward_rows(Rows dy, Rows x, const float* weight, const fl
         });
         const float mean_g = sum(sum_g) * inverse, mean_gx = sum(sum_gx) * inverse;
         each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS {
-            store(to + c, (load(scaled + c) - mean_g - load(normal + c) * mean_gx) * scale, count);
+            Lanes d = (load(scaled + c) - mean_g - load(normal + c) * mean_gx) * scale;
+            if (around) d += load(around + c, count);
+            store(to + c, d, count);
         });
     }
 }
@@ -137,11 +156,21 @@ GROWTAS_LEAF void forward_leaf(Rows x, const float* weight, const float* bias, R
     }
 }
 
-GROWTAS_LEAF void backward_leaf(Rows dy, Rows x, const float* weight, const float* mean, const float* rstd, Rows dx,
-                                std::int64_t begin, std::int64_t end, std::int64_t width, float* sums, float* scratch) {
+GROWTAS_LEAF void again_leaf(Rows x, const float* weight, const float* bias, Rows y, const float* mean, const float* rstd,
+                             std::int64_t begin, std::int64_t end, std::int64_t width) {
+    dispatch(x.type, [&](auto from) GROWTAS_ALWAYS {
+        dispatch(y.type, [&](auto to) GROWTAS_ALWAYS {
+            again_rows<decltype(from), decltype(to)>(x, weight, bias, y, mean, rstd, begin, end, width);
+        });
+    });
+}
+
+GROWTAS_LEAF void backward_leaf(Rows dy, Rows x, const float* weight, const float* mean, const float* rstd,
+                                Rows residual, Rows dx, std::int64_t begin, std::int64_t end, std::int64_t width,
+                                float* sums, float* scratch) {
     switch (static_cast<int>(dy.type) * 3 + static_cast<int>(x.type)) {
 #define GROWTAS_CASE(code, G, X) \
-    case code: backward_rows<G, X>(dy, x, weight, mean, rstd, dx, begin, end, width, sums, scratch); return;
+    case code: backward_rows<G, X>(dy, x, weight, mean, rstd, residual, dx, begin, end, width, sums, scratch); return;
         GROWTAS_CASE(0, float, float)
         GROWTAS_CASE(1, float, BFloat16)
         GROWTAS_CASE(2, float, Float16)
@@ -202,8 +231,19 @@ void layer_norm_forward(Rows x, Vector weight, Vector bias, Rows y, float* mean,
                      row_scratch.get(pad));
 }
 
-void layer_norm_backward(Rows dy, Rows x, Vector weight, const float* mean, const float* rstd, Rows dx, Vector dweight,
-                         Vector dbias, std::int64_t rows, std::int64_t width, std::int64_t full_width) {
+void layer_norm_again(Rows x, Vector weight, Vector bias, Rows y, const float* mean, const float* rstd,
+                      std::int64_t rows, std::int64_t width) {
+    const std::int64_t pad = padded(width), step = block_rows(rows), blocks = (rows + step - 1) / step;
+    float *w = shared_scratch.get(2 * pad), *b = w + pad;
+    gather(weight, width, w);
+    gather(bias, width, b);
+#pragma omp parallel for schedule(static) if (blocks > 1)
+    for (std::int64_t i = 0; i < blocks; ++i)
+        again_leaf(x, w, b, y, mean, rstd, i * step, std::min(rows, (i + 1) * step), width);
+}
+
+void layer_norm_backward(Rows dy, Rows x, Vector weight, const float* mean, const float* rstd, Rows residual, Rows dx,
+                         Vector dweight, Vector dbias, std::int64_t rows, std::int64_t width, std::int64_t full_width) {
     const std::int64_t pad = padded(width), step = block_rows(rows), blocks = (rows + step - 1) / step;
     float *w = shared_scratch.get(pad * (1 + 2 * blocks)), *sums = w + pad;
     gather(weight, width, w);
@@ -211,7 +251,7 @@ void layer_norm_backward(Rows dy, Rows x, Vector weight, const float* mean, cons
     for (std::int64_t i = 0; i < blocks; ++i) {
         float* own = sums + i * 2 * pad;
         std::fill(own, own + 2 * pad, 0.0f);
-        backward_leaf(dy, x, w, mean, rstd, dx, i * step, std::min(rows, (i + 1) * step), width, own,
+        backward_leaf(dy, x, w, mean, rstd, residual, dx, i * step, std::min(rows, (i + 1) * step), width, own,
                       row_scratch.get(2 * pad));
     }
     add_blocks(sums, blocks, 2 * pad, width, dweight, full_width);

@@ -10,8 +10,13 @@ namespace growtas::cpu {
 void layer_norm_forward(Rows x, Vector weight, Vector bias, Rows y, float* mean, float* rstd, std::int64_t rows,
                         std::int64_t width, float eps);
 
-// dx, and the gradients of weight and bias at their full width: zero from `width` on. dweight and dbias have stride 1.
-void layer_norm_backward(Rows dy, Rows x, Vector weight, const float* mean, const float* rstd, Rows dx, Vector dweight,
-                         Vector dbias, std::int64_t rows, std::int64_t width, std::int64_t full_width);
+// y once more, from mean and rstd.
+void layer_norm_again(Rows x, Vector weight, Vector bias, Rows y, const float* mean, const float* rstd,
+                      std::int64_t rows, std::int64_t width);
+
+// dx, with `residual` added unless its data is null (dtype of x), and the gradients of weight and bias at their full width:
+// zero from `width` on. dweight and dbias have stride 1.
+void layer_norm_backward(Rows dy, Rows x, Vector weight, const float* mean, const float* rstd, Rows residual, Rows dx,
+                         Vector dweight, Vector dbias, std::int64_t rows, std::int64_t width, std::int64_t full_width);
 
 }  // namespace growtas::cpu

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from growtas import ops
@@ -13,7 +11,7 @@ from growtas.nn.precision import compute_dtype
 
 
 class RelativeAttention(nn.Module):
-    """Multi-head self-attention with 2-D relative position for keys and values.
+    """Multi-head self-attention with 2-D relative position for keys and values, in a residual branch.
 
     Args:
         embed_dim: D, shared width.
@@ -36,18 +34,28 @@ class RelativeAttention(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(rows, head_dim)))
             nn.init.trunc_normal_(getattr(self, name), std=0.02)
 
-    def forward(self, x: Tensor, num_heads: int, grid: tuple[int, int]) -> Tensor:
-        """(B, N, d) to (B, N, d), with the first ``num_heads`` heads."""
-        x = x.to(compute_dtype(x))
-        qkv = ops.qkv(x, self.qkv.weight, self.qkv.bias, num_heads, self.head_dim, self.qkv_bias)
-        out = ops.relative_attention(
-            qkv, self.key_table_v, self.key_table_h, self.value_table_v, self.value_table_h, grid
+    def forward(
+        self, x: Tensor, norm: PartialLayerNorm, num_heads: int, grid: tuple[int, int], scale: Tensor | None
+    ) -> Tensor:
+        """(B, N, d) to (B, N, d): x plus its attention after the norm, with the first ``num_heads`` heads."""
+        return ops.attention_branch(
+            x,
+            (norm.weight, norm.bias),
+            (self.qkv.weight, self.qkv.bias),
+            (self.key_table_v, self.key_table_h, self.value_table_v, self.value_table_h),
+            (self.proj.weight, self.proj.bias),
+            num_heads,
+            self.head_dim,
+            grid,
+            scale=scale,
+            bias_layout=self.qkv_bias,
+            eps=norm.eps,
+            dtype=compute_dtype(x),
         )
-        return self.proj(out, x.shape[-1])
 
 
 class MLP(nn.Module):
-    """fc1, exact GELU, fc2.
+    """fc1, exact GELU and fc2, in a residual branch.
 
     Args:
         embed_dim: D, shared width.
@@ -59,9 +67,18 @@ class MLP(nn.Module):
         self.fc1 = SlicedLinear(embed_dim, hidden_dim)
         self.fc2 = SlicedLinear(hidden_dim, embed_dim)
 
-    def forward(self, x: Tensor, hidden_dim: int) -> Tensor:
-        """(B, N, d) to (B, N, d), with the first ``hidden_dim`` hidden channels."""
-        return self.fc2(F.gelu(self.fc1(x, hidden_dim)), x.shape[-1])
+    def forward(self, x: Tensor, norm: PartialLayerNorm, hidden_dim: int, scale: Tensor | None) -> Tensor:
+        """(B, N, d) to (B, N, d): x plus its MLP after the norm, with ``hidden_dim`` hidden channels."""
+        return ops.mlp(
+            x,
+            (norm.weight, norm.bias),
+            (self.fc1.weight, self.fc1.bias),
+            (self.fc2.weight, self.fc2.bias),
+            hidden_dim,
+            scale=scale,
+            eps=norm.eps,
+            dtype=compute_dtype(x),
+        )
 
 
 class Block(nn.Module):
@@ -74,7 +91,6 @@ class Block(nn.Module):
         head_dim: e, channels per head.
         max_relative_position: clamp of row and column distances.
         qkv_bias: layout of the qkv bias.
-        drop_path: probability of dropping a residual branch of a sample in training.
     """
 
     def __init__(
@@ -85,17 +101,33 @@ class Block(nn.Module):
         head_dim: int,
         max_relative_position: int,
         qkv_bias: str,
-        drop_path: float,
     ) -> None:
         super().__init__()
         self.norm1 = PartialLayerNorm(embed_dim)
         self.attn = RelativeAttention(embed_dim, num_heads, head_dim, max_relative_position, qkv_bias)
-        self.drop_path1 = DropPath(drop_path)
         self.norm2 = PartialLayerNorm(embed_dim)
         self.mlp = MLP(embed_dim, hidden_dim)
-        self.drop_path2 = DropPath(drop_path)
 
-    def forward(self, x: Tensor, num_heads: int, hidden_dim: int, grid: tuple[int, int]) -> Tensor:
-        """(B, N, d) to (B, N, d): the residual stream after the block."""
-        x = x + self.drop_path1(self.attn(self.norm1(x), num_heads, grid))
-        return x + self.drop_path2(self.mlp(self.norm2(x), hidden_dim))
+    def forward(
+        self,
+        x: Tensor,
+        num_heads: int,
+        hidden_dim: int,
+        grid: tuple[int, int],
+        scales: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """The residual stream after the block.
+
+        Args:
+            x: (B, N, d).
+            num_heads: h, how many heads attend.
+            hidden_dim: m, hidden channels of the MLP.
+            grid: rows and columns of patches.
+            scales: (B,) factors of the attention and of the MLP branch (drop path), or None.
+
+        Returns:
+            (B, N, d).
+        """
+        attention_scale, mlp_scale = scales or (None, None)
+        x = self.attn(x, self.norm1, num_heads, grid, attention_scale)
+        return self.mlp(x, self.norm2, hidden_dim, mlp_scale)

@@ -13,6 +13,7 @@ import functools
 import importlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +23,45 @@ from growtas.errors import GrowtasError, UsageError, nearest
 
 BACKENDS = ("torch", "cpu", "triton", "cuda")
 
-KERNELS: dict[str, tuple[str, ...]] = {
-    "layer_norm": ("torch", "cpu", "triton", "cuda"),
-    "linear": ("torch", "triton"),
-    "qkv": ("torch", "triton"),
-    "relative_attention": ("torch",),
+_REFERENCE = "growtas.ops.reference:"
+
+IMPLEMENTATIONS: dict[str, dict[str, str]] = {
+    "layer_norm": {
+        "torch": _REFERENCE,
+        "cpu": "growtas.ops.native:cpu_",
+        "triton": "growtas.kernels.layer_norm:",
+        "cuda": "growtas.ops.native:cuda_",
+    },
+    "linear": {
+        "torch": _REFERENCE,
+        "triton": "growtas.kernels.linear:",
+    },
+    "linear_gelu": {
+        "torch": _REFERENCE,
+        "cpu": "growtas.ops.native_gelu:cpu_",
+        "triton": "growtas.kernels.linear:",
+    },
+    "qkv": {
+        "torch": _REFERENCE,
+        "triton": "growtas.kernels.qkv:",
+    },
+    "norm_qkv": {
+        "torch": "growtas.ops.composed:",
+    },
+    "relative_attention": {
+        "torch": _REFERENCE,
+    },
+    "mlp": {
+        "torch": "growtas.ops.composed:",
+    },
 }
+"""Where each operation is implemented: its back ends, and the module and prefix of their functions.
+
+``norm_qkv`` and ``mlp`` are fused kernels where they exist; elsewhere ``torch`` stands for a composition of
+the operations above, each of which is chosen for itself.
+"""
+
+KERNELS: dict[str, tuple[str, ...]] = {op: tuple(table) for op, table in IMPLEMENTATIONS.items()}
 """The back ends in which each operation has a kernel."""
 
 CHOICES_FILE = Path(__file__).with_name("choices.json")
@@ -79,7 +113,7 @@ class _Use:
 def _set(name: str) -> None:
     global _request
     _request = name
-    choose.cache_clear()
+    _choose.cache_clear()
 
 
 def use(name: str) -> _Use:
@@ -167,7 +201,6 @@ def _choices() -> dict:
     return json.loads(CHOICES_FILE.read_text())["choices"] if CHOICES_FILE.exists() else {}
 
 
-@functools.lru_cache(maxsize=4096)
 def choose(op: str, device: torch.device, dtype: torch.dtype, width: int) -> str:
     """The back end that runs an operation on tensors of this kind.
 
@@ -175,7 +208,7 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, width: int) -> str
         op: a key of :data:`KERNELS`.
         device: where the activations are.
         dtype: of the activations.
-        width: channels of the activations.
+        width: channels of the shared weight (head_dim for attention).
 
     Returns:
         A name of :data:`BACKENDS`.
@@ -184,6 +217,11 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, width: int) -> str
         UsageError: the back end asked for does not run on this device or dtype.
         GrowtasError: it is not available here.
     """
+    return _choose(op, device, dtype, int(width))  # a symbolic width is a size of the supernet: it is fixed
+
+
+@functools.lru_cache(maxsize=4096)
+def _choose(op: str, device: torch.device, dtype: torch.dtype, width: int) -> str:
     name = requested()
     if name != "auto":
         if name not in KERNELS[op]:
@@ -200,6 +238,30 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, width: int) -> str
     name = by_width.get(shape_class(width), "torch")
     usable = name in KERNELS[op] and not _mismatch(name, device, dtype) and available(name).ok
     return name if usable else "torch"
+
+
+@functools.cache
+def _function(place: str, name: str) -> Callable:
+    module, prefix = place.split(":")
+    return getattr(importlib.import_module(module), prefix + name)
+
+
+def kernel(op: str, name: str, x: torch.Tensor, width: int, dtype: torch.dtype | None = None) -> Callable:
+    """The function that runs a step of an operation on tensors like x.
+
+    Args:
+        op: a key of :data:`KERNELS`.
+        name: of the step, such as ``linear_forward``: the same in every back end.
+        x: activations, whose device and dtype decide, with
+        width: channels of the *shared* weight: one choice for all subnets, so that nothing compiled depends
+            on the subnet.
+        dtype: of the products, where it is not x's.
+
+    Raises:
+        UsageError, GrowtasError: as :func:`choose`.
+    """
+    chosen = choose(op, x.device, dtype or x.dtype, width)
+    return _function(IMPLEMENTATIONS[op][chosen], name)
 
 
 def _mismatch(name: str, device: torch.device, dtype: torch.dtype) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
-from growtas.ops import backend, reference
+from growtas.ops import backend
 from growtas.ops.registration import call
 
 
@@ -42,7 +42,7 @@ def layer_norm(
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    launch = _launcher(x, "forward")
+    launch = backend.kernel("layer_norm", "layer_norm_forward", x, len(weight))
     y, mean, rstd = launch(x.reshape(-1, x.shape[-1]), weight, bias, eps, out_dtype or x.dtype)
     return y.view(x.shape), mean, rstd
 
@@ -51,24 +51,11 @@ def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = x.shape[-1]
-    launch = _launcher(x, "backward")
+    launch = backend.kernel("layer_norm", "layer_norm_backward", x, len(weight))
     dx, dweight, dbias = launch(
         dy.reshape(-1, width).contiguous(), x.reshape(-1, width), weight, bias, mean, rstd
     )
     return dx.view(x.shape), dweight, dbias
-
-
-def _launcher(x: Tensor, direction: str):
-    name = backend.choose("layer_norm", x.device, x.dtype, x.shape[-1])
-    if name == "torch":
-        return getattr(reference, f"layer_norm_{direction}")
-    if name == "triton":
-        from growtas.kernels import layer_norm as triton_kernels
-
-        return getattr(triton_kernels, f"layer_norm_{direction}")
-    from growtas.ops import native
-
-    return getattr(native, f"{name}_layer_norm_{direction}")
 
 
 class LayerNorm(torch.autograd.Function):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
-from growtas.ops import backend, reference
+from growtas.ops import backend
 from growtas.ops.registration import call, product_flops
 
 
@@ -36,16 +36,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) ->
     return call(Linear.apply, torch.ops.growtas.linear, x, weight, bias, out_features)
 
 
-def _kernels(x: Tensor):
-    if backend.choose("linear", x.device, x.dtype, x.shape[-1]) == "torch":
-        return reference
-    from growtas.kernels import linear as triton_kernels
-
-    return triton_kernels
-
-
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    y = _kernels(x).linear_forward(x.reshape(-1, x.shape[-1]), weight, bias, out_features)
+    run = backend.kernel("linear", "linear_forward", x, weight.shape[1])
+    y = run(x.reshape(-1, x.shape[-1]), weight, bias, out_features)
     return y.view(*x.shape[:-1], out_features)
 
 
@@ -54,9 +47,14 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx (empty where not needed), full-size dweight and dbias (empty where there is no bias)."""
     rows, dy_rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    kernels = _kernels(x)
-    dx = kernels.linear_backward_input(dy_rows, weight, x.shape[-1]).view(x.shape) if needs_dx else None
-    dweight, dbias = kernels.linear_backward_weight(dy_rows, rows, weight, bias)
+    dx = None
+    if needs_dx:
+        dx = backend.kernel("linear", "linear_backward_input", x, weight.shape[1])(
+            dy_rows, weight, x.shape[-1]
+        ).view(x.shape)
+    dweight, dbias = backend.kernel("linear", "linear_backward_weight", x, weight.shape[1])(
+        dy_rows, rows, weight, bias
+    )
     return x.new_empty(0) if dx is None else dx, dweight, x.new_empty(0) if dbias is None else dbias
 
 

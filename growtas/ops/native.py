@@ -121,20 +121,20 @@ def _check(x: torch.Tensor, name: str, device_type: str) -> torch.Tensor:
     """A matrix the kernels can read: right device, known dtype, dense rows (copied if not)."""
     if x.device.type != device_type:
         raise ValueError(f"{name} is on {x.device}, and this kernel runs on {device_type}")
-    _code(x, name)
+    dtype_code(x, name)
     if x.dim() != 2:
         raise ValueError(f"{name} has shape {tuple(x.shape)}, and the kernel takes a matrix of rows")
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-def _code(x: torch.Tensor, name: str) -> int:
+def dtype_code(x: torch.Tensor, name: str) -> int:
     if x.dtype not in DTYPE_CODES:
         raise ValueError(f"{name} is {x.dtype}, and the kernel knows float32, bfloat16 and float16")
     return DTYPE_CODES[x.dtype]
 
 
 def _check_parameter(p: torch.Tensor, name: str, width: int, device: torch.device) -> None:
-    _code(p, name)
+    dtype_code(p, name)
     if p.dim() != 1 or p.shape[0] < width:
         raise ValueError(
             f"{name} has shape {tuple(p.shape)}, and rows of width {width} need a vector at least as long"
@@ -165,7 +165,7 @@ def _prepare_forward(x2d, weight, bias, out_dtype, device_type):
     _check_parameter(weight, "weight", width, x2d.device)
     _check_parameter(bias, "bias", width, x2d.device)
     y = x2d.new_empty((rows, width), dtype=out_dtype)  # new_empty: half the time of torch.empty
-    _code(y, "out_dtype")
+    dtype_code(y, "out_dtype")
     mean = x2d.new_empty(rows, dtype=torch.float32)
     return x2d, y, mean, mean.new_empty(rows)
 
@@ -221,6 +221,33 @@ def cpu_layer_norm_forward(
     return y, mean, rstd
 
 
+def cpu_layer_norm_again(
+    x2d: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    """What :func:`cpu_layer_norm_forward` returned, from the mean and rstd that it returned beside it.
+
+    Raises:
+        ValueError: a wrong device, dtype or shape. GrowtasError: the module was not built.
+    """
+    module = load("cpu")
+    x2d = _check(x2d, "x", "cpu")
+    _check_parameter(weight, "weight", x2d.shape[1], x2d.device)
+    _check_parameter(bias, "bias", x2d.shape[1], x2d.device)
+    _statistics(mean, rstd, x2d.shape[0], x2d.device)
+    y = x2d.new_empty(x2d.shape, dtype=out_dtype)
+    dtype_code(y, "out_dtype")
+    module.layer_norm_again(
+        *_matrix(x2d), *_vector(weight), *_vector(bias), *_matrix(y), mean.data_ptr(), rstd.data_ptr(),
+        *x2d.shape,
+    )  # fmt: skip
+    return y
+
+
 def cpu_layer_norm_backward(
     dy: torch.Tensor,
     x2d: torch.Tensor,
@@ -228,6 +255,7 @@ def cpu_layer_norm_backward(
     bias: torch.Tensor,
     mean: torch.Tensor,
     rstd: torch.Tensor,
+    dresidual: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of partial LayerNorm in C++; bitwise the same for any number of threads.
 
@@ -235,6 +263,7 @@ def cpu_layer_norm_backward(
         dy, x2d: (M, d), any row stride.
         weight, bias: (D,); of bias only shape and dtype matter.
         mean, rstd: (M,) of the forward pass.
+        dresidual: (M, d) to add to dx: the gradient of a residual stream around the norm.
 
     Returns:
         dx (M, d) in x2d's dtype; dweight, dbias (D,) in the parameters' dtypes, zero from d on.
@@ -244,9 +273,15 @@ def cpu_layer_norm_backward(
     """
     module = load("cpu")
     dy, x2d, dx, dweight, dbias = _prepare_backward(dy, x2d, weight, bias, mean, rstd, "cpu")
+    around = (0, 0)
+    if dresidual is not None:
+        dresidual = _check(dresidual.to(x2d.dtype), "dresidual", "cpu")
+        if dresidual.shape != x2d.shape:
+            raise ValueError(f"dresidual is {tuple(dresidual.shape)}, and x {tuple(x2d.shape)}")
+        around = (dresidual.data_ptr(), dresidual.stride(0))
     module.layer_norm_backward(
-        *_matrix(dy), *_matrix(x2d), *_vector(weight), mean.data_ptr(), rstd.data_ptr(), dx.data_ptr(),
-        dx.stride(0), *_vector(dweight)[:2], *_vector(dbias)[:2], *x2d.shape, weight.shape[0],
+        *_matrix(dy), *_matrix(x2d), *_vector(weight), mean.data_ptr(), rstd.data_ptr(), *around,
+        dx.data_ptr(), dx.stride(0), *_vector(dweight)[:2], *_vector(dbias)[:2], *x2d.shape, weight.shape[0],
     )  # fmt: skip
     return dx, dweight, dbias
 
@@ -287,6 +322,7 @@ def cuda_layer_norm_backward(
     bias: torch.Tensor,
     mean: torch.Tensor,
     rstd: torch.Tensor,
+    dresidual: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of partial LayerNorm in CUDA C++, no atomics; as :func:`cpu_layer_norm_backward`, on a GPU.
 
@@ -303,7 +339,7 @@ def cuda_layer_norm_backward(
             dx.stride(0), *_vector(dweight)[:2], *_vector(dbias)[:2], partial_sums.data_ptr(), rows, width,
             weight.shape[0], *_cuda_place(x2d),
         )  # fmt: skip
-    return dx, dweight, dbias
+    return dx if dresidual is None else dx.add_(dresidual), dweight, dbias
 
 
 class _launching:

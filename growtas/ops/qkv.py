@@ -8,9 +8,22 @@ from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError, nearest
 from growtas.ops import backend, reference
+from growtas.ops.composed import qkv_gradient
 from growtas.ops.registration import call, product_flops
 
 BIAS_LAYOUTS = ("interleaved", "published")
+
+
+def check_qkv(x: Tensor, weight: Tensor, num_heads: int, head_dim: int, bias_layout: str) -> None:
+    """Refuse a slice that is larger than the shared weight, and an unknown layout."""
+    if 3 * num_heads * head_dim > weight.shape[0] or x.shape[-1] > weight.shape[1]:
+        raise UsageError(
+            f"qkv needs a ({3 * num_heads * head_dim}, {x.shape[-1]}) slice for {num_heads} heads of "
+            f"{head_dim}, but the shared weight is {tuple(weight.shape)}; sample a smaller subnet or build a "
+            "larger supernet."
+        )
+    if bias_layout not in BIAS_LAYOUTS:
+        raise UsageError(f"There is no qkv bias layout {bias_layout!r}.{nearest(bias_layout, BIAS_LAYOUTS)}")
 
 
 def qkv(
@@ -36,47 +49,44 @@ def qkv(
             3 * e * h entries, q then k then v, as AutoFormer's code reads its weights).
 
     Returns:
-        (3, B, h, N, e), contiguous. Gradients of weight and bias have the shared size, zero outside the
-        slice.
+        (3, B, h, N, e): a view of (B, N, h, e, 3) from the torch back end, contiguous from the GPU's kernels.
+        Gradients of weight and bias have the shared size, zero outside the slice.
 
     Raises:
         UsageError: the slice is larger than the shared weight, or the layout is unknown.
 
     Source: AutoFormer's published code, setting ``change_qkv``; the bias layouts are in docs/supernet.md.
     """
-    if 3 * num_heads * head_dim > weight.shape[0] or x.shape[-1] > weight.shape[1]:
-        raise UsageError(
-            f"qkv needs a ({3 * num_heads * head_dim}, {x.shape[-1]}) slice for {num_heads} heads of "
-            f"{head_dim}, but the shared weight is {tuple(weight.shape)}; sample a smaller subnet or build a "
-            "larger supernet."
-        )
-    if bias_layout not in BIAS_LAYOUTS:
-        raise UsageError(f"There is no qkv bias layout {bias_layout!r}.{nearest(bias_layout, BIAS_LAYOUTS)}")
+    check_qkv(x, weight, num_heads, head_dim, bias_layout)
     return call(QKV.apply, torch.ops.growtas.qkv, x, weight, bias, num_heads, head_dim, bias_layout)
 
 
-def _kernels(x: Tensor):
-    if backend.choose("qkv", x.device, x.dtype, x.shape[-1]) == "torch":
-        return reference
-    from growtas.kernels import qkv as triton_kernels
-
-    return triton_kernels
+def empty_qkv(
+    x: Tensor, width: int, num_heads: int, head_dim: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    """A result for tokens x (B, N, d) of a (.., width) weight, with the strides its back end gives it."""
+    x = x if dtype is None else x.to(dtype)
+    if backend.choose("qkv", x.device, x.dtype, width) == "torch":
+        return reference.empty_qkv(x, num_heads, head_dim)
+    return x.new_empty(3, x.shape[0], num_heads, x.shape[1], head_dim)
 
 
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, num_heads: int, head_dim: int, bias_layout: str
 ) -> Tensor:
-    return _kernels(x).qkv_forward(x.contiguous(), weight, bias, num_heads, head_dim, bias_layout)
+    run = backend.kernel("qkv", "qkv_forward", x, weight.shape[1])
+    return run(x.contiguous(), weight, bias, num_heads, head_dim, bias_layout)
 
 
 def _backward(
     dqkv: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, bias_layout: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, full-size dweight and dbias (empty where there is no bias)."""
-    kernels, x = _kernels(x), x.contiguous()
-    dqkv = reference.token_major(dqkv) if kernels is reference else dqkv.contiguous()
-    dx = kernels.qkv_backward_input(dqkv, weight, x.shape[-1])
-    dweight, dbias = kernels.qkv_backward_weight(dqkv, x, weight, bias, bias_layout)
+    x, dqkv = x.contiguous(), qkv_gradient(dqkv, weight.shape[1])
+    dx = backend.kernel("qkv", "qkv_backward_input", x, weight.shape[1])(dqkv, weight, x.shape[-1])
+    dweight, dbias = backend.kernel("qkv", "qkv_backward_weight", x, weight.shape[1])(
+        dqkv, x, weight, bias, bias_layout
+    )
     return dx, dweight, x.new_empty(0) if dbias is None else dbias
 
 
@@ -104,7 +114,7 @@ _qkv_op = torch.library.custom_op("growtas::qkv", _forward, mutates_args=())
 
 @_qkv_op.register_fake
 def _(x, weight, bias, num_heads, head_dim, bias_layout):
-    return x.new_empty(3, x.shape[0], num_heads, x.shape[1], head_dim)
+    return empty_qkv(x, weight.shape[1], num_heads, head_dim)
 
 
 _qkv_backward_op = torch.library.custom_op("growtas::qkv_backward", _backward, mutates_args=())

@@ -2,29 +2,62 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
-from growtas.ops import reference
+from growtas.ops import backend, reference
 from growtas.ops.registration import call, product_flops
+
+
+def check_grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:
+    """Refuse a grid that does not make the tokens, with or without a cls token."""
+    rows, columns = grid
+    if tokens - rows * columns not in (0, 1):
+        raise UsageError(
+            f"relative_attention got {tokens} tokens, but a {rows} x {columns} grid makes {rows * columns}, "
+            f"or {rows * columns + 1} with a cls token."
+        )
+    return grid
+
+
+@functools.cache
+def _notice(name: str, reason: str) -> None:
+    warnings.warn(f"Relative attention runs on torch instead of {name!r}: {reason}.", stacklevel=4)
+
+
+def attention_kernel(step: str, qkv: Tensor, grid: tuple[int, int]) -> Callable:
+    """The function of a step; the reference, with one notice, where the chosen kernel does not fit."""
+    name = backend.choose("relative_attention", qkv.device, qkv.dtype, qkv.shape[-1])
+    if name != "torch":
+        reason = backend.kernel("relative_attention", "unsupported", qkv, qkv.shape[-1])(
+            qkv.shape[-1], grid, qkv.dtype
+        )
+        if reason:
+            _notice(name, reason)
+            return getattr(reference, step)
+    return backend.kernel("relative_attention", step, qkv, qkv.shape[-1])
 
 
 def relative_attention(
     qkv: Tensor, key_v: Tensor, key_h: Tensor, value_v: Tensor, value_h: Tensor, grid: tuple[int, int]
 ) -> Tensor:
-    """Attention of a cls token and a grid of patches, with relative position for keys and values.
+    """Attention of a grid of patches, and a cls token or none, with relative position for keys and values.
 
     The logits gain ``q . (key_v[row distance] + key_h[column distance])`` and the output gains the same of
     the value tables, weighted by the attention. Distances are clamped to the tables; pairs that involve the
     cls token use row 0. The scale is ``e ** -0.5``.
 
     Args:
-        qkv: (3, B, h, N, e); token 0 is cls, the others the grid row by row.
+        qkv: (3, B, h, N, e), any strides; the grid row by row, after the cls token where there is one.
         key_v, key_h, value_v, value_h: (2 * m + 2, e) tables for row and column distances from -m to m; row 0
             is for cls.
-        grid: rows and columns of patches, rows * columns = N - 1.
+        grid: rows and columns of patches; rows * columns is N - 1, or N where there is no cls token.
 
     Returns:
         (B, N, h * e), heads side by side.
@@ -34,12 +67,7 @@ def relative_attention(
 
     Source: AutoFormer (Chen et al., ICCV 2021), published code; decomposed as docs/supernet.md derives.
     """
-    rows, columns = grid
-    if rows * columns + 1 != qkv.shape[3]:
-        raise UsageError(
-            f"relative_attention got {qkv.shape[3]} tokens, but a {rows} x {columns} grid and one cls token "
-            f"make {rows * columns + 1}."
-        )
+    rows, columns = check_grid(grid, qkv.shape[3])
     return call(
         RelativeAttention.apply,
         torch.ops.growtas.relative_attention,
@@ -56,7 +84,8 @@ def relative_attention(
 def _forward(
     qkv: Tensor, key_v: Tensor, key_h: Tensor, value_v: Tensor, value_h: Tensor, rows: int, columns: int
 ) -> tuple[Tensor, Tensor]:
-    return reference.relative_attention_forward(qkv, key_v, key_h, value_v, value_h, (rows, columns))
+    run = attention_kernel("relative_attention_forward", qkv, (rows, columns))
+    return run(qkv, key_v, key_h, value_v, value_h, (rows, columns))
 
 
 def _backward(
@@ -71,9 +100,14 @@ def _backward(
     rows: int,
     columns: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return reference.relative_attention_backward(
-        dout, qkv, key_v, key_h, value_v, value_h, out, lse, (rows, columns)
-    )
+    run = attention_kernel("relative_attention_backward", qkv, (rows, columns))
+    return run(dout, qkv, key_v, key_h, value_v, value_h, out, lse, (rows, columns))
+
+
+def empty_gradient(qkv: Tensor, grid: tuple[int, int]) -> Tensor:
+    """dqkv with the strides that the chosen back end gives it: qkv's own from the C++ kernel."""
+    run = attention_kernel("relative_attention_backward", qkv, grid)
+    return torch.empty_like(qkv) if run.__name__.startswith("cpu_") else qkv.new_empty(qkv.shape)
 
 
 class RelativeAttention(torch.autograd.Function):
@@ -125,7 +159,7 @@ _relative_attention_backward_op = torch.library.custom_op(
 @_relative_attention_backward_op.register_fake
 def _(dout, qkv, key_v, key_h, value_v, value_h, out, lse, rows, columns):
     tables = (key_v, key_h, value_v, value_h)
-    return qkv.new_empty(qkv.shape), *(table.new_empty(table.shape) for table in tables)
+    return empty_gradient(qkv, (rows, columns)), *(table.new_empty(table.shape) for table in tables)
 
 
 _relative_attention_op.register_autograd(
@@ -133,7 +167,7 @@ _relative_attention_op.register_autograd(
 )
 
 
-def _attention_flops(qkv_shape, rows: int, columns: int) -> int:
+def attention_flops(qkv_shape, rows: int, columns: int) -> int:
     """FLOPs of one pass over the logits: q.k and the two thin products with the tables."""
     _, batch, heads, tokens, head_dim = qkv_shape
     return product_flops(batch * heads * tokens, head_dim, tokens + rows + columns + 1)
@@ -143,7 +177,7 @@ def _attention_flops(qkv_shape, rows: int, columns: int) -> int:
 def _flops(
     qkv_shape, key_v, key_h, value_v, value_h, rows, columns, *_args, out_shape=None, **_kwargs
 ) -> int:
-    return 2 * _attention_flops(qkv_shape, rows, columns)
+    return 2 * attention_flops(qkv_shape, rows, columns)
 
 
 @register_flop_formula(torch.ops.growtas.relative_attention_backward)
@@ -162,4 +196,4 @@ def _backward_flops(
     out_shape=None,
     **_kw,
 ) -> int:
-    return 5 * _attention_flops(qkv_shape, rows, columns)
+    return 5 * attention_flops(qkv_shape, rows, columns)

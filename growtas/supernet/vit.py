@@ -121,7 +121,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbedding(dims.in_channels, dims.embed_dim, dims.patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dims.embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1, dims.grid[0] * dims.grid[1] + 1, dims.embed_dim))
-        rates = torch.linspace(0, drop_path_rate, dims.depth, device="cpu").tolist()
+        self.drop_path_rates = torch.linspace(0, drop_path_rate, dims.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             Block(
                 dims.embed_dim,
@@ -130,9 +130,8 @@ class VisionTransformer(nn.Module):
                 dims.head_dim,
                 dims.max_relative_position,
                 qkv_bias,
-                rate,
             )
-            for heads, hidden, rate in zip(dims.num_heads, dims.hidden_dims, rates, strict=True)
+            for heads, hidden in zip(dims.num_heads, dims.hidden_dims, strict=True)
         )
         self.norm = PartialLayerNorm(dims.embed_dim)
         self.head = SlicedLinear(dims.embed_dim, num_classes) if num_classes else nn.Identity()
@@ -192,9 +191,25 @@ class VisionTransformer(nn.Module):
         """(B, C, S, S) images to (B, N, d) tokens after the final norm; token 0 is cls."""
         chosen = self._chosen(subnet)
         x = self.forward_embedding(images, chosen.embed_dim)
-        for block, heads, hidden in zip(self.blocks, chosen.num_heads, chosen.hidden_dims, strict=False):
-            x = block(x, heads, hidden, chosen.grid)
+        scales = self._drop_path_scales(x, chosen.depth)
+        layers = zip(self.blocks, chosen.num_heads, chosen.hidden_dims, scales, strict=False)
+        for block, heads, hidden, pair in layers:
+            x = block(x, heads, hidden, chosen.grid, pair)
         return self.norm(x)
+
+    def _drop_path_scales(self, x: Tensor, depth: int) -> list[tuple[Tensor, Tensor] | None]:
+        """For each block the factors (B,) of its two branches: 0 where dropped, else 1 / (1 - rate).
+
+        All of a step's are drawn at once: on a GPU that is a few launches, not a few per branch.
+        """
+        if not self.training or not self.drop_path_rates[-1]:
+            return [None] * depth
+        kept = 1 - torch.tensor(self.drop_path_rates[:depth], device=x.device).view(-1, 1, 1)
+        drawn = torch.rand(depth, 2, len(x), device=x.device) < kept
+        scales = drawn / kept
+        return [
+            tuple(scale) if rate else None for rate, scale in zip(self.drop_path_rates, scales, strict=False)
+        ]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, N, d) tokens to (B, num_classes) logits: the mean of the patch tokens, then the head."""

@@ -20,10 +20,10 @@ def table(monkeypatch):
 
     def replace(choices: dict) -> None:
         monkeypatch.setattr(backend, "_choices", lambda: choices)
-        backend.choose.cache_clear()
+        backend._choose.cache_clear()
 
     yield replace
-    backend.choose.cache_clear()
+    backend._choose.cache_clear()
 
 
 def test_use_restores_what_was_in_force():

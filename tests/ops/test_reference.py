@@ -170,13 +170,10 @@ def test_products_allocate_their_results_and_nothing_else():
     tokens, heads = x.view(2, 32, 216), 3
     shared, shift = torch.randn(768, 256), torch.randn(768)
     out = torch.randn(3, 2, heads, 32, 64)
-    # the products, and the same activations once more, split by head
-    assert (
-        allocated(lambda: reference.qkv_forward(tokens, shared, shift, heads, 64, "interleaved"))
-        == 2 * out.nbytes
-    )
-    assert allocated(lambda: reference.token_major(out)) == out.nbytes  # the one copy of the gradient
-    out = reference.token_major(out)
+    project = lambda: reference.qkv_forward(tokens, shared, shift, heads, 64, "interleaved")  # noqa: E731
+    assert allocated(project) == out.nbytes
+    assert allocated(lambda: reference.interleaved(project())) == out.nbytes  # it is already so
+    out = reference.interleaved(out)
     assert allocated(lambda: reference.qkv_backward_input(out, shared, 216)) == x.nbytes
     used = allocated(lambda: reference.qkv_backward_weight(out, tokens, shared, shift, "interleaved"))
     assert used <= shared.nbytes + shift.nbytes + 3 * 192 * 4
@@ -203,5 +200,5 @@ def test_slices_larger_than_the_weight_are_refused():
         ops.qkv(torch.randn(1, 2, 5), torch.randn(18, 8), None, 4, 2)
     with pytest.raises(UsageError, match="Did you mean 'published'"):
         ops.qkv(torch.randn(1, 2, 5), torch.randn(18, 8), None, 2, 2, "publish")
-    with pytest.raises(UsageError, match="a 2 x 3 grid and one cls token make 7"):
-        ops.relative_attention(torch.randn(3, 1, 1, 6, 4), *[torch.randn(4, 4)] * 4, (2, 3))
+    with pytest.raises(UsageError, match="got 8 tokens, but a 2 x 3 grid makes 6, or 7 with a cls token"):
+        ops.relative_attention(torch.randn(3, 1, 1, 8, 4), *[torch.randn(4, 4)] * 4, (2, 3))

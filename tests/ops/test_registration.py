@@ -86,20 +86,25 @@ def test_flop_counter_sees_the_formulas():
     counted = counter.get_flop_counts()["Global"]
     hidden, d, q = subnet.hidden_dims[0], subnet.embed_dim, subnet.num_heads[0] * space.head_dim
     rows = 2 * space.num_tokens
-    assert counted[torch.ops.growtas.qkv] == subnet.depth * 2 * rows * d * 3 * q
-    products = subnet.depth * (q * d + 2 * d * hidden) * rows + 2 * space.num_patches * 4 * d + 2 * d * 10
+    attention = 2 * rows * 4 * q * d + 2 * 2 * rows * q * (space.num_tokens + sum(net.dims.grid) + 1)
+    assert counted[torch.ops.growtas.attention_branch] == subnet.depth * attention
+    mlp = 2 * rows * 2 * d * hidden
+    assert counted[torch.ops.growtas.mlp] == subnet.depth * mlp
+    assert counted[torch.ops.growtas.mlp_backward] == 2 * subnet.depth * mlp
+    products = 2 * space.num_patches * 4 * d + 2 * d * 10
     assert counted[torch.ops.growtas.linear] == 2 * products
     # every product once for the input's and once for the weight's gradient, but the images need none
     patch_flops = 2 * 2 * space.num_patches * 4 * d
     assert counted[torch.ops.growtas.linear_backward] == 2 * 2 * products - patch_flops
-    assert counted[torch.ops.growtas.relative_attention] > 0
+    per_branch = 2 * 2 * rows * 4 * q * d + 5 * 2 * rows * q * (space.num_tokens + sum(net.dims.grid) + 1)
+    assert counted[torch.ops.growtas.attention_branch_backward] == subnet.depth * per_branch
 
 
 def test_compile_is_bounded_over_random_subnets():
     """One block under torch.compile(fullgraph=True): a few graphs serve every architecture."""
     space = growtas.load_space("autoformer-tiny")
     torch.manual_seed(0)
-    block = Block(256, 4, 1024, 64, 14, "interleaved", 0.0)
+    block = Block(256, 4, 1024, 64, 14, "interleaved")
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(block, backend=counter, fullgraph=True)

@@ -95,8 +95,22 @@ def test_gradients_are_full_size_and_zero_outside(net, images):
 
 def test_drop_path_rises_with_the_layer():
     net = growtas.Supernet("digits", num_classes=10, drop_path_rate=0.1)
-    rates = [block.drop_path1.drop_prob for block in net.blocks]
-    assert rates == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
+    assert net.drop_path_rates == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
+
+
+def test_drop_path_keeps_or_drops_whole_branches_of_an_image(net):
+    net = growtas.Supernet("digits", num_classes=10, drop_path_rate=0.5).train()
+    x = torch.empty(4000, 1)
+    torch.manual_seed(0)
+    scales = net._drop_path_scales(x, depth=3)
+    assert scales[0] is None  # its rate is 0
+    for rate, pair in zip(net.drop_path_rates[1:3], scales[1:], strict=True):
+        for scale in pair:
+            assert set(scale.tolist()) == {0.0, scale.max().item()}
+            assert scale.max() == pytest.approx(1 / (1 - rate))
+            assert scale.mean() == pytest.approx(1, abs=0.05)
+        assert not torch.equal(*pair)
+    assert net.eval()._drop_path_scales(x, depth=3) == [None] * 3
 
 
 def test_bfloat16_autocast_keeps_weights_and_their_gradients_in_float32(net, images, cpu_backend):

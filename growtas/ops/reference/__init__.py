@@ -11,7 +11,7 @@ h heads, N tokens, e channels per head.
 from __future__ import annotations
 
 from growtas.ops.reference.attention import relative_attention_backward, relative_attention_forward
-from growtas.ops.reference.layer_norm import layer_norm_backward, layer_norm_forward
+from growtas.ops.reference.layer_norm import layer_norm_again, layer_norm_backward, layer_norm_forward
 from growtas.ops.reference.products import (
     linear_backward_input,
     linear_backward_weight,
@@ -19,17 +19,23 @@ from growtas.ops.reference.products import (
     linear_gelu_backward_input,
     linear_gelu_forward,
     linear_residual_forward,
+)
+from growtas.ops.reference.qkv import (
+    empty_qkv,
+    interleaved,
     qkv_backward_input,
     qkv_backward_weight,
     qkv_bias_rows,
     qkv_forward,
     qkv_rows,
-    token_major,
 )
 from growtas.ops.reference.slices import full_size
 
 __all__ = [
+    "empty_qkv",
     "full_size",
+    "interleaved",
+    "layer_norm_again",
     "layer_norm_backward",
     "layer_norm_forward",
     "linear_backward_input",
@@ -45,5 +51,4 @@ __all__ = [
     "qkv_rows",
     "relative_attention_backward",
     "relative_attention_forward",
-    "token_major",
 ]

@@ -1,4 +1,4 @@
-"""Sliced linear and sliced QKV, as compositions of torch calls."""
+"""Sliced linear with its epilogues, as compositions of torch calls."""
 
 from __future__ import annotations
 
@@ -110,76 +110,3 @@ def bias_gradient(dy: Tensor, bias: Tensor) -> Tensor:
     dbias, bias_slice = full_size(bias, dy.shape[1])
     torch.sum(dy, 0, dtype=bias.dtype, out=bias_slice)
     return dbias
-
-
-def qkv_rows(weight: Tensor, num_heads: int, head_dim: int, part: int) -> Tensor:
-    """The rows of q (part 0), k (1) or v (2) in an interleaved weight or bias, as a strided view.
-
-    Row ``3 * u + part`` belongs to channel u of that part, so the heads of a small subnet come first.
-    """
-    return weight.view(-1, 3, *weight.shape[1:])[: num_heads * head_dim, part]
-
-
-def qkv_bias_rows(bias: Tensor, num_heads: int, head_dim: int, part: int, layout: str) -> Tensor:
-    """The bias of q, k or v: interleaved like the weight, or as the published code slices it."""
-    if layout == "interleaved":
-        return qkv_rows(bias, num_heads, head_dim, part)
-    width = num_heads * head_dim
-    return bias[part * width : (part + 1) * width]
-
-
-def qkv_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, num_heads: int, head_dim: int, bias_layout: str
-) -> Tensor:
-    """Queries, keys and values (3, B, h, N, e) of tokens x (B, N, d)."""
-    batch, tokens, d = x.shape
-    rows = x.reshape(-1, d)
-    out = x.new_empty(3, batch * tokens, num_heads * head_dim)
-    for part in range(3):
-        matrix = qkv_rows(weight, num_heads, head_dim, part)[:, :d].to(x.dtype).t()
-        if bias is None:
-            torch.mm(rows, matrix, out=out[part])
-        else:
-            shift = qkv_bias_rows(bias, num_heads, head_dim, part, bias_layout).to(x.dtype)
-            torch.addmm(shift, rows, matrix, out=out[part])
-    return out.view(3, batch, tokens, num_heads, head_dim).transpose(2, 3).contiguous()
-
-
-def token_major(qkv: Tensor) -> Tensor:
-    """The same (3, B, h, N, e) values, token by token in memory: both gradients below read it as it is."""
-    return qkv.transpose(2, 3).contiguous().transpose(2, 3)
-
-
-def _merge_heads(qkv: Tensor) -> Tensor:
-    """(3, B, h, N, e) to (3, B * N, h * e): a view of a token-major tensor, a copy of any other."""
-    parts, batch, num_heads, tokens, head_dim = qkv.shape
-    return qkv.transpose(2, 3).reshape(parts, batch * tokens, num_heads * head_dim)
-
-
-def qkv_backward_input(dqkv: Tensor, weight: Tensor, in_features: int) -> Tensor:
-    """Gradient of x (B, N, d)."""
-    _, batch, num_heads, tokens, head_dim = dqkv.shape
-    merged = _merge_heads(dqkv)
-    dx = dqkv.new_empty(batch * tokens, in_features)
-    for part in range(3):
-        matrix = qkv_rows(weight, num_heads, head_dim, part)[:, :in_features].to(dqkv.dtype)
-        torch.addmm(dx, merged[part], matrix, beta=1 if part else 0, out=dx)
-    return dx.view(batch, tokens, in_features)
-
-
-def qkv_backward_weight(
-    dqkv: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, bias_layout: str
-) -> tuple[Tensor, Tensor | None]:
-    """Full-size gradients of the interleaved weight and of the bias."""
-    num_heads, head_dim = dqkv.shape[2], dqkv.shape[4]
-    d = x.shape[-1]
-    merged, rows = _merge_heads(dqkv), x.reshape(-1, d)
-    active = 3 * num_heads * head_dim
-    dweight, _ = full_size(weight, active, d)
-    dbias = None if bias is None else full_size(bias, active)[0]
-    for part in range(3):
-        product_into(merged[part].t(), rows, qkv_rows(dweight, num_heads, head_dim, part)[:, :d])
-        if dbias is not None:
-            target = qkv_bias_rows(dbias, num_heads, head_dim, part, bias_layout)
-            target.copy_(merged[part].sum(0, dtype=dbias.dtype))
-    return dweight, dbias
