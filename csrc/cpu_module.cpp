@@ -7,6 +7,8 @@
 
 #include "arguments.h"
 #include "cpu/layer_norm.h"
+#include "cpu/level.h"
+#include "cpu/relative_attention_module.h"
 
 namespace py = pybind11;
 using growtas::dtype;
@@ -52,15 +54,11 @@ int threads() {
 
 // The clone that the loader picked on this processor.
 const char* vector_level() {
-#if defined(GROWTAS_TARGET_CLONES) && (defined(__x86_64__) || defined(__i386__))
-    __builtin_cpu_init();
-    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                    __builtin_cpu_supports("avx512vl");
-    if (v4) return "x86-64-v4 (AVX-512)";
-    if (v3) return "x86-64-v3 (AVX2)";
-#endif
+    switch (growtas::cpu::best_level()) {
+        case growtas::cpu::Level::kV4: return "x86-64-v4 (AVX-512)";
+        case growtas::cpu::Level::kV3: return "x86-64-v3 (AVX2)";
+        case growtas::cpu::Level::kBaseline: break;
+    }
 #if defined(__aarch64__)
     return "aarch64 (NEON)";
 #else
@@ -78,4 +76,5 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("vector_level", &vector_level, "The instruction set whose code runs on this processor.");
     m.def("layer_norm_forward", &layer_norm_forward, py::call_guard<py::gil_scoped_release>());
     m.def("layer_norm_backward", &layer_norm_backward, py::call_guard<py::gil_scoped_release>());
+    growtas::cpu::bind_relative_attention(m);
 }

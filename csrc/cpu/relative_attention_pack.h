@@ -1,0 +1,133 @@
+// Between the caller's q, k, v (any dtype, any strides) and panels of fp32 rows, epad floats each, zeros from e on.
+//
+// Fast for the two layouts that occur: q, k and v of a channel side by side (an interleaved product; channel stride 3) and
+// dense channels. Any other layout is read element by element.
+#pragma once
+#include "cpu/relative_attention.h"
+#include "cpu/relative_attention_rows.h"
+
+namespace growtas::cpu {
+
+constexpr std::int64_t kMaxHeadDim = 256;
+
+inline bool interleaved(const Heads& h) { return h.part == 1 && h.channel == 3; }
+
+template <typename T>
+GROWTAS_INLINE float to_float(const T* from) {
+    return load(from, 1)[0];
+}
+GROWTAS_INLINE float to_float(const float* from) { return *from; }
+
+template <typename T>
+GROWTAS_INLINE void from_float_to(T* to, float value) {
+    store(to, Lanes{} + value, 1);
+}
+GROWTAS_INLINE void from_float_to(float* to, float value) { *to = value; }
+
+// One row of e elements: to[c] = from[c * step] * factor, zeros from e on.
+template <typename T>
+GROWTAS_INLINE void pack_row(const T* from, std::int64_t step, float factor, float* to, std::int64_t e, std::int64_t epad) {
+    if (step != 1) {
+        for (std::int64_t c = 0; c < e; ++c) to[c] = to_float(from + c * step) * factor;
+        for (std::int64_t c = e; c < epad; ++c) to[c] = 0.0f;
+        return;
+    }
+    for (std::int64_t c = 0; c < epad; c += kLanes) store(to + c, load(from + c, std::min(kLanes, e - c)) * factor);
+}
+
+template <typename T>
+GROWTAS_INLINE void unpack_row(const float* from, float factor, T* to, std::int64_t step, std::int64_t e) {
+    if (step != 1) {
+        for (std::int64_t c = 0; c < e; ++c) from_float_to(to + c * step, from[c] * factor);
+        return;
+    }
+    for (std::int64_t c = 0; c < e; c += kLanes) store(to + c, load(from + c) * factor, std::min(kLanes, e - c));
+}
+
+// 3 * count elements of three interleaved rows, as fp32.
+GROWTAS_INLINE const float* widen(const float* from, float*, std::int64_t) { return from; }
+
+template <typename T>
+GROWTAS_INLINE const float* widen(const T* from, float* scratch, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; i += kLanes) store(scratch + i, load(from + i, std::min(kLanes, count - i)));
+    return scratch;
+}
+
+GROWTAS_INLINE void split(const float* __restrict from, float factor, float* __restrict q, float* __restrict k,
+                          float* __restrict v, std::int64_t e) {
+    for (std::int64_t c = 0; c < e; ++c) {
+        q[c] = from[3 * c] * factor;
+        k[c] = from[3 * c + 1];
+        v[c] = from[3 * c + 2];
+    }
+}
+
+GROWTAS_INLINE void join(const float* __restrict q, float q_factor, const float* __restrict k, float k_factor,
+                         const float* __restrict v, float* __restrict to, std::int64_t e) {
+    for (std::int64_t c = 0; c < e; ++c) {
+        to[3 * c] = q[c] * q_factor;
+        to[3 * c + 1] = k[c] * k_factor;
+        to[3 * c + 2] = v[c];
+    }
+}
+
+// q * factor, k and v of one head as (tokens, epad) panels.
+template <typename T>
+GROWTAS_INLINE void pack_heads(const Heads& from, std::int64_t image, std::int64_t head, std::int64_t tokens, std::int64_t e,
+                               std::int64_t epad, float factor, float* q, float* k, float* v) {
+    const T* base = static_cast<const T*>(from.data) + image * from.image + head * from.head;
+    for (std::int64_t n = 0; n < tokens; ++n, base += from.token, q += epad, k += epad, v += epad) {
+        if (interleaved(from)) {
+            float scratch[3 * kMaxHeadDim];
+            split(widen(base, scratch, 3 * e), factor, q, k, v, e);
+            for (std::int64_t c = e; c < epad; ++c) q[c] = k[c] = v[c] = 0.0f;
+            continue;
+        }
+        pack_row(base, from.channel, factor, q, e, epad);
+        pack_row(base + from.part, from.channel, 1.0f, k, e, epad);
+        pack_row(base + 2 * from.part, from.channel, 1.0f, v, e, epad);
+    }
+}
+
+GROWTAS_INLINE void join_row(const float* q, float q_factor, const float* k, float k_factor, const float* v, float* to,
+                             std::int64_t e) {
+    join(q, q_factor, k, k_factor, v, to, e);
+}
+
+template <typename T>
+GROWTAS_INLINE void join_row(const float* q, float q_factor, const float* k, float k_factor, const float* v, T* to,
+                             std::int64_t e) {
+    float scratch[3 * kMaxHeadDim + kLanes];
+    join(q, q_factor, k, k_factor, v, scratch, e);
+    for (std::int64_t i = 0; i < 3 * e; i += kLanes) store(to + i, load(scratch + i), std::min(kLanes, 3 * e - i));
+}
+
+// The inverse: q and k times their factors, and v, to where the caller keeps them.
+template <typename T>
+GROWTAS_INLINE void unpack_heads(const float* q, float q_factor, const float* k, float k_factor, const float* v,
+                                 const Heads& to, std::int64_t image, std::int64_t head, std::int64_t tokens, std::int64_t e,
+                                 std::int64_t epad) {
+    T* base = static_cast<T*>(to.data) + image * to.image + head * to.head;
+    for (std::int64_t n = 0; n < tokens; ++n, base += to.token, q += epad, k += epad, v += epad) {
+        if (interleaved(to)) {
+            join_row(q, q_factor, k, k_factor, v, base, e);
+            continue;
+        }
+        unpack_row(q, q_factor, base, to.channel, e);
+        unpack_row(k, k_factor, base + to.part, to.channel, e);
+        unpack_row(v, 1.0f, base + 2 * to.part, to.channel, e);
+    }
+}
+
+// (count, epad) rows to (epad, step) columns; count and epad are multiples of 4.
+GROWTAS_INLINE void transpose_panel(const float* from, std::int64_t count, std::int64_t epad, float* to, std::int64_t step) {
+    for (std::int64_t n = 0; n < count; n += 4)
+        for (std::int64_t c = 0; c < epad; c += 4) {
+            Four rows[4];
+            for (int i = 0; i < 4; ++i) rows[i] = load_vector<Four>(from + (n + i) * epad + c);
+            transpose(rows[0], rows[1], rows[2], rows[3]);
+            for (int i = 0; i < 4; ++i) store_vector(to + (c + i) * step + n, rows[i]);
+        }
+}
+
+}  // namespace growtas::cpu
