@@ -6,6 +6,7 @@
 #endif
 
 #include "arguments.h"
+#include "cpu/gelu.h"
 #include "cpu/layer_norm.h"
 #include "cpu/level.h"
 #include "cpu/relative_attention_module.h"
@@ -30,18 +31,38 @@ void layer_norm_forward(uintptr_t x, int x_type, int64_t x_stride, uintptr_t wei
                                      pointer<float>(rstd), rows, width, static_cast<float>(eps));
 }
 
+void layer_norm_again(uintptr_t x, int x_type, int64_t x_stride, uintptr_t weight, int weight_type,
+                      int64_t weight_stride, uintptr_t bias, int bias_type, int64_t bias_stride, uintptr_t y, int y_type,
+                      int64_t y_stride, uintptr_t mean, uintptr_t rstd, int64_t rows, int64_t width) {
+    growtas::require_sizes(rows, width, width);
+    growtas::cpu::layer_norm_again({pointer<void>(x), dtype(x_type), x_stride},
+                                   {pointer<void>(weight), dtype(weight_type), weight_stride},
+                                   {pointer<void>(bias), dtype(bias_type), bias_stride},
+                                   {pointer<void>(y), dtype(y_type), y_stride}, pointer<const float>(mean),
+                                   pointer<const float>(rstd), rows, width);
+}
+
 void layer_norm_backward(uintptr_t dy, int dy_type, int64_t dy_stride, uintptr_t x, int x_type, int64_t x_stride,
                          uintptr_t weight, int weight_type, int64_t weight_stride, uintptr_t mean, uintptr_t rstd,
-                         uintptr_t dx, int64_t dx_stride, uintptr_t dweight, int dweight_type, uintptr_t dbias,
+                         uintptr_t residual, int64_t residual_stride, uintptr_t dx, int64_t dx_stride, uintptr_t dweight, int dweight_type, uintptr_t dbias,
                          int dbias_type, int64_t rows, int64_t width, int64_t full_width) {
     growtas::require_sizes(rows, width, full_width);
     growtas::cpu::layer_norm_backward({pointer<void>(dy), dtype(dy_type), dy_stride},
                                       {pointer<void>(x), dtype(x_type), x_stride},
                                       {pointer<void>(weight), dtype(weight_type), weight_stride},
                                       pointer<const float>(mean), pointer<const float>(rstd),
+                                      {pointer<void>(residual), dtype(x_type), residual_stride},
                                       {pointer<void>(dx), dtype(x_type), dx_stride},
                                       {pointer<void>(dweight), dtype(dweight_type), 1},
                                       {pointer<void>(dbias), dtype(dbias_type), 1}, rows, width, full_width);
+}
+
+void gelu_forward(uintptr_t h, uintptr_t a, int type, int64_t count) {
+    growtas::cpu::gelu_forward(pointer<const void>(h), pointer<void>(a), dtype(type), count);
+}
+
+void gelu_backward(uintptr_t gradient, uintptr_t h, uintptr_t a, int type, int64_t count) {
+    growtas::cpu::gelu_backward(pointer<void>(gradient), pointer<const void>(h), pointer<void>(a), dtype(type), count);
 }
 
 int threads() {
@@ -75,6 +96,9 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("threads", &threads, "How many threads a kernel would use now.");
     m.def("vector_level", &vector_level, "The instruction set whose code runs on this processor.");
     m.def("layer_norm_forward", &layer_norm_forward, py::call_guard<py::gil_scoped_release>());
+    m.def("layer_norm_again", &layer_norm_again, py::call_guard<py::gil_scoped_release>());
     m.def("layer_norm_backward", &layer_norm_backward, py::call_guard<py::gil_scoped_release>());
+    m.def("gelu_forward", &gelu_forward, py::call_guard<py::gil_scoped_release>());
+    m.def("gelu_backward", &gelu_backward, py::call_guard<py::gil_scoped_release>());
     growtas::cpu::bind_relative_attention(m);
 }

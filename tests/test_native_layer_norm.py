@@ -5,23 +5,18 @@ Truth is the reference in fp64; a kernel's error may be twice that of the refere
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import importlib.util
 import shutil
 import subprocess
-import sysconfig
-from pathlib import Path
 from types import SimpleNamespace
 
-import pybind11
 import pytest
 import torch
+from cuda_on_cpu import emulated
+from cuda_on_cpu.emulated import emulate
 
 from growtas.errors import GrowtasError
 from growtas.ops import native, reference
 
-ROOT = Path(__file__).resolve().parent.parent
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 SHAPES = [
     (1, 1), (1, 7), (3, 24), (2, 31), (13, 192), (37, 216), (5, 240), (3, 448), (7, 624), (2, 640), (3, 756),
@@ -37,26 +32,7 @@ NAN = float("nan")
 
 @pytest.fixture(scope="session")
 def emulated_module(tmp_path_factory):
-    """The CUDA sources compiled for the CPU, once for all test processes."""
-    folder = tmp_path_factory.getbasetemp()
-    if folder.name.startswith("popen-"):  # a worker of pytest-xdist: its siblings share the folder above
-        folder = folder.parent
-    path = folder / "_cuda_on_cpu.so"
-    with open(folder / "_cuda_on_cpu.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            includes = [f"-I{ROOT / 'tests/cuda_on_cpu'}", f"-I{ROOT / 'csrc'}"]
-            includes += ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
-            sources = [str(p) for p in (*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "csrc/cuda_module.cpp")]
-            defines = ['-DGROWTAS_VERSION="emulated"', '-DGROWTAS_BUILD_ID="emulated"']
-            flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-x", "c++"]
-            command = ["g++", *flags, *includes, *defines, *sources, "-o", str(path)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-    spec = importlib.util.spec_from_file_location("_cuda", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return emulated.emulated_module(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(params=["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.cuda)])
@@ -79,15 +55,6 @@ def kernel(request, monkeypatch):
         backward=native.cuda_layer_norm_backward,
         device="cuda" if request.param == "cuda" else "cpu",
     )
-
-
-def emulate(module, monkeypatch, device=0):
-    """Let the CUDA wrappers take CPU tensors and call the emulated module."""
-    check = native._check
-    monkeypatch.setattr(native, "_check", lambda x, name, device_type: check(x, name, "cpu"))
-    monkeypatch.setattr(native, "load", lambda kind: module)
-    monkeypatch.setattr(native, "_cuda_place", lambda x: (device, 0))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
 
 
 # -------------------------------------------------------------------------------------------------- inputs
@@ -203,6 +170,27 @@ def test_many_rows(kernel, poisoned):
     rows, width = (1576, 216) if kernel.name == "cpu" else (8500, 8)
     inputs = make(rows, width, (FP32, FP32, FP32), kernel.device)
     assert_accurate(run(kernel, *inputs), *inputs)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
+def test_the_gradient_of_a_residual_stream_is_added(kernel, dtype, poisoned):
+    x, weight, bias, dy = make(35, 216, (dtype, FP32, dtype), kernel.device, (3, 2))
+    around = surrounded(35, 216, dtype, kernel.device, torch.Generator().manual_seed(9), (2, 3))
+    _, mean, rstd = kernel.forward(x, weight, bias, 1e-5, dtype)
+    without, *parameters = kernel.backward(dy, x, weight, bias, mean, rstd)
+    together, *same = kernel.backward(dy, x, weight, bias, mean, rstd, around)
+    wanted = without.double() + around.double()
+    tolerance = 2 * torch.finfo(dtype).eps  # the sum is rounded once, or the term and the sum
+    torch.testing.assert_close(together.double(), wanted, rtol=tolerance, atol=tolerance * 4)
+    assert all(torch.equal(a, b) for a, b in zip(parameters, same, strict=True))
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=lambda d: "-".join(str(t)[6:] for t in d))
+def test_the_rows_come_again_from_their_statistics(dtypes, poisoned):
+    for rows, width in SHAPES:
+        x, weight, bias, dy = make(rows, width, dtypes, "cpu", seed=rows + width)
+        y, mean, rstd = native.cpu_layer_norm_forward(x, weight, bias, 1e-5, dy.dtype)
+        assert torch.equal(native.cpu_layer_norm_again(x, weight, bias, mean, rstd, dy.dtype), y)
 
 
 def test_no_rows(kernel, poisoned):

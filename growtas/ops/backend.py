@@ -50,6 +50,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
     "relative_attention": {
         "torch": _REFERENCE,
+        "cpu": "growtas.ops.native_attention:cpu_",
     },
     "mlp": {
         "torch": "growtas.ops.composed:",

@@ -12,8 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import growtas
 from growtas.nn import Block
 from growtas.ops import backend
+from growtas.ops.attention_branch import AttentionBranch
 from growtas.ops.layer_norm import LayerNorm
 from growtas.ops.linear import Linear
+from growtas.ops.mlp import MLPBranch
 from growtas.ops.qkv import QKV
 from growtas.ops.relative_attention import RelativeAttention
 
@@ -35,7 +37,19 @@ def _arguments(name: str, dtype: torch.dtype = torch.float32) -> tuple:
     if name.startswith("qkv"):
         x, weight, bias = _leaf(2, 3, 5, dtype=dtype), _leaf(27, 8, dtype=dtype), _leaf(27, dtype=dtype)
         return x, weight, bias, HEADS, HEAD_DIM, name.removeprefix("qkv-")
+    if name.startswith("mlp"):
+        stream, scale = _leaf(2, 3, 5, dtype=dtype), torch.tensor([0.0, 2.0], dtype=dtype)
+        fc1 = _leaf(9, 8, dtype=dtype), _leaf(9, dtype=dtype)
+        fc2 = _leaf(8, 9, dtype=dtype), _leaf(8, dtype=dtype)
+        norm = _leaf(8, dtype=dtype), _leaf(8, dtype=dtype)
+        return stream, *norm, *fc1, *fc2, scale if name == "mlp-scaled" else None, 7, 1e-5, dtype
     tables = (_leaf(4, HEAD_DIM, dtype=dtype) for _ in range(4))  # clamp 1: distances of 2 are clamped
+    if name.startswith("attention_branch"):
+        stream, scale = _leaf(2, TOKENS, 5, dtype=dtype), torch.tensor([2.0, 0.0], dtype=dtype)
+        norm = _leaf(8, dtype=dtype), _leaf(8, dtype=dtype)
+        qkv, proj = (_leaf(27, 8, dtype=dtype), _leaf(27, dtype=dtype)), (_leaf(8, 9, dtype=dtype), None)
+        options = (scale, HEADS, HEAD_DIM, *GRID, name.removeprefix("attention_branch-"), 1e-5, dtype)
+        return stream, *norm, *qkv, *tables, *proj, *options
     return _leaf(3, 2, HEADS, TOKENS, HEAD_DIM, dtype=dtype), *tables, *GRID
 
 
@@ -45,6 +59,10 @@ OPERATORS = {
     "qkv-interleaved": (torch.ops.growtas.qkv, QKV),
     "qkv-published": (torch.ops.growtas.qkv, QKV),
     "relative_attention": (torch.ops.growtas.relative_attention, RelativeAttention),
+    "attention_branch-interleaved": (torch.ops.growtas.attention_branch, AttentionBranch),
+    "attention_branch-published": (torch.ops.growtas.attention_branch, AttentionBranch),
+    "mlp": (torch.ops.growtas.mlp, MLPBranch),
+    "mlp-scaled": (torch.ops.growtas.mlp, MLPBranch),
 }
 
 
