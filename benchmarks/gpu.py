@@ -2,10 +2,14 @@
 
     python3 benchmarks/gpu.py [--minutes 10]
 
-Needs a CUDA device, nvcc, and a Python with torch, Triton, setuptools, pybind11 and pytest; no network. Each
-step has a time limit; a step that fails or runs out of time is reported and the next one goes on. Results go
-to benchmarks/results/<gpu>/, choices to growtas/ops/choices.json, and copies of both to $OUT where that is
-set. Exit status: 0; 1 where a step failed; 2 where there is no GPU.
+Needs a CUDA device, nvcc, and a Python with torch, Triton, timm, setuptools, pybind11 and pytest; no network.
+The steps: build; compile the Triton kernels, on all cores; tests of kernels and operations; each part of
+gpu_kernels.py in a process of its own, since a kernel that leaves its memory spoils all that its process does
+afterwards; training steps of T, S and B; the choice of back ends; then what time allows: the same steps
+beside torch.compile, and from a CUDA graph. Each has a time limit; one that fails or runs out of time is
+reported, keeps what it measured, and the next goes on. Results go to benchmarks/results/<gpu>/, choices to
+growtas/ops/choices.json, and copies of both to $OUT where that is set. Exit status: 0; 1 where a step failed;
+2 where there is no GPU.
 """
 
 from __future__ import annotations
@@ -28,6 +32,13 @@ from typing import TextIO
 ROOT = Path(__file__).resolve().parents[1]
 CHOICES = ROOT / "growtas" / "ops" / "choices.json"
 GRACE_SECONDS = 15.0  # for a step to save what it has after its time is over
+#: What the spaces compile at the batches that are measured and checked, in as many processes as there are
+#: cores.
+WARMUP = (
+    "from growtas.warmup import warmup\n"
+    "for space in ('autoformer-tiny', 'autoformer-small', 'autoformer-base'):\n"
+    "    warmup(space, batch=(4, 128, 512), dtype=('bf16-autocast',))"
+)
 KERNEL_TESTS = ("kernels/", "ops/", "test_native_")
 
 
@@ -64,14 +75,35 @@ def steps(python: str, results: Path) -> list[Step]:
     """
     pip = [python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index"]
     quiet = ["-q", "-m", "not slow or cuda", *(["-n", "4"] if importlib.util.find_spec("xdist") else [])]
-    measured = [str(ROOT / "benchmarks" / "slice_matmul.py"), "--device", "cuda", "--seconds", "60"]
-    chosen = [str(ROOT / "benchmarks" / "choose.py"), "--device", "cuda", "--seconds", "45"]
+
+    def script(name: str, *arguments: str, out: str = "") -> list[str]:
+        path = [python, str(ROOT / "benchmarks" / f"{name}.py"), "--device", "cuda", *arguments]
+        return [*path, "--out", str(results / out)] if out else path
+
+    kernels = [
+        Step(part, script("gpu_kernels", "--parts", part, "--seconds", s, out=f"kernels_{part}.json"), limit)
+        for part, s, limit in (
+            ("attention", "20", 60),
+            ("fused", "40", 90),
+            ("layer_norm", "10", 40),
+            ("products", "40", 90),
+        )
+    ]
+    # Not what auto takes: that follows from measurements which choose.py makes only afterwards.
+    train = ["--spaces", "T,S,B", "--subnets", "middle", "--backend", "triton"]
+    eager = [*train, "--batch", "128,512", "--ways", "growtas,published,timm", "--seconds", "4"]
+    compiled = [*train, "--batch", "128,512", "--ways", "growtas,published,compiled", "--seconds", "4"]
+    graph = [*train, "--batch", "128", "--ways", "growtas,published,timm", "--seconds", "4", "--graph"]
     return [
-        Step("build", [*pip, "-e", str(ROOT)], 180, [[python, "setup.py", "build_ext", "--inplace"]]),
+        Step("build", [*pip, "-e", str(ROOT)], 150, [[python, "setup.py", "build_ext", "--inplace"]]),
         # -P: the installed growtas, not the folder of that name in the current directory.
-        Step("tests", [python, "-P", "-m", "pytest", *quiet, *gpu_tests()], 240),
-        Step("slice_matmul", [python, *measured, "--out", str(results / "slice_matmul.json")], 210),
-        Step("choose", [python, *chosen], 210),
+        Step("warmup", [python, "-P", "-c", WARMUP], 90),
+        Step("tests", [python, "-P", "-m", "pytest", *quiet, *gpu_tests()], 150),
+        *kernels,
+        Step("train_step", script("train_step", *eager, "--deadline", "60", out="train_step.json"), 90),
+        Step("choose", script("choose", "--seconds", "30"), 75),
+        Step("compiled", script("train_step", *compiled, out="train_step_compiled.json"), 150),
+        Step("graph", script("train_step", *graph, out="train_step_graph.json"), 60),
     ]
 
 
@@ -214,6 +246,8 @@ def main(argv: list[str] | None = None) -> int:
     with open(log_path, "w") as log:
         run_all(todo, options.minutes - (time.monotonic() - begin) / 60, log)
     report(todo, device, results)
+    with contextlib.suppress(Exception):  # the table must not cost what was measured
+        print(f"\n{bars(results)}")
     cells = [[step.name, step.status, f"{step.seconds:.0f}"] for step in todo]
     print(f"\n{table.render(['step', 'outcome', 'seconds'], cells, left=2)}")
     keep = os.environ.get("OUT")
@@ -231,6 +265,21 @@ def report(todo: list[Step], device, results: Path) -> None:
 
     records = [{"step": step.name, "status": step.status, "seconds": step.seconds} for step in todo]
     write(results / "gpu.json", environment.describe(device), records, key="steps")
+
+
+def bars(folder: Path) -> str:
+    """What was reached, from the result files that are there: geometric means, and training steps."""
+    from common import kernel_report, step_report
+    from common.results import read
+
+    shown = []
+    records = [r for path in sorted(folder.glob("kernels_*.json")) for r in read(path)["records"]]
+    if records:
+        shown.append(kernel_report.summary(records))
+    for path in sorted(folder.glob("train_step*.json")):
+        ratios = step_report.headline(read(path)["records"])
+        shown.append(f"{path.name}: growtas' speed relative to\n{ratios}")
+    return "\n\n".join(shown)
 
 
 def copy_results(paths: list[Path], folder: Path) -> None:

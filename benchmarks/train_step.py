@@ -26,7 +26,7 @@ from common.products import SPACES
 from common.steps import PASSES, SUBNETS, WAYS, Case
 from tqdm import tqdm
 
-from growtas import load_space
+from growtas import load_space, ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -45,6 +45,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--batch", help="images; several separated by commas (8 on a CPU, 128,512 on a GPU)")
     add("--threads", type=int, default=min(2, environment.processors()), help="CPU threads of torch")
     add("--ways", help=f"of {', '.join(WAYS)} (without compiled; on a GPU all)")
+    add("--backend", default="auto", help="growtas' back end: auto, torch, cpu, triton or cuda")
     add("--rounds", type=int, default=31, help="turns per way, at most")
     add("--seconds", type=float, default=40.0, help="of timing per case, about")
     add("--deadline", type=float, default=float("inf"), help="seconds after which no further case begins")
@@ -197,6 +198,7 @@ def run(options: argparse.Namespace) -> tuple[dict, list[dict]]:
         What all records have in common, and the records.
     """
     torch.set_num_threads(options.threads)
+    ops.use(options.backend)
     head = environment.describe(options.device)
     head["versions"]["timm"] = environment.version("timm")
     records, failures, left_out, complete = [], [], [], False
@@ -217,6 +219,7 @@ def run(options: argparse.Namespace) -> tuple[dict, list[dict]]:
         print("\nInterrupted: what was measured until now is kept.", file=sys.stderr)
     settings = {
         "dtype": str(options.dtype).removeprefix("torch."),
+        "backend": options.backend,
         "quick": options.quick,
         "rounds": options.rounds,
         "methods": sorted({record["method"] for record in records}),

@@ -101,7 +101,8 @@ def describe(head: Record) -> str:
     lines = [
         f"{machine['device']}, CPU threads: {machine['threads']}, torch {versions['torch']}, "
         f"timm {versions['timm']}, growtas {versions['growtas']} at {head['commit']}",
-        f"{settings['dtype']}, timed by {methods}; {settings['rounds']} rounds at most, in turns",
+        f"{settings['dtype']}, back end {settings['backend']}, timed by {methods}; in turns, "
+        f"{settings['rounds']} rounds at most",
     ]
     if settings.get("profiled"):
         lines.append("profiled after the timing, not during it")

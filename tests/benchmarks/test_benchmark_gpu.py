@@ -12,9 +12,10 @@ from pathlib import Path
 
 import choose
 import gpu
+import gpu_kernels
 import pytest
-import slice_matmul
 import torch
+import train_step
 from common import environment, results
 
 
@@ -119,13 +120,43 @@ def test_a_whole_run_reports_every_step_and_keeps_copies(tmp_path, monkeypatch, 
 
 def test_the_steps_run_scripts_that_know_their_options(tmp_path, capsys):
     todo = gpu.steps(sys.executable, tmp_path)
-    assert [step.name for step in todo] == ["build", "tests", "slice_matmul", "choose"]
-    for step, script in zip(todo[2:], (slice_matmul, choose), strict=True):
-        assert step.command[1] == script.__file__
+    assert [step.name for step in todo[:3]] == ["build", "warmup", "tests"]
+    assert {"products", "fused", "layer_norm", "attention", "train_step", "choose", "compiled", "graph"} == {
+        step.name for step in todo[3:]
+    }
+    scripts = {Path(script.__file__): script for script in (gpu_kernels, train_step, choose)}
+    for step in todo[3:]:
+        script = scripts[Path(step.command[1])]
         with pytest.raises(SystemExit):
             script.main(["--help"])
         shown = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
         assert {word for word in step.command if word.startswith("--")} <= shown
+    outs = [step.command[step.command.index("--out") + 1] for step in todo if "--out" in step.command]
+    assert len(set(outs)) == len(outs) and all(Path(out).parent == tmp_path for out in outs)
     chosen = gpu.gpu_tests()
     assert {"tests/ops/test_reference.py", "tests/kernels/test_triton_linear.py"} <= set(chosen)
     assert "tests/test_build.py" not in chosen
+
+
+def test_the_gpu_steps_parse(tmp_path, monkeypatch):
+    """Every option of the measuring steps has a value that its script takes; the processor stands in."""
+    monkeypatch.setattr(environment, "pick_device", lambda _: torch.device("cpu"))
+    for step in gpu.steps(sys.executable, tmp_path)[3:]:
+        for script in (gpu_kernels, train_step):
+            if step.command[1] == script.__file__:
+                options = script.parse(step.command[2:])
+                assert options.out == tmp_path / step.command[-1]
+                assert options.seconds < step.limit
+
+
+def test_what_was_reached_is_shown_from_the_files(tmp_path):
+    head = {"benchmark": "any"}
+    record = {"part": "products", "op": "fc1 forward", "way": "growtas triton", "size": "T fc1"}
+    record |= {"roofline": 0.5, "speed": [1.25, 1.2, 1.3]}
+    results.write(tmp_path / "kernels_products.json", head, [record])
+    step = {"space": "T", "name": "middle", "embed_dim": 216, "depth": 13, "batch": 128, "pass": "step"}
+    step |= {"way": "growtas", "vs_published": [6.0, 5.9, 6.1]}
+    results.write(tmp_path / "train_step.json", head, [step])
+    shown = gpu.bars(tmp_path)
+    assert "1.25" in shown and "1.0, met" in shown and "6.00" in shown and "T middle d216 L13" in shown
+    assert gpu.bars(tmp_path / "nothing") == ""
