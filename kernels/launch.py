@@ -182,6 +182,15 @@ def multiprocessors(device: torch.device) -> int:
     return 132 if device.type == "meta" else 4
 
 
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory one block may use: of an H100 while recording or where the CPU interprets."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return getattr(properties, "shared_memory_per_block_optin", 48 * 1024)  # what any GPU has
+    return 227 * 1024
+
+
 _counters: dict[tuple[torch.device, int], torch.Tensor] = {}
 
 

@@ -7,13 +7,14 @@ Shapes (M = rows of the batch):
     xhat = (x - mean) * rstd              y = xhat * weight + bias
     g = dy * weight                       dx = rstd * (g - average(g) - xhat * average(g * xhat))
     dweight[:d] = sum over rows of dy * xhat, dbias[:d] = sum over rows of dy, both zero elsewhere
+    where x also went past the LayerNorm, the gradient that came that way is added to dx: + dresidual
 
 Everything is computed in fp32 whatever the dtypes of x, y and the parameters, which need not agree. A row
 fits into one program, so x is read once. Lanes past d are masked *before* the variance: x - mean of a padded
 zero is not zero. Saved for backward: mean and rstd (8 bytes per row); xhat is recomputed from x. The
-parameter gradients take two stages and no atomics: each program of the backward pass keeps the sums of its
-own rows and writes them once, (programs, 2, BLOCK_COLS) fp32; a second kernel adds these in order and writes
-the full-size gradients, zeros included. So the bits are the same in every run.
+parameter gradients take no atomics but integer counters: each program of the backward pass keeps the sums of
+its own rows and leaves them as fp32 parts, and the last to finish adds these in order and writes the
+full-size gradients, zeros included (``parts``). So it is one launch, and the bits are the same in every run.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import triton.language as tl
 from growtas.errors import UsageError
 from growtas.kernels import launch, tiles
 from growtas.kernels.launch import known_multiple
+from growtas.kernels.parts import add_columns, leave_columns, write_columns
+from growtas.kernels.slices import check_same_shape
 
 
 @launch.kernel
@@ -68,41 +71,36 @@ def _forward(
     tl.store(rstd_ptr + rows, rstd, mask=row_ok)
 
 
-@launch.kernel
-def _backward(
-    dy_ptr,  # (M, d), row stride stride_dy
+@triton.jit
+def backward_rows(
+    dy_ptr,  # (M, d), row stride stride_dy; may be dx
     x_ptr,  # (M, d), row stride stride_x
     weight_ptr,  # (D,)
     mean_ptr,  # (M,) fp32
     rstd_ptr,  # (M,) fp32
     dx_ptr,  # (M, d), row stride stride_dx
-    partial_ptr,  # (programs, 2, BLOCK_COLS) fp32: sums of dy * xhat and of dy over the rows of a program
+    dresidual_ptr,  # (M, d), row stride stride_dresidual, or None
+    first,
+    last,
     M,
-    width,  # d
-    rows_per_program,  # a multiple of BLOCK_ROWS
+    width,
     stride_dy,
     stride_x,
     stride_dx,
-    ALIGN: tl.constexpr,  # divides d and the three strides
+    stride_dresidual,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):
-    """Grid: (programs,). Each walks over its own block of consecutive rows."""
-    width = known_multiple(width, ALIGN)
-    stride_dy = known_multiple(stride_dy, ALIGN)
-    stride_x = known_multiple(stride_x, ALIGN)
-    stride_dx = known_multiple(stride_dx, ALIGN)
-    program = tl.program_id(0)
+    """Write dx of rows first .. last - 1; return their sums of dy * xhat and of dy, (BLOCK_COLS,) each."""
     cols = tl.arange(0, BLOCK_COLS)
     col_ok = cols < width
     weight = tl.load(weight_ptr + cols, mask=col_ok, other=0.0).to(tl.float32)
     dweight = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
     dbias = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
-    first = program * rows_per_program
-    last = tl.minimum(first + rows_per_program, M)
+    last = tl.minimum(last, M)
     for row in range(first, last, BLOCK_ROWS):
         rows = row + tl.arange(0, BLOCK_ROWS)
-        row_ok = rows < M
+        row_ok = rows < last
         ok = row_ok[:, None] & col_ok[None, :]
         at = rows.to(tl.int64)[:, None]
         x = tl.load(x_ptr + at * stride_x + cols[None, :], mask=ok, other=0.0).to(tl.float32)
@@ -116,41 +114,61 @@ def _backward(
         g_average = tl.sum(g, axis=1) / width
         g_xhat_average = tl.sum(g * xhat, axis=1) / width
         dx = (g - g_average[:, None] - xhat * g_xhat_average[:, None]) * rstd[:, None]
+        if dresidual_ptr is not None:
+            dresidual_ptrs = dresidual_ptr + at * stride_dresidual + cols[None, :]
+            dx += tl.load(dresidual_ptrs, mask=ok, other=0.0).to(tl.float32)
         tl.store(dx_ptr + at * stride_dx + cols[None, :], dx.to(dx_ptr.dtype.element_ty), mask=ok)
-    partial_ptrs = partial_ptr + program.to(tl.int64) * (2 * BLOCK_COLS) + cols
-    tl.store(partial_ptrs, tl.sum(dweight, axis=0))
-    tl.store(partial_ptrs + BLOCK_COLS, tl.sum(dbias, axis=0))
+    return tl.sum(dweight, axis=0), tl.sum(dbias, axis=0)
 
 
 @launch.kernel
-def _add_partials(
-    partial_ptr,  # (programs, 2, stride_partial / 2) fp32
+def _backward(
+    dy_ptr,  # (M, d), row stride stride_dy
+    x_ptr,  # (M, d), row stride stride_x
+    weight_ptr,  # (D,)
+    mean_ptr,  # (M,) fp32
+    rstd_ptr,  # (M,) fp32
+    dx_ptr,  # (M, d), row stride stride_dx
+    dresidual_ptr,  # (M, d), row stride stride_dresidual, or None
     dweight_ptr,  # (D,)
     dbias_ptr,  # (D,)
-    programs,
+    partial_ptr,  # (programs + groups, 2, BLOCK_COLS) fp32: sums of dy * xhat and of dy over some rows
+    counter_ptr,  # (1 + groups,) int32 zeros
+    M,
     width,  # d
     full_width,  # D
-    stride_partial,  # elements of one program's sums
+    programs,
+    rows_per_program,  # a multiple of BLOCK_ROWS
+    stride_dy,
+    stride_x,
+    stride_dx,
+    stride_dresidual,
+    ALIGN: tl.constexpr,  # divides d and the four strides
+    PARTS: tl.constexpr,  # programs per group
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):
-    """Grid: (tiles over D,). Tiles past d write zeros."""
-    cols = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    rows = tl.arange(0, BLOCK_ROWS)
-    dweight = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
-    dbias = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
-    count = tl.where(tl.program_id(0) * BLOCK_COLS < width, programs, 0)
-    for row in range(0, count, BLOCK_ROWS):
-        ok = (row + rows < programs)[:, None] & (cols < width)[None, :]
-        ptrs = partial_ptr + (row + rows)[:, None] * stride_partial + cols[None, :]
-        dweight += tl.load(ptrs, mask=ok, other=0.0)
-        dbias += tl.load(ptrs + stride_partial // 2, mask=ok, other=0.0)
-    exists = cols < full_width
-    tl.store(dweight_ptr + cols, tl.sum(dweight, axis=0).to(dweight_ptr.dtype.element_ty), mask=exists)
-    tl.store(dbias_ptr + cols, tl.sum(dbias, axis=0).to(dbias_ptr.dtype.element_ty), mask=exists)
+    """Grid: (programs,). Each walks over its own block of consecutive rows."""
+    width = known_multiple(width, ALIGN)
+    stride_dresidual = known_multiple(stride_dresidual, ALIGN)
+    stride_dy = known_multiple(stride_dy, ALIGN)
+    stride_x = known_multiple(stride_x, ALIGN)
+    stride_dx = known_multiple(stride_dx, ALIGN)
+    program = tl.program_id(0)
+    first = program * rows_per_program
+    dweight, dbias = backward_rows(
+        dy_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dresidual_ptr,
+        first, first + rows_per_program, M, width, stride_dy, stride_x, stride_dx, stride_dresidual,
+        BLOCK_ROWS, BLOCK_COLS,
+    )  # fmt: skip
+    leave_columns(dweight, dbias, partial_ptr, program, BLOCK_COLS)
+    dweight_sum, dbias_sum, last = add_columns(partial_ptr, counter_ptr, program, programs, BLOCK_COLS, PARTS)
+    if last:
+        write_columns(dweight_sum, dbias_sum, dweight_ptr, dbias_ptr, full_width, BLOCK_COLS)
 
 
-def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
+def check_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Refuse rows that are no matrix, and parameters that are not of one length, at least theirs."""
     if x.ndim != 2:
         raise UsageError(f"x has shape {tuple(x.shape)}, but (M, d) is needed. Flatten the rows first.")
     width = weight.shape[0] if weight.ndim == 1 else 0
@@ -183,7 +201,7 @@ def layer_norm_forward(
         UsageError: d is over D or over ``tiles.MAX_NORM_WIDTH``, or a tensor cannot be read (see
         ``launch.check``).
     """
-    _check(x, weight, bias)
+    check_norm(x, weight, bias)
     x = launch.activation(x)
     device = launch.check(x=x, weight=weight, bias=bias)
     m, width = x.shape
@@ -224,14 +242,16 @@ def layer_norm_backward(
     bias: torch.Tensor,
     mean: torch.Tensor,
     rstd: torch.Tensor,
+    dresidual: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x and of the super-sized parameters, the latter zero past d.
+    """Gradients of x and of the super-sized parameters, the latter zero past d, in one launch.
 
     Args:
         dy: (M, d), any row stride; copied where the last stride is not 1.
         x: (M, d), likewise: the input of the forward pass.
         weight, bias: (D,).
         mean, rstd: (M,) fp32, as the forward pass returned them.
+        dresidual: (M, d), any row stride, added to dx; or None.
 
     Returns:
         dx (M, d) contiguous in x's dtype, dweight and dbias (D,) in the dtypes of weight and bias.
@@ -239,10 +259,13 @@ def layer_norm_backward(
     Raises:
         UsageError: as :func:`layer_norm_forward`, or the shapes of dy, mean and rstd do not fit x.
     """
-    _check(x, weight, bias)
+    check_norm(x, weight, bias)
     dy, x = launch.activation(dy), launch.activation(x)
-    device = launch.check(dy=dy, x=x, weight=weight, bias=bias, mean=mean, rstd=rstd)
+    device = launch.check(dy=dy, x=x, weight=weight, bias=bias, mean=mean, rstd=rstd, dresidual=dresidual)
     m, width = x.shape
+    if dresidual is not None:
+        check_same_shape("dresidual", dresidual, (m, width), "x")
+        dresidual = launch.activation(dresidual)
     if dy.shape != x.shape or tuple(mean.shape) != (m,) or tuple(rstd.shape) != (m,):
         raise UsageError(
             f"x has shape {tuple(x.shape)} but dy {tuple(dy.shape)}, mean {tuple(mean.shape)} and rstd "
@@ -258,8 +281,8 @@ def layer_norm_backward(
     programs = tiles.pick_norm_programs(tile, m, launch.multiprocessors(device))
     rows_per_program = triton.cdiv(triton.cdiv(m, programs), tile.rows) * tile.rows
     programs = triton.cdiv(m, rows_per_program)
-    partial = torch.empty((programs, 2, tile.cols), dtype=torch.float32, device=device)
-    block_rows, block_cols = 64, 32
+    groups = triton.cdiv(programs, tiles.NORM_GROUP)
+    stride_dresidual = width if dresidual is None else dresidual.stride(0)
     launch.run(
         _backward,
         (programs,),
@@ -270,31 +293,24 @@ def layer_norm_backward(
         mean,
         rstd,
         dx,
-        partial,
+        dresidual,
+        dweight,
+        dbias,
+        torch.empty((programs + groups, 2, tile.cols), dtype=torch.float32, device=device),
+        launch.counters(device, 1 + groups),
         m,
         width,
+        full_width,
+        programs,
         rows_per_program,
         dy.stride(0),
         x.stride(0),
         width,
-        ALIGN=tiles.alignment(width, x.stride(0), dy.stride(0)),
+        stride_dresidual,
+        ALIGN=tiles.alignment(width, x.stride(0), dy.stride(0), stride_dresidual),
+        PARTS=tiles.NORM_GROUP,
         BLOCK_ROWS=tile.rows,
         BLOCK_COLS=tile.cols,
         num_warps=tile.warps,
-    )
-    launch.run(
-        _add_partials,
-        (triton.cdiv(full_width, block_cols),),
-        device,
-        partial,
-        dweight,
-        dbias,
-        programs,
-        width,
-        full_width,
-        2 * tile.cols,
-        BLOCK_ROWS=block_rows,
-        BLOCK_COLS=block_cols,
-        num_warps=4,
     )
     return dx, dweight, dbias

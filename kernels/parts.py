@@ -95,32 +95,47 @@ def _add_range(partial_ptr, first, count, BLOCK_COLS: tl.constexpr, STEP: tl.con
 
 
 @triton.jit
+def leave_columns(one, two, partial_ptr, program, BLOCK_COLS: tl.constexpr):
+    """Store the column sums of a program, two vectors (BLOCK_COLS,), where :func:`add_columns` finds them."""
+    cols = tl.arange(0, BLOCK_COLS)
+    own_ptr = partial_ptr + program.to(tl.int64) * (2 * BLOCK_COLS)
+    tl.store(own_ptr + cols, one)
+    tl.store(own_ptr + BLOCK_COLS + cols, two)
+
+
+@triton.jit
 def add_columns(
-    one,  # (BLOCK_COLS,) fp32: the sums of this program
-    two,  # (BLOCK_COLS,) fp32
-    partial_ptr,  # (programs + groups, 2, BLOCK_COLS) fp32
+    partial_ptr,  # (programs + groups, 2, BLOCK_COLS) fp32, of which this program has written its own
     counter_ptr,  # (1 + groups,) int32, zero
     program,
     programs,
     BLOCK_COLS: tl.constexpr,
     GROUP: tl.constexpr,  # programs per group
 ):
-    """The sums over all programs and true in the last program; in the others, false and anything."""
+    """The sums over all programs, two vectors, and true in the last program; in the others, false."""
     STEP: tl.constexpr = 8192 // BLOCK_COLS if 8192 // BLOCK_COLS < GROUP else GROUP
-    cols = tl.arange(0, BLOCK_COLS)
-    own_ptr = partial_ptr + program.to(tl.int64) * (2 * BLOCK_COLS)
-    tl.store(own_ptr + cols, one)
-    tl.store(own_ptr + BLOCK_COLS + cols, two)
+    one = tl.zeros((BLOCK_COLS,), tl.float32)
+    two = tl.zeros((BLOCK_COLS,), tl.float32)
     group = program // GROUP
     groups = (programs + GROUP - 1) // GROUP
     members = tl.minimum(programs - group * GROUP, GROUP)
     last = arrive(counter_ptr + 1 + group, members)
     if last:
         one, two = _add_range(partial_ptr, group * GROUP, members, BLOCK_COLS, STEP)
-        group_ptr = partial_ptr + (programs + group).to(tl.int64) * (2 * BLOCK_COLS)
-        tl.store(group_ptr + cols, one)
-        tl.store(group_ptr + BLOCK_COLS + cols, two)
+        leave_columns(one, two, partial_ptr, programs + group, BLOCK_COLS)
         last = arrive(counter_ptr, groups)
         if last:
             one, two = _add_range(partial_ptr, programs, groups, BLOCK_COLS, STEP)
     return one, two, last
+
+
+@triton.jit
+def write_columns(one, two, one_ptr, two_ptr, full_width, BLOCK_COLS: tl.constexpr):
+    """Two gradients (full_width,) from sums that are zero past the active columns; zeros past BLOCK_COLS."""
+    cols = tl.arange(0, BLOCK_COLS)
+    tl.store(one_ptr + cols, one.to(one_ptr.dtype.element_ty), mask=cols < full_width)
+    tl.store(two_ptr + cols, two.to(two_ptr.dtype.element_ty), mask=cols < full_width)
+    zeros = tl.zeros((BLOCK_COLS,), tl.float32)
+    for start in range(BLOCK_COLS, full_width, BLOCK_COLS):
+        tl.store(one_ptr + start + cols, zeros.to(one_ptr.dtype.element_ty), mask=start + cols < full_width)
+        tl.store(two_ptr + start + cols, zeros.to(two_ptr.dtype.element_ty), mask=start + cols < full_width)

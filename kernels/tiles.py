@@ -73,6 +73,21 @@ COMMITTED: dict[str, tuple[Tile, ...]] = {
 #: Time per element of a tile beside that of the largest: the smaller, the more often operands are read.
 TIME_PER_ELEMENT = {128 * 128: 1.0, 128 * 64: 1.15}
 
+#: Programs whose sums of LayerNorm's parameter gradients are added together first; see ``parts``.
+NORM_GROUP = 32
+
+#: LayerNorm folded into q, k, v, its whole rows held on chip: ``depth`` is the widest row, ``cols`` the units
+#: of one step. 128 rows read an fp32 weight half as often as 64 would; up to 160 KiB of shared memory.
+HELD: dict[str, Tile] = {"half": Tile(128, 64, 256, 8, 2), "mixed": Tile(128, 32, 256, 8, 2)}
+
+#: The gradient of q, k, v through the product and LayerNorm's backward pass: ``cols`` is the widest row.
+NORM_BACKWARD: dict[str, Tile] = {
+    "half": Tile(64, 256, 64, 8, 2),
+    "mixed": Tile(64, 256, 32, 8, 2),
+    "tf32": Tile(64, 256, 32, 8, 2),
+    "ieee": Tile(16, 256, 16, 4, 2),
+}
+
 _overrides: dict[str, int] = {}
 
 
@@ -81,12 +96,14 @@ def constrained(**fields: int) -> Iterator[None]:
     """Force fields of every choice made inside, for tests and measuring: ``constrained(rows=16, splits=3)``.
 
     Args:
-        fields: any field of :class:`Tile`, and ``splits``, ``norm_rows``, ``norm_programs``.
+        fields: any field of :class:`Tile`, and ``splits``, ``norm_rows``, ``norm_programs``, ``held``.
 
     Raises:
         UsageError: a field that no choice has.
     """
-    known = {field.name for field in dataclasses.fields(Tile)} | {"splits", "norm_rows", "norm_programs"}
+    known = {field.name for field in dataclasses.fields(Tile)} | {
+        "splits", "norm_rows", "norm_programs", "held",
+    }  # fmt: skip
     if unknown := sorted(set(fields) - known):
         raise UsageError(f"No tile choice has a field {unknown[0]!r}. Known: {', '.join(sorted(known))}.")
     previous = dict(_overrides)
@@ -150,9 +167,37 @@ def pick(
         time = max(1.0, programs * splits / multiprocessors) * work * depth / splits
         return time + (ADDING * size * splits if splits > 1 else 0)
 
-    tile = min(COMMITTED[kind], key=cost)
+    return _forced(min(COMMITTED[kind], key=cost))
+
+
+def _forced(tile: Tile) -> Tile:
     forced = {name: value for name, value in _overrides.items() if hasattr(tile, name)}
     return dataclasses.replace(tile, **forced) if forced else tile
+
+
+def pick_held(kind: str, rows: int, width: int, multiprocessors: int, shared: int) -> Tile | None:
+    """The tile whose programs hold whole rows of a LayerNorm on chip; None where that would not pay.
+
+    Args:
+        kind: a key of :data:`COMMITTED`.
+        rows, width: of the batch's activations.
+        multiprocessors: of the device.
+        shared: bytes of shared memory that one block of the device may use.
+
+    Returns:
+        None for exact or tf32 products, rows over 256 wide, fewer programs than multiprocessors, or parts of
+        a GPU with less than 160 KiB of shared memory per block.
+    """
+    tile = HELD.get(kind)
+    if tile is None or width > tile.depth or shared < 160 * 1024:
+        return None
+    held = _overrides.get("held", 3 * _ceil(rows, tile.rows) >= multiprocessors)
+    return dataclasses.replace(_forced(tile), depth=tile.depth) if held else None
+
+
+def pick_norm_backward(kind: str) -> Tile:
+    """The tile of :data:`NORM_BACKWARD` for a kind of product; its ``cols`` is the widest row it can take."""
+    return dataclasses.replace(_forced(NORM_BACKWARD[kind]), cols=NORM_BACKWARD[kind].cols)
 
 
 def pick_splits(tile: Tile, programs: int, depth: int, multiprocessors: int) -> int:
