@@ -356,6 +356,16 @@ def _spaces(args: list[str]) -> int:
     return 0
 
 
+def _warmup(args: list[str]) -> int:
+    """compile a space's Triton kernels, so that training waits for no compiler"""
+    from growtas.warmup import warmup
+
+    numbers, names = tuple[int, ...], tuple[str, ...]
+    types = {"space": _positional(str), "batch": numbers, "dtype": names, "arch": numbers}
+    warmup(**options(warmup, args, "warmup", types))
+    return 0
+
+
 def _doctor(args: list[str]) -> int:
     """versions, back ends and hardware, and what is missing"""
     from growtas import doctor
@@ -386,6 +396,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "extract": _extract,
     "evaluate": _evaluate,
     "spaces": _spaces,
+    "warmup": _warmup,
     "doctor": _doctor,
     "demo": _demo,
 }

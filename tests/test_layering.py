@@ -25,7 +25,7 @@ LAYERS = [
     {"methods"},
     {"training"},
     {"searching", "export"},
-    {"plotting", "doctor"},
+    {"plotting", "doctor", "warmup"},
     {"demo"},
     {"cli"},
     {"__main__"},

@@ -1,0 +1,210 @@
+"""growtas warmup: it finds all that training launches, under the keys that a launch looks for, and resumes.
+
+What Triton compiles runs in subprocesses without TRITON_INTERPRET: Triton decides once per process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from growtas import cli, warmup
+from growtas.errors import UsageError
+from growtas.space import load_space
+
+pytest.importorskip("triton")
+
+
+def run(script: str, tmp_path, status: int = 0, **environment: str) -> str:
+    """What a script prints in a process where Triton compiles, with a cache of its own."""
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    inherited |= {"TRITON_CACHE_DIR": str(tmp_path / "triton"), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=inherited, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout if status == 0 else done.stderr
+
+
+TRAIN = """
+import json, random, torch, growtas, growtas.nn.block, growtas.nn.linear
+from growtas import warmup
+from growtas.kernels import launch
+
+dtype_name, batch = {dtype!r}, {batch}
+space = growtas.load_space({space!r})
+products, parameters, precision = warmup.DTYPES[dtype_name]
+expected = warmup.record(space, [batch], [dtype_name], 1000, (90, None, None))
+
+# The supernet itself, training: every layer of 1,000 random subnets that is of a new kind.
+with torch.device("meta"):
+    net = growtas.Supernet(space, drop_path_rate=0.1).to(parameters)
+net.train()
+# The meta device has no autocast; this is what the modules would ask it.
+growtas.nn.linear.compute_dtype = growtas.nn.block.compute_dtype = lambda x: products
+rng, seen, layers = random.Random(0), set(), 0
+with launch.recording(90) as found, warmup._on_triton((90, None, None)):
+    for _ in range(1000):
+        subnet = space.sample(rng)
+        d = subnet.embed_dim
+        if d not in seen:
+            seen.add(d)
+            images = torch.empty(batch, 3, 224, 224, device="meta", dtype=parameters)
+            x = net.forward_embedding(images, d)
+            logits = net.forward_head(net.norm(x))
+            torch.nn.functional.cross_entropy(
+                logits, torch.empty(batch, dtype=torch.long, device="meta")
+            ).backward()
+        for index, (heads, hidden) in enumerate(zip(subnet.num_heads, subnet.hidden_dims)):
+            layers += 1
+            if (d, heads, hidden) in seen:
+                continue
+            seen.add((d, heads, hidden))
+            x = torch.empty(batch, 197, d, device="meta", dtype=parameters, requires_grad=True)
+            scale = torch.empty(batch, device="meta")
+            for scales in (None, (scale, scale)):
+                net.blocks[index](x, heads, hidden, (14, 14), scales).sum().backward()
+    with torch.no_grad():
+        net.eval()
+        net(torch.empty(batch, 3, 224, 224, device="meta", dtype=parameters), space.largest())
+kinds = sum(isinstance(kind, tuple) for kind in seen)
+missing = sorted(set(found) - set(expected))
+print(json.dumps([layers, kinds, len(found), len(expected), missing]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("space", "dtype", "batch", "signatures"),
+    [
+        ("autoformer-tiny", "bf16-autocast", 128, 12),
+        ("autoformer-small", "fp32", 8, 27),
+        ("autoformer-base", "bf16-autocast", 8, 18),
+    ],
+)
+def test_a_thousand_subnets_need_nothing_that_warmup_has_not_compiled(
+    tmp_path, space, dtype, batch, signatures
+):
+    layers, kinds, found, expected, missing = json.loads(
+        run(TRAIN.format(space=space, dtype=dtype, batch=batch), tmp_path)
+    )
+    assert layers >= 12_000 and kinds == signatures  # every kind of layer was drawn
+    assert missing == []
+    assert 5 < found <= expected < 150  # bounded, and independent of the number of subnets
+
+
+KEYS = """
+import json, torch, triton
+import triton.compiler.compiler as compiler
+from growtas import warmup
+from growtas.kernels import launch, layer_norm, linear
+from growtas.warmup import _empty
+
+class Stop(Exception):
+    pass
+
+original, keys = compiler.get_cache_key, []
+
+def note(*arguments, **options):
+    keys.append(original(*arguments, **options))
+    raise Stop
+
+def calls():
+    x = _empty(64, 216, dtype=torch.bfloat16, leaf=False)
+    shapes = (256,), (1024, 256), (1024,), (64,)
+    scale, weight, bias, mean = (_empty(*shape, dtype=torch.float32, leaf=False) for shape in shapes)
+    yield lambda: layer_norm.layer_norm_forward(x, scale, scale, 1e-5, torch.bfloat16)
+    yield lambda: layer_norm.layer_norm_backward(x, x, scale, scale, mean, mean)
+    yield lambda: linear.linear_forward(x, weight, bias, 756)
+    yield lambda: linear.linear_gelu_forward(x, weight, bias, 864)
+
+pairs = []
+for capability in (80, 90):
+    for call in calls():
+        with launch.recording(capability) as found:
+            call()
+            variant = next(iter(found.values()))
+            # The way of a launch, as far as the compiler: no hook stops it before.
+            compiler.get_cache_key = note
+            triton.knobs.runtime.jit_cache_hook = None
+            keys.clear()
+            for run in (call, lambda: warmup.compile_into_cache(variant, capability)):
+                try:
+                    run()
+                except Stop:
+                    pass
+            compiler.get_cache_key = original
+        pairs.append(list(keys))
+print(json.dumps(pairs))
+"""
+
+
+def test_what_is_compiled_has_the_key_that_a_launch_looks_for(tmp_path):
+    pairs = json.loads(run(KEYS, tmp_path))
+    assert len(pairs) == 8
+    for launched, compiled in pairs:
+        assert launched == compiled
+    assert len({launched for launched, _ in pairs}) == 8
+
+
+COMPILE = """
+import json, torch
+from growtas import warmup
+from growtas.kernels import launch, layer_norm
+from growtas.warmup import _empty
+
+with launch.recording(90) as found:
+    x, scale = _empty(8, 24, dtype=torch.float32, leaf=False), _empty(32, dtype=torch.float32, leaf=False)
+    layer_norm.layer_norm_forward(x, scale, scale)
+(variant,) = found.values()
+print(json.dumps([warmup.compile_into_cache(variant, 90) for _ in range(2)]))
+"""
+
+
+def test_the_cache_makes_it_resumable(tmp_path):
+    assert json.loads(run(COMPILE, tmp_path)) == [True, False]
+    assert json.loads(run(COMPILE, tmp_path)) == [False, False]  # another process, the same cache
+
+
+@pytest.mark.slow
+def test_it_runs_from_the_command_line_in_several_processes(tmp_path):
+    """One block of one width, so that few kernels are compiled."""
+    space = tmp_path / "one.yaml"
+    space.write_text(
+        "embed_dim: [32]\nnum_heads: [1]\nmlp_ratio: [2]\ndepth: [1]\nimage_size: 4\npatch_size: 2\n"
+        "in_channels: 1\nhead_dim: 32\nmax_relative_position: 1\n"
+    )
+    script = (
+        "from growtas import cli, warmup\n"
+        "if __name__ == '__main__':\n"
+        "    import sys\n"
+        f"    arguments = ['warmup', {str(space)!r}, '--batch', '2', '--dtype', 'fp32', '--arch', '80']\n"
+        "    sys.exit(cli.main([*arguments, '--num-classes', '10', '--jobs', '2']))\n"
+    )
+    first, second = run(script, tmp_path), run(script, tmp_path)
+    count = int(first.split()[0])
+    assert first.strip() == f"{count} variants for one on sm_80: {count} compiled, 0 there before"
+    assert second.strip() == f"{count} variants for one on sm_80: 0 compiled, {count} there before"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_no_gpu_and_no_architecture_is_a_sentence(tmp_path):
+    script = "import sys\nfrom growtas import cli\nsys.exit(cli.main(['warmup', 'autoformer-tiny']))"
+    assert "Name architectures: --arch 80 90." in run(script, tmp_path, status=1)
+    assert "unset TRITON_INTERPRET" in run(script, tmp_path, status=2, TRITON_INTERPRET="1")
+
+
+def test_wrong_arguments_are_usage_errors():
+    for arguments in ({"dtype": ("bf32",)}, {"dtype": ()}, {"batch": (8, 0)}, {"batch": ()}):
+        with pytest.raises(UsageError):
+            warmup.warmup("autoformer-tiny", **arguments)
+    assert cli.main(["warmup", "autoformer-tini"]) == 2
+
+
+def test_signatures_are_those_of_the_spaces():
+    counts = [len(set(warmup.signatures(load_space(f"autoformer-{n}")))) for n in ("tiny", "small", "base")]
+    assert counts == [12, 27, 18]
