@@ -30,9 +30,9 @@ NAN = float("nan")
 # ------------------------------------------------------------------------------------------- implementations
 
 
-@pytest.fixture(scope="session")
-def emulated_module(tmp_path_factory):
-    return emulated.emulated_module(tmp_path_factory.getbasetemp())
+@pytest.fixture
+def emulated_module():
+    return emulated.emulated_module()
 
 
 @pytest.fixture(params=["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.cuda)])

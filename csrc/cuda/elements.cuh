@@ -78,14 +78,21 @@ inline void check(cudaError_t status, const char* doing) {
                                  cudaGetErrorName(status) + ")");
 }
 
-// Starts a kernel on a stream; a launch that fails is a std::runtime_error.
+// Starts a kernel on a stream with so much dynamic shared memory; a launch that fails is a std::runtime_error.
 template <typename... Expected, typename... Given>
-void launch(void (*kernel)(Expected...), std::int64_t blocks, int threads, void* stream, Given... arguments) {
+void launch_with(int shared_bytes, void (*kernel)(Expected...), std::int64_t blocks, int threads, void* stream,
+                 Given... arguments) {
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
     config.stream = static_cast<cudaStream_t>(stream);
     check(cudaLaunchKernelEx(&config, kernel, static_cast<Expected>(arguments)...), "launch");
+}
+
+template <typename... Expected, typename... Given>
+void launch(void (*kernel)(Expected...), std::int64_t blocks, int threads, void* stream, Given... arguments) {
+    launch_with(0, kernel, blocks, threads, stream, arguments...);
 }
 
 }  // namespace growtas::cuda
