@@ -5,6 +5,10 @@ Truth is the reference in fp64; the kernel's error may be twice that of the refe
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+
 import pytest
 import torch
 
@@ -219,3 +223,21 @@ def test_the_native_function_refuses_impossible_sizes():
     ]:
         with pytest.raises(ValueError, match=message):
             module.relative_attention_forward(sizes, view, tables, rows, x.data_ptr(), 2)
+
+
+@pytest.mark.skipif(
+    shutil.which("objdump") is None or "x86-64-v4" not in native.metadata("cpu")["target_clones"],
+    reason="needs binutils, and a build for x86-64 by a compiler that knows x86-64-v4",
+)
+def test_the_tiles_stay_in_registers():
+    """The inner loop of a full tile: one FMA per vector of the tile, no access to the stack."""
+    dump = ["objdump", "-d", "-C", "--no-show-raw-insn", native.load("cpu").__file__]
+    code = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
+    bodies = {body.split(">:")[0]: body for body in code.split("\n\n") if "::tile<" in body.split(">:")[0]}
+    for tile, register, fmas in (("Avx512::tile<6, 4, ", "%zmm", 24), ("Avx2::tile<6, 2, ", "%ymm", 12)):
+        found = [body for name, body in bodies.items() if tile in name]
+        assert len(found) == 2, tile  # A by rows and by columns
+        for body in found:
+            fused = [line for line in body.splitlines() if "vfmadd" in line]
+            assert len(fused) >= fmas and all(register in line for line in fused)
+            assert not re.search(rf"vmov[a-z]+ +{register}\d+,-?0x[0-9a-f]+\(%r[sb]p\)", body), "spilled"

@@ -47,12 +47,11 @@ Plan make_plan(const AttentionShape& s) {
     return p;
 }
 
-float element(const Rows& table, std::int64_t row, std::int64_t column) {
-    float value = 0.0f;
+// One row of a table as fp32, zeros up to epad.
+void read_row(const Rows& table, std::int64_t row, const Plan& p, float* to) {
     dispatch(table.type, [&](auto t) {
-        value = to_float(static_cast<const decltype(t)*>(table.data) + row * table.stride + column);
+        pack_row(static_cast<const decltype(t)*>(table.data) + row * table.stride, 1, 1.0f, to, p.shape.head_dim, p.epad);
     });
-    return value;
 }
 
 std::int64_t table_row(std::int64_t distance, std::int64_t clamp) {
@@ -61,12 +60,19 @@ std::int64_t table_row(std::int64_t distance, std::int64_t clamp) {
 
 // One table for the distances 1 - size ... size - 1, row by row and, with a step, transposed.
 void expand(const Rows& table, std::int64_t size, const Plan& p, float* rows, float* columns, std::int64_t step) {
-    for (std::int64_t d = 1 - size; d < size; ++d)
-        for (std::int64_t c = 0; c < p.epad; ++c) {
-            const float value = c < p.shape.head_dim ? element(table, table_row(d, p.shape.clamp), c) : 0.0f;
-            rows[(d + size - 1) * p.epad + c] = value;
-            columns[c * step + d + size - 1] = value;
-        }
+    for (std::int64_t d = 1 - size; d < size; ++d) {
+        float* row = rows + (d + size - 1) * p.epad;
+        read_row(table, table_row(d, p.shape.clamp), p, row);
+        for (std::int64_t c = 0; c < p.epad; ++c) columns[c * step + d + size - 1] = row[c];
+    }
+}
+
+// Row 0 of the tables of both directions: what a pair with cls has in place of the distances.
+void read_cls_row(const Rows& v, const Rows& h, const Plan& p, float* to) {
+    float other[kMaxHeadDim];
+    read_row(v, 0, p, to);
+    read_row(h, 0, p, other);
+    for (std::int64_t c = 0; c < p.epad; ++c) to[c] += other[c];
 }
 
 Expanded expand_all(const Tables& tables, const Plan& p, Workspace& memory) {
@@ -85,37 +91,35 @@ Expanded expand_all(const Tables& tables, const Plan& p, Workspace& memory) {
     expand(tables.key_h, s.columns, p, key_h, key_h_t, p.h_step);
     expand(tables.value_v, s.rows, p, value_v, value_v_t, p.v_step);
     expand(tables.value_h, s.columns, p, value_h, value_h_t, p.h_step);
-    for (std::int64_t c = 0; c < s.head_dim; ++c) {
-        key_0[c] = element(tables.key_v, 0, c) + element(tables.key_h, 0, c);
-        value_0[c] = element(tables.value_v, 0, c) + element(tables.value_h, 0, c);
-    }
+    read_cls_row(tables.key_v, tables.key_h, p, key_0);
+    read_cls_row(tables.value_v, tables.value_h, p, value_0);
     return {key_v_t, key_h_t, value_v_t, value_h_t, key_v, key_h, value_v, value_h, key_0, value_0};
 }
 
-// The gradient of one table at full size: the blocks' sums in order, distances beyond the clamp in the outermost rows.
-void fold(const float* blocks, std::int64_t count, const Plan& p, std::int64_t first, std::int64_t cls_first,
-          std::int64_t size, const Rows& to) {
+// Where the gradient of one table stands in a block's sums, and where it goes.
+struct Folding {
+    std::int64_t first, cls_first, size;  // the row of distance 1 - size, the row for cls; size: grid rows or columns
+    Rows to;
+};
+
+// One row of a table's gradient: the blocks' sums in order, distances beyond the clamp in the outermost rows.
+void fold_row(const float* blocks, std::int64_t count, const Plan& p, const Folding& f, std::int64_t row) {
     const AttentionShape& s = p.shape;
-    float sums[kMaxHeadDim];
-    for (std::int64_t row = 0; row < 2 * s.clamp + 2; ++row) {
-        std::fill(sums, sums + s.head_dim, 0.0f);
-        const auto add = [&](std::int64_t from) {
-            for (std::int64_t b = 0; b < count; ++b)
-                for (std::int64_t c = 0; c < s.head_dim; ++c) sums[c] += blocks[b * p.gradients + from + c];
-        };
-        if (row == 0) {
-            if (s.cls) add(cls_first);
-        } else {
-            for (std::int64_t d = 1 - size; d < size; ++d)
-                if (table_row(d, s.clamp) == row) add(first + (d + size - 1) * p.epad);
-        }
-        dispatch(to.type, [&](auto t) {
-            unpack_row(sums, 1.0f, static_cast<decltype(t)*>(to.data) + row * to.stride, 1, s.head_dim);
-        });
-    }
+    float sums[kMaxHeadDim] = {};
+    const auto add = [&](std::int64_t from) {
+        for (std::int64_t b = 0; b < count; ++b)
+            for (std::int64_t c = 0; c < p.epad; ++c) sums[c] += blocks[b * p.gradients + from + c];
+    };
+    if (row == 0 && s.cls) add(f.cls_first);
+    for (std::int64_t d = 1 - f.size; row > 0 && d < f.size; ++d)
+        if (table_row(d, s.clamp) == row) add(f.first + (d + f.size - 1) * p.epad);
+    dispatch(f.to.type, [&](auto t) {
+        unpack_row(sums, 1.0f, static_cast<decltype(t)*>(f.to.data) + row * f.to.stride, 1, s.head_dim);
+    });
 }
 
-// One struct per instruction set: the functions in it are compiled for it, and inline the templates.
+// One struct per instruction set: the functions in it are compiled for it, and inline the templates. `apart` gives a loop a
+// function of its own, and with it all registers.
 #define GROWTAS_ISA(NAME, TARGET, WIDTH, PANELS)                                                                            \
     struct NAME {                                                                                                          \
         static constexpr int kWidth = WIDTH, kPanels = PANELS;                                                             \
@@ -125,6 +129,10 @@ void fold(const float* blocks, std::int64_t count, const Plan& p, std::int64_t f
         TARGET static void tile(std::int64_t depth, const float* a, std::int64_t step, const float* b,                     \
                                 std::int64_t b_step, float* c, std::int64_t c_step, bool add) {                            \
             tile_body<V, kRows, kColumns, kByRows>(depth, a, step, b, b_step, c, c_step, add);                             \
+        }                                                                                                                  \
+        template <typename F>                                                                                              \
+        TARGET __attribute__((noinline)) static void apart(const F& f) {                                                   \
+            f();                                                                                                           \
         }                                                                                                                  \
         TARGET static void forward(const ForwardCall& call, std::int64_t task, float* scratch) {                           \
             forward_task<NAME>(call, task, scratch);                                                                       \
@@ -211,10 +219,14 @@ void relative_attention_backward(const AttentionShape& shape, Tokens dout, Heads
     const std::int64_t key_h = plan.v_rows * plan.epad, value_v = key_h + plan.h_rows * plan.epad;
     const std::int64_t value_h = value_v + plan.v_rows * plan.epad, key_0 = value_h + plan.h_rows * plan.epad;
     const std::int64_t value_0 = key_0 + plan.epad;
-    fold(partial, blocks, plan, 0, key_0, shape.rows, dtables.key_v);
-    fold(partial, blocks, plan, key_h, key_0, shape.columns, dtables.key_h);
-    fold(partial, blocks, plan, value_v, value_0, shape.rows, dtables.value_v);
-    fold(partial, blocks, plan, value_h, value_0, shape.columns, dtables.value_h);
+    const Folding foldings[] = {{0, key_0, shape.rows, dtables.key_v},
+                                {key_h, key_0, shape.columns, dtables.key_h},
+                                {value_v, value_0, shape.rows, dtables.value_v},
+                                {value_h, value_0, shape.columns, dtables.value_h}};
+    const std::int64_t table_rows = 2 * shape.clamp + 2;
+#pragma omp parallel for schedule(static) if (blocks > 1)
+    for (std::int64_t i = 0; i < 4 * table_rows; ++i)
+        fold_row(partial, blocks, plan, foldings[i / table_rows], i % table_rows);
 }
 
 }  // namespace growtas::cpu

@@ -8,12 +8,20 @@
 namespace growtas::cpu {
 
 typedef float Four __attribute__((vector_size(16)));
+typedef float Eight __attribute__((vector_size(32)));
 typedef std::int32_t FourInts __attribute__((vector_size(16)));
+typedef std::int32_t EightInts __attribute__((vector_size(32)));
+typedef std::int32_t LaneInts __attribute__((vector_size(64)));
 
+inline FourInts indices_of(Four);
+inline EightInts indices_of(Eight);
+inline LaneInts indices_of(Lanes);
+
+// The lanes of a and b, numbered through, that the constants name.
 #if defined(__clang__) || __GNUC__ >= 12
 #define GROWTAS_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define GROWTAS_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, FourInts{__VA_ARGS__})
+#define GROWTAS_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(indices_of(a)){__VA_ARGS__})
 #endif
 
 GROWTAS_INLINE void transpose(Four& a, Four& b, Four& c, Four& d) {
@@ -88,14 +96,26 @@ GROWTAS_INLINE void bias_cls_row(float* row, float value, std::int64_t npad) {
     row[0] = 0.0f;
 }
 
+// The first `count` lanes; -infinity in the others.
+template <typename Isa>
+GROWTAS_INLINE typename Isa::V keys_only(typename Isa::V v, std::int64_t count) {
+    typename Isa::I lane;
+    for (int i = 0; i < Isa::kWidth; ++i) lane[i] = i;
+    return lane < static_cast<std::int32_t>(count) ? v : typename Isa::V{} - INFINITY;
+}
+
 // row = e^(row - max), 0 behind the keys; returns the sum, and the maximum in `most`.
 template <typename Isa>
 GROWTAS_INLINE float softmax_row(float* row, std::int64_t tokens, std::int64_t npad, float& most) {
     using V = typename Isa::V;
-    for (std::int64_t j = tokens; j < npad; ++j) row[j] = -INFINITY;
-    V high = load_vector<V>(row);
-    for (std::int64_t j = Isa::kWidth; j < npad; j += Isa::kWidth) {
+    V high = V{} - INFINITY;
+    for (std::int64_t j = 0; j < npad - kLanes; j += Isa::kWidth) {
         const V v = load_vector<V>(row + j);
+        high = v > high ? v : high;
+    }
+    for (std::int64_t j = npad - kLanes; j < npad; j += Isa::kWidth) {
+        const V v = keys_only<Isa>(load_vector<V>(row + j), tokens - j);
+        store_vector(row + j, v);
         high = v > high ? v : high;
     }
     most = lane_max(high);
@@ -117,6 +137,48 @@ GROWTAS_INLINE void gradient_row(float* logits, float* gradient, std::int64_t np
         store_vector(logits + j, p);
         store_vector(gradient + j, p * (load_vector<V>(gradient + j) - delta));
     }
+}
+
+// The sums of eight vectors: additions of neighbours, three times.
+GROWTAS_INLINE Eight lane_sums(const Eight* v) {
+    Eight pairs[4], fours[2];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+        pairs[i] = GROWTAS_SHUFFLE(v[2 * i], v[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13) +
+                   GROWTAS_SHUFFLE(v[2 * i], v[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i)
+        fours[i] = GROWTAS_SHUFFLE(pairs[2 * i], pairs[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
+                   GROWTAS_SHUFFLE(pairs[2 * i], pairs[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
+    return GROWTAS_SHUFFLE(fours[0], fours[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+           GROWTAS_SHUFFLE(fours[0], fours[1], 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
+// Both sums of a grid of up to 8 * kChunks columns, eight grid rows at a time.
+template <int kChunks>
+GROWTAS_INLINE void sum_narrow_grid(const float* row, float* by_row, float* by_column, std::int64_t rows,
+                                    std::int64_t columns) {
+    EightInts inside{};  // all bits of the last chunk's lanes that hold a column
+    for (std::int64_t i = 0; i < columns - 8 * (kChunks - 1); ++i) inside[i] = -1;
+    Eight across[kChunks]{};
+    for (std::int64_t r = 0; r < rows; r += 8) {
+        Eight sums[8];
+#pragma GCC unroll 8
+        for (std::int64_t i = 0; i < 8; ++i) {
+            sums[i] = Eight{};
+            if (r + i >= rows) continue;
+            const float* segment = row + (r + i) * columns;
+            const Eight last = (Eight)((EightInts)load_vector<Eight>(segment + 8 * (kChunks - 1)) & inside);
+            across[kChunks - 1] += last;
+            sums[i] = last;
+            if (kChunks == 1) continue;
+            const Eight first = load_vector<Eight>(segment);
+            across[0] += first;
+            sums[i] += first;
+        }
+        store_vector(by_row + r, lane_sums(sums));
+    }
+    for (int i = 0; i < kChunks; ++i) store_vector(by_column + 8 * i, across[i]);
 }
 
 // by_row[r] = the sum over the keys of grid row r, four grid rows at a time; up to three floats behind the last are written.
@@ -150,6 +212,20 @@ GROWTAS_INLINE void sum_by_column(const float* row, float* by_column, std::int64
         }
         if (r < rows) even += load_vector<V>(row + r * columns + c);
         store_vector(by_column + c, even + odd);
+    }
+}
+
+// The sums of a row of P or dS over the keys of each grid row and of each grid column; both are written up to a multiple of
+// 8, the rest undefined.
+template <typename Isa>
+GROWTAS_INLINE void sum_grid(const float* row, float* by_row, float* by_column, std::int64_t rows, std::int64_t columns) {
+    if (Isa::kWidth >= 8 && columns <= 8) {
+        sum_narrow_grid<1>(row, by_row, by_column, rows, columns);
+    } else if (Isa::kWidth >= 8 && columns <= 16) {
+        sum_narrow_grid<2>(row, by_row, by_column, rows, columns);
+    } else {
+        sum_by_row(row, by_row, rows, columns);
+        sum_by_column<Isa>(row, by_column, rows, columns);
     }
 }
 

@@ -78,7 +78,7 @@ struct Panels {
         by_row = cut.take(patches * p.rpad), by_column = cut.take(patches * p.cpad);
         per_token = cut.take(p.npad);
         if (backward) {
-            dk = cut.take(rows), dv = cut.take(rows), dout = cut.take(rows);
+            dk = cut.take(rows), dout = cut.take(rows), dv = v;  // v is done with once it is transposed
             v_t = cut.take(p.epad * p.ld), dlogits = cut.take(p.block * p.ld + kLanes);
             du = cut.take(patches * p.rpad), dw = cut.take(patches * p.cpad);
             d_by_row = cut.take(patches * p.rpad), d_by_column = cut.take(patches * p.cpad);
@@ -152,13 +152,16 @@ template <typename Isa>
 GROWTAS_INLINE void logits_of(const Plan& p, std::int64_t begin, std::int64_t count, const float* x, const float* y_t,
                               const float* u, const float* w, const float* table_0, float* logits) {
     const AttentionShape& s = p.shape;
-    for (std::int64_t i = begin; i < begin + count; ++i) {
-        float* row = logits + (i - begin) * p.ld;
-        if (i < s.cls)
-            bias_cls_row<Isa>(row, dot_row<Isa>(x, table_0, p.epad), p.npad);
-        else
-            bias_row<Isa>(row, u + (i - s.cls) * p.rpad, w + (i - s.cls) * p.cpad, s.rows, s.columns, s.cls, p.npad);
-    }
+    Isa::apart([&]() GROWTAS_ALWAYS {
+        for (std::int64_t i = begin; i < begin + count; ++i) {
+            const std::int64_t patch = i - s.cls;
+            float* row = logits + (i - begin) * p.ld;
+            if (patch < 0)
+                bias_cls_row<Isa>(row, dot_row<Isa>(x, table_0, p.epad), p.npad);
+            else
+                bias_row<Isa>(row, u + patch * p.rpad, w + patch * p.cpad, s.rows, s.columns, s.cls, p.npad);
+        }
+    });
     product<Isa, true>(count, p.npad, s.head_dim, x + begin * p.epad, p.epad, y_t, p.ld, logits, p.ld, true);
 }
 
@@ -172,8 +175,7 @@ GROWTAS_INLINE void sums_of(const Plan& p, std::int64_t i, const float* row, flo
         rest = total;
         return;
     }
-    sum_by_row(row + s.cls, by_row + (i - s.cls) * p.rpad, s.rows, s.columns);
-    sum_by_column<Isa>(row + s.cls, by_column + (i - s.cls) * p.cpad, s.rows, s.columns);
+    sum_grid<Isa>(row + s.cls, by_row + (i - s.cls) * p.rpad, by_column + (i - s.cls) * p.cpad, s.rows, s.columns);
 }
 
 template <typename Isa>
@@ -181,8 +183,8 @@ GROWTAS_INLINE void pack(const Plan& p, const Heads& qkv, std::int64_t image, st
                          const Panels& to) {
     const AttentionShape& s = p.shape;
     dispatch(qkv.type, [&](auto t) GROWTAS_ALWAYS {
-        pack_heads<decltype(t)>(qkv, image, head, s.tokens, s.head_dim, p.epad, 1.0f / std::sqrt(float(s.head_dim)), to.q,
-                                to.k, to.v);
+        pack_heads<Isa, decltype(t)>(qkv, image, head, s.tokens, s.head_dim, p.epad, 1.0f / std::sqrt(float(s.head_dim)),
+                                     to.q, to.k, to.v);
     });
     // A key of cls meets every query with row 0 of the tables, so it carries them.
     if (s.cls) add_row<Isa>(to.k, tables.key_0, 1.0f, p.epad), add_row<Isa>(to.v, tables.value_0, 1.0f, p.epad);
@@ -203,16 +205,17 @@ GROWTAS_INLINE void forward_task(const ForwardCall& call, std::int64_t task, flo
         const std::int64_t count = std::min(p.block, s.tokens - begin);
         logits_of<Isa>(p, begin, count, m.q, m.k_t, m.u, m.w, call.tables.key_0, m.logits);
         float rest = 0.0f;
-        for (std::int64_t i = begin; i < begin + count; ++i) {
-            float most, *row = m.logits + (i - begin) * p.ld;
-            const float total = softmax_row<Isa>(row, s.tokens, p.npad, most);
-            m.per_token[i] = total;
-            lse[i] = most + std::log(total);
-            sums_of<Isa>(p, i, row, m.by_row, m.by_column, rest);
-        }
+        Isa::apart([&]() GROWTAS_ALWAYS {
+            for (std::int64_t i = begin; i < begin + count; ++i) {
+                float* row = m.logits + (i - begin) * p.ld;
+                m.per_token[i] = softmax_row<Isa>(row, s.tokens, p.npad, lse[i]);
+                sums_of<Isa>(p, i, row, m.by_row, m.by_column, rest);
+            }
+        });
         product<Isa, true>(count, p.epad, s.tokens, m.logits, p.ld, m.v, p.epad, m.dq + begin * p.epad, p.epad, false);
         if (begin == 0 && s.cls) add_row<Isa>(m.dq, call.tables.value_0, rest, p.epad);
     }
+    for (std::int64_t i = 0; i < s.tokens; ++i) lse[i] += std::log(m.per_token[i]);
     add_tables<Isa>(p, m.by_row, m.by_column, call.tables.value_v, call.tables.value_h, m.dq);
     dispatch(call.out.type, [&](auto t) GROWTAS_ALWAYS {
         using T = decltype(t);
@@ -258,12 +261,14 @@ GROWTAS_INLINE void backward_task(const BackwardCall& call, std::int64_t task, f
         const std::int64_t count = std::min(p.block, s.tokens - begin);
         logits_of<Isa>(p, begin, count, m.q, m.k_t, m.u, m.w, tables.key_0, m.logits);
         logits_of<Isa>(p, begin, count, m.dout, m.v_t, m.du, m.dw, tables.value_0, m.dlogits);
-        for (std::int64_t i = begin; i < begin + count; ++i) {
-            float *row = m.logits + (i - begin) * p.ld, *d_row = m.dlogits + (i - begin) * p.ld;
-            gradient_row<Isa>(row, d_row, p.npad, lse[i], m.per_token[i]);
-            sums_of<Isa>(p, i, row, m.by_row, m.by_column, rest);
-            sums_of<Isa>(p, i, d_row, m.d_by_row, m.d_by_column, d_rest);
-        }
+        Isa::apart([&]() GROWTAS_ALWAYS {
+            for (std::int64_t i = begin; i < begin + count; ++i) {
+                float *row = m.logits + (i - begin) * p.ld, *d_row = m.dlogits + (i - begin) * p.ld;
+                gradient_row<Isa>(row, d_row, p.npad, lse[i], m.per_token[i]);
+                sums_of<Isa>(p, i, row, m.by_row, m.by_column, rest);
+                sums_of<Isa>(p, i, d_row, m.d_by_row, m.d_by_column, d_rest);
+            }
+        });
         product<Isa, true>(count, p.epad, s.tokens, m.dlogits, p.ld, m.k, p.epad, m.dq + begin * p.epad, p.epad, false);
         product<Isa, false>(s.tokens, p.epad, count, m.dlogits, p.ld, m.q + begin * p.epad, p.epad, m.dk, p.epad, begin > 0);
         product<Isa, false>(s.tokens, p.epad, count, m.logits, p.ld, m.dout + begin * p.epad, p.epad, m.dv, p.epad,
@@ -279,8 +284,8 @@ GROWTAS_INLINE void backward_task(const BackwardCall& call, std::int64_t task, f
     }
     // q was scaled when it was packed, which gives dk its scale; dq has none yet.
     dispatch(call.dqkv.type, [&](auto t) GROWTAS_ALWAYS {
-        unpack_heads<decltype(t)>(m.dq, 1.0f / std::sqrt(float(s.head_dim)), m.dk, 1.0f, m.dv, call.dqkv, image, head,
-                                  s.tokens, s.head_dim, p.epad);
+        unpack_heads<Isa, decltype(t)>(m.dq, 1.0f / std::sqrt(float(s.head_dim)), m.dk, m.dv, call.dqkv, image, head,
+                                       s.tokens, s.head_dim, p.epad);
     });
 }
 
