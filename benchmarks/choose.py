@@ -3,9 +3,10 @@
     python benchmarks/choose.py [--device auto|cpu|cuda] [--dry-run]
 
 Writes growtas/ops/choices.json, which ``auto`` follows: per device class, operation, dtype and class of
-widths the back end that beats torch. It enters only if, at every width and row count measured, the lower
-quartile of its speed relative to torch is over a margin, for the forward pass alone and for forward plus
-backward. What was measured stands beside the choices, losers included. Entries of other devices stay.
+shared widths (for attention, of head dims) the back end that beats torch. It enters only if, at every size
+and row count measured, the lower quartile of its speed relative to torch is over a margin, for the forward
+pass alone and for forward plus backward. What was measured stands beside the choices, losers included.
+Entries of other devices stay.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import contests as launcher_contests
 from common import environment, norms, products, results, timing, ways
 from common.race import PASSES, Race
 from common.table import render
@@ -30,7 +32,8 @@ from growtas.ops import backend
 from growtas.space import preset_names
 
 MARGIN = 1.03
-CPU_ROWS = (197, 8 * 197)  # one image, and a batch of eight
+CPU_BATCHES = (1, 8)
+CPU_ROWS = tuple(197 * batch for batch in CPU_BATCHES)
 GPU_BATCHES = (16, 128)
 BLOCK = 9  # rounds whose median counts as one
 OTHER_WIDTHS = {96: 128, 128: 128, 768: 1024}  # classes that no preset falls into, and a width of users' own
@@ -42,23 +45,25 @@ class Contest:
 
     Args:
         op: of growtas.ops.
-        work: a Norm or a Product.
-        width: channels of the activations.
+        work: a Norm, a Product or a Layer, for its name.
+        width: channels of the shared weight, or the head dim of attention: what the choice goes by.
         rows: tokens of all images.
         race: its rivals.
         inputs: makes inputs from a seed.
         truth: of some inputs.
         moved: bytes of one backward pass, to choose how many inputs are walked through.
+        block: rounds whose median counts as one.
     """
 
     op: str
-    work: norms.Norm | products.Product
+    work: Any
     width: int
     rows: int
-    race: Race
+    race: Race | launcher_contests.WorkRace
     inputs: Any
     truth: Any
     moved: int
+    block: int = BLOCK
 
 
 def shared_widths() -> dict[int, int]:
@@ -75,9 +80,12 @@ def contests(device: torch.device, dtype: torch.dtype) -> Iterator[Contest]:
     for rows in rows_of:
         for width, shared in widths.items():
             yield _norm_contest(norms.Norm(rows, width, shared), device, dtype)
+    batches = CPU_BATCHES if device.type == "cpu" else GPU_BATCHES
+    for race in launcher_contests.races(device, dtype, backends):
+        yield from (_launcher_contest(race, batch) for batch in batches)
     if len(backends("linear", device)) < 2:
         return
-    for batch, selection in zip(GPU_BATCHES, ("few", "some"), strict=True):
+    for batch, selection in zip(batches, ("few", "some"), strict=True):
         for product in products.products(list(products.SPACES), selection):
             yield _product_contest(product, batch, device, dtype)
 
@@ -85,12 +93,12 @@ def contests(device: torch.device, dtype: torch.dtype) -> Iterator[Contest]:
 def _norm_contest(norm: norms.Norm, device: torch.device, dtype: torch.dtype) -> Contest:
     race = Race(
         build=lambda name, inputs: norms.build(name, norm, inputs),
-        active=lambda name: ways.active(name, "layer_norm", norm.width, device, dtype),
+        active=lambda name: ways.active(name, "layer_norm", norm.shared, device, dtype),
         device=device,
         dtype=dtype,
     )
     return Contest(
-        "layer_norm", norm, norm.width, norm.rows, race,
+        "layer_norm", norm, norm.shared, norm.rows, race,
         inputs=lambda seed: norm.make_inputs(device, dtype, seed),
         truth=lambda inputs: norms.truth(norm, inputs),
         moved=norm.moved("backward", dtype.itemsize),
@@ -102,17 +110,34 @@ def _product_contest(
 ) -> Contest:
     race = Race(
         build=lambda name, inputs: ways.build(name, product, inputs),
-        active=lambda name: ways.active(name, product.kernel, product.inner, device, dtype),
+        active=lambda name: ways.active(name, product.kernel, product.shared[1], device, dtype),
         device=device,
         dtype=dtype,
     )
     # Shared weights in fp32, as they are in training under autocast.
     return Contest(
-        product.kernel, product, product.inner, batch * product.tokens, race,
+        product.kernel, product, product.shared[1], batch * product.tokens, race,
         inputs=lambda seed: products.make_inputs(product, batch, device, dtype, torch.float32, seed),
         truth=lambda inputs: ways.truth(product, inputs),
         moved=product.moved("backward", batch, dtype.itemsize, 4),
+        block=1 if device.type == "cpu" else BLOCK,  # there a call takes milliseconds
     )  # fmt: skip
+
+
+def _launcher_contest(race: launcher_contests.WorkRace, batch: int) -> Contest:
+    layer = race.layer
+    sizes = f"h{layer.heads} e{layer.e}" if race.op == "relative_attention" else f"d{layer.d} m{layer.hidden}"
+    return Contest(
+        race.op,
+        f"{race.op} {sizes} grid {layer.grid[0]}×{layer.grid[1]}",
+        race.width,
+        batch * layer.tokens,
+        race,
+        inputs=lambda seed: race.inputs(batch, seed),
+        truth=lambda inputs: None,
+        moved=race.work("backward").moved(batch),
+        block=1,  # a call takes so long that its rounds are few
+    )
 
 
 def backends(op: str, device: torch.device) -> list[str]:
@@ -128,17 +153,19 @@ def measure(contest: Contest, device: torch.device, seconds: float, rounds: int)
         One record per back end other than torch, with its speed relative to torch as median and quartiles;
         or with the reason why it was not timed.
     """
-    names = [f"growtas {name}" for name in backends(contest.op, device)]
+    names = list(getattr(contest.race, "names", ()))
+    names = names or [f"growtas {name}" for name in backends(contest.op, device)]
     turns = timing.rotation(contest.moved, environment.cache_bytes(device), most=4)
     sets = [contest.inputs(seed) for seed in range(turns)]
     about = _about(contest)
     passed, refused = contest.race.check(names, sets[0], contest.truth(sets[0]), yardstick="growtas torch")
     records = [{**about, "backend": ways.short(name), "refused": why} for name, why in refused.items()]
     # Many short turns, calmed: a long one would more often be cut into by other programs.
-    limits = {"seconds": seconds / 2, "rounds": rounds, "least": 5 * BLOCK, "sample_seconds": 3e-4}
+    block = contest.block
+    limits = {"seconds": seconds / 2, "rounds": rounds, "least": 5 * block, "sample_seconds": 3e-4}
     runs = {direction: contest.race.run(list(passed), sets, direction, **limits) for direction in PASSES}
     calm = {
-        direction: {name: timing.calmed(own, BLOCK) for name, own in samples.seconds.items()}
+        direction: {name: timing.calmed(own, block) for name, own in samples.seconds.items()}
         for direction, samples in runs.items()
     }
     forward = calm["forward"]
@@ -152,7 +179,7 @@ def measure(contest: Contest, device: torch.device, seconds: float, rounds: int)
         record["forward"] = timing.ratio(forward["growtas torch"], forward[name])
         record["step"] = timing.ratio(total["growtas torch"], total[name])
         record["torch_us"] = [1e6 * timing.spread(calm[d]["growtas torch"]).median for d in PASSES]
-        record["rounds"] = BLOCK * len(total[name])
+        record["rounds"] = block * len(total[name])
         records.append(record)
     return records
 

@@ -55,9 +55,9 @@ def fused_work(layer: Layer, op: str) -> Work:
         "mlp": ((4 * d * m, 8 * d), 2 * d * m),
         "mlp backward": ((8 * d * m, 12 * d), 2 * d * m + 2 * layer.D * layer.M),
     }[op]
-    build, plain_dense = _BUILDERS[op]
+    make, plain_dense = _BUILDERS[op]
     ways = {"unfused": partial(plain_dense, layer)}
-    ways |= {f"growtas {name}": partial(build, layer, name) for name in ("triton", "cuda")}
+    ways |= {f"growtas {name}": partial(make, layer, name) for name in ("triton", "cuda")}
     if op.startswith(("mlp", "norm_qkv")):
         del ways["growtas cuda"]  # no kernels of that kind in CUDA C++
     return Work(
@@ -71,6 +71,11 @@ def fused_work(layer: Layer, op: str) -> Work:
         "unfused",
         partial(plain_dense, layer),
     )
+
+
+def build(layer: Layer, op: str, backend: str, i: Inputs) -> Call:
+    """The call of one back end, as ``fused_work(layer, op).ways`` has them."""
+    return _BUILDERS[op][0](layer, backend, i)
 
 
 def _inputs(layer: Layer, batch: int, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs:
@@ -100,6 +105,8 @@ def _inputs(layer: Layer, batch: int, device: torch.device, dtype: torch.dtype, 
     found |= {"gd": found["gamma"][:d].contiguous(), "btd": found["beta"][:d].contiguous()}
     heads = (batch, layer.tokens, 3, layer.heads, layer.e)
     found["dqkv"] = found["dq"].view(heads).permute(2, 0, 3, 1, 4).contiguous()
+    if device.type == "cpu":  # as attention leaves it there: q, k and v of a channel side by side
+        found["dqkv"] = found["dqkv"].permute(1, 3, 2, 4, 0).contiguous().permute(4, 0, 2, 1, 3)
     return Inputs(found)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from common.products import SPACES
 from growtas import load_space
+from growtas.ops.backend import IMPLEMENTATIONS
 
 Call = Callable[[], Sequence[Tensor]]
 TRITON = ("linear", "linear_backward", "qkv", "norm_qkv", "layer_norm", "relative_attention", "mlp")
@@ -27,14 +28,20 @@ def launcher(backend: str, name: str) -> Callable:
     """A launcher of a back end, wherever it is defined.
 
     Args:
-        backend: ``triton``, ``cuda`` or ``reference``.
+        backend: ``torch``, ``cpu``, ``triton`` or ``cuda``.
         name: as all back ends share it, such as ``linear_gelu_forward``.
 
     Raises:
         LookupError: this back end has no such launcher.
     """
-    if backend == "reference":
-        return getattr(importlib.import_module("growtas.ops.reference"), name)
+    for table in IMPLEMENTATIONS.values():
+        module, _, prefix = table.get(backend, "").partition(":")
+        found = getattr(importlib.import_module(module), prefix + name, None) if module else None
+        if found is not None:
+            return found
+    if backend not in ("triton", "cuda"):
+        raise LookupError(f"{backend} has no {name}")
+    # Kernels that are there, and that no operation uses yet.
     package, modules, prefix = (
         ("growtas.kernels", TRITON, "") if backend == "triton" else ("growtas.ops", NATIVE, f"{backend}_")
     )

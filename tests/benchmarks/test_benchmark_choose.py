@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import choose
 import pytest
 import torch
-from common import results
+from common import contests, results
+from common.works import Layer
 
+from growtas import load_space
 from growtas.ops import backend
+from growtas.space import preset_names
 
 
 def record(size: str, low: float, *, op="layer_norm", name="cpu", step: float | None = None, **more):
@@ -54,8 +58,75 @@ def test_merging_keeps_other_devices(tmp_path):
     assert [(r["device"], r["size"]) for r in data["measurements"]] == [("sm_90", "a"), ("cpu", "b")]
 
 
+def only_norms(monkeypatch):
+    """No contests but those of LayerNorm."""
+    monkeypatch.setattr(choose, "backends", norm_backends)
+
+
+def norm_backends(op, device, every=choose.backends):
+    return every(op, device) if op == "layer_norm" else ["torch"]
+
+
+CPU = torch.device("cpu")
+
+
+def test_every_operation_with_a_kernel_on_the_cpu_has_contests():
+    """Choices go by the shared width, or by the head dim, and every class that a preset has is measured."""
+    found = [
+        contest
+        for contest in choose.contests(CPU, torch.float32)
+        if len(choose.backends(contest.op, CPU)) > 1
+    ]
+    measured = {contest.op for contest in found}
+    assert measured == {op for op in backend.KERNELS if len(choose.backends(op, CPU)) > 1}
+    shared = {load_space(name).super_embed_dim for name in preset_names()}
+    heads = {load_space(name).head_dim for name in preset_names()}
+    for op in measured:
+        classes = {backend.shape_class(contest.width) for contest in found if contest.op == op}
+        wanted = (
+            heads if op == "relative_attention" else shared - ({48} if op in ("linear", "qkv") else set())
+        )
+        assert {backend.shape_class(width) for width in wanted} <= classes, op
+
+
+@pytest.mark.parametrize("op", ["linear_gelu", "norm_qkv", "mlp", "relative_attention"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_launchers_are_compared_with_torch_and_timed(op, dtype):
+    layer = Layer("tiny", d=24, heads=2, hidden=72, D=32, H=3, M=96, e=32, grid=(2, 3), clamp=3)
+    names = tuple(f"growtas {name}" for name in choose.backends(op, CPU))
+    race = contests.WorkRace(op, layer, names, CPU, dtype)
+    inputs = race.inputs(2, seed=0)
+    passed, refused = race.check(list(names), inputs, None, yardstick="growtas torch")
+    assert refused == {} and list(passed) == list(names)
+    for direction in ("forward", "backward"):
+        samples, methods = race.run(list(names), [inputs], direction, seconds=0, rounds=3, least=3)
+        assert all(len(own) == 3 for own in samples.values()) and set(methods) == set(names)
+
+
+def implementation(op: str):
+    """The module with the C++ launchers of an operation."""
+    return importlib.import_module(backend.IMPLEMENTATIONS[op]["cpu"].partition(":")[0])
+
+
+def test_a_wrong_launcher_is_refused(monkeypatch):
+    layer = Layer("tiny", d=24, heads=2, hidden=72, D=32, H=3, M=96, e=32, grid=(2, 3), clamp=3)
+    race = contests.WorkRace("linear_gelu", layer, ("growtas torch", "growtas cpu"), CPU, torch.float32)
+    module = implementation("linear_gelu")
+    right = module.cpu_linear_gelu_backward_input
+    monkeypatch.setattr(module, "cpu_linear_gelu_backward_input", lambda *a: (2 * right(*a)[0], right(*a)[1]))
+    passed, refused = race.check(race.names, race.inputs(2, 0), None, yardstick="growtas torch")
+    assert list(passed) == ["growtas torch"] and "error against fp64" in refused["growtas cpu"]
+
+
+def test_a_size_that_does_not_fit_is_left_out(monkeypatch):
+    monkeypatch.setattr(implementation("relative_attention"), "cpu_unsupported", lambda *_: "too large")
+    assert not contests.fits("relative_attention", "cpu", contests.OTHER_HEADS[0], torch.float32)
+    assert contests.fits("linear_gelu", "cpu", contests.OTHER_HEADS[0], torch.float32)
+
+
 def test_a_measured_choice_is_followed(tmp_path, monkeypatch, capsys):
     """From the measurement to the dispatcher, with one width and the odds fixed."""
+    only_norms(monkeypatch)
     monkeypatch.setattr(choose, "shared_widths", lambda: {24: 32})
     monkeypatch.setattr(choose, "CPU_ROWS", (8,))
     monkeypatch.setattr(choose, "MARGIN", 0.0)  # whoever it is, it wins
@@ -67,7 +138,7 @@ def test_a_measured_choice_is_followed(tmp_path, monkeypatch, capsys):
     assert data["choices"]["cpu"] == {"layer_norm": {"float32": {"64": "cpu"}}}
     assert data["measurements"][0]["rounds"] >= 5 and data["sources"]["cpu"]["commit"]
     backend._choices.cache_clear()
-    backend.choose.cache_clear()
+    backend._choose.cache_clear()
     try:
         with backend.use("auto"):
             assert backend.choose("layer_norm", torch.device("cpu"), torch.float32, 24) == "cpu"
@@ -75,13 +146,14 @@ def test_a_measured_choice_is_followed(tmp_path, monkeypatch, capsys):
     finally:
         monkeypatch.undo()
         backend._choices.cache_clear()
-        backend.choose.cache_clear()
+        backend._choose.cache_clear()
 
 
 def test_a_failing_contest_refuses_its_back_ends(tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError("an illegal memory access")
 
+    only_norms(monkeypatch)
     monkeypatch.setattr(choose, "measure", fail)
     monkeypatch.setattr(choose, "shared_widths", lambda: {24: 32})
     out = tmp_path / "choices.json"
