@@ -1,0 +1,368 @@
+"""Attention with AutoFormer's 2-D relative position for keys and values, flash style, never materialised.
+
+Shapes: B images, h heads, N tokens on an R x C grid, row by row, with a cls token in front (N = R * C + 1) or
+without one (N = R * C); E channels per head; tables (2m + 2, E), row 0 for pairs with cls, the others for
+distances -m to m, to which farther ones are clamped.
+    qkv (3, B, h, N, E), any strides     out (B, N, h * E)     lse (B, h, N) fp32
+    S_ij  = E ** -0.5 * q_i.(k_j + key_v[r_j - r_i] + key_h[c_j - c_i])      P = softmax over j
+    out_i = sum over j of P_ij (v_j + value_v[r_j - r_i] + value_h[c_j - c_i])
+
+Algorithm: flash attention with a head that is a little wider. For one query the table terms of all keys are
+u[r_j] + w[c_j], a sum over places of the grid; so [q, u, w] meets [k, onehot(r_j), onehot(c_j)], and the
+value term is the same thing transposed. ``relative_attention_places`` says how u and w come from the tables,
+the ``_forward`` and ``_backward`` modules what each kernel computes, saves and recomputes. Nothing of size
+N x N or N x R exists outside of a tile, but for the place terms, (B, h, N, 2 * SIDE), between the kernels of
+one backward pass. Saved for backward: qkv, out, lse. Launches: 1 forward, 3 backward. No atomics: the same
+bits in every run.
+
+Variants per kernel: dtype of qkv (x dtype of the tables, where it differs) x head width x class of the grid
+(SIDE 16, 32 or 64) x class of alignment (1 in the AutoFormer spaces); one for all subnets of a space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+
+from growtas.errors import UsageError
+from growtas.kernels import launch, tiles
+from growtas.kernels.relative_attention_backward import _add_tables, _backward_keys, _backward_queries
+from growtas.kernels.relative_attention_forward import _forward
+from growtas.kernels.relative_attention_places import places
+
+MAX_HEAD_DIM = 128
+#: Classes of grids: the longer side and two columns more must fit, one more without a cls token.
+SIDES = (16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries and keys per tile, columns of table space per product, warps, pipeline stages."""
+
+    queries: int
+    keys: int
+    chunk: int
+    warps: int
+    stages: int
+
+
+#: kernel -> class of products -> padded head width -> the tile.
+COMMITTED: dict[str, dict[str, dict[int, Tile]]] = {
+    "forward": {
+        "half": {64: Tile(64, 64, 64, 4, 2), 128: Tile(64, 64, 64, 4, 2)},
+        "tf32": {64: Tile(64, 32, 64, 4, 2), 128: Tile(64, 32, 64, 4, 2)},
+        "ieee": {64: Tile(32, 32, 32, 4, 1), 128: Tile(32, 32, 32, 4, 1)},
+    },
+    "backward_queries": {
+        "half": {64: Tile(64, 32, 64, 4, 2), 128: Tile(64, 32, 64, 8, 2)},
+        "tf32": {64: Tile(64, 32, 64, 4, 2), 128: Tile(64, 32, 64, 8, 1)},
+        "ieee": {64: Tile(32, 32, 32, 4, 1), 128: Tile(32, 32, 32, 4, 1)},
+    },
+    "backward_keys": {
+        "half": {64: Tile(32, 64, 64, 4, 2), 128: Tile(32, 64, 64, 8, 2)},
+        "tf32": {64: Tile(32, 64, 64, 4, 2), 128: Tile(32, 64, 64, 8, 1)},
+        "ieee": {64: Tile(32, 32, 32, 4, 1), 128: Tile(32, 32, 32, 4, 1)},
+    },
+}
+
+_overrides: dict[str, int] = {}
+
+
+@contextmanager
+def constrained(**fields: int) -> Iterator[None]:
+    """Force fields of every tile chosen inside, for tests and measuring: ``constrained(queries=16)``.
+
+    Args:
+        fields: any field of :class:`Tile`, and ``programs`` of the table gradients.
+
+    Raises:
+        UsageError: a field that no choice has.
+    """
+    known = {*Tile.__dataclass_fields__, "programs"}
+    if unknown := sorted(set(fields) - known):
+        raise UsageError(f"No tile choice has a field {unknown[0]!r}. Known: {', '.join(sorted(known))}.")
+    previous = dict(_overrides)
+    _overrides.update(fields)
+    try:
+        yield
+    finally:
+        _overrides.clear()
+        _overrides.update(previous)
+
+
+def _pick(kernel: str, dtype: torch.dtype, block_e: int) -> tuple[Tile, str]:
+    """The tile and the precision of products."""
+    precision = launch.dot_precision(dtype)
+    kind = precision if dtype is torch.float32 else "half"
+    tile = COMMITTED[kernel][kind][max(64, block_e)]
+    return replace(tile, **{k: v for k, v in _overrides.items() if k != "programs"}), precision
+
+
+def _side(grid: tuple[int, int], cls: int) -> int:
+    """The class of a grid; 0 if it is over the largest."""
+    return next((side for side in SIDES if max(grid) + cls + 1 <= side), 0)
+
+
+def unsupported(head_dim: int, grid: tuple[int, int], dtype: torch.dtype) -> str:
+    """Why these kernels cannot run, as a clause; empty if they can.
+
+    Args:
+        head_dim: E.
+        grid: R and C.
+        dtype: of qkv.
+    """
+    if dtype not in launch.DTYPES:
+        return f"the Triton kernels have no {str(dtype).removeprefix('torch.')}"
+    if not 0 < head_dim <= MAX_HEAD_DIM:
+        return f"a head of {head_dim} channels is over the {MAX_HEAD_DIM} that one program holds"
+    if not _side(grid, 1):
+        return f"a {grid[0]} x {grid[1]} grid has a side over the {SIDES[-1] - 2} of the widest tiles"
+    return ""
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What forward and backward find out alike about their arguments."""
+
+    device: torch.device
+    batch: int
+    heads: int
+    tokens: int
+    head_dim: int
+    cls: int
+    clamp: int
+    block_e: int
+    side: int
+
+
+def _check(
+    qkv: torch.Tensor, tables: tuple[torch.Tensor, ...], grid: tuple[int, int], **others: torch.Tensor
+) -> _Problem:
+    names = ("key_v", "key_h", "value_v", "value_h")
+    device = launch.check(qkv=qkv, **dict(zip(names, tables, strict=True)), **others)
+    if qkv.ndim != 5 or qkv.shape[0] != 3:
+        raise UsageError(f"qkv has shape {tuple(qkv.shape)}, but (3, B, h, N, head_dim) is needed.")
+    _, batch, heads, tokens, head_dim = qkv.shape
+    rows, columns = grid
+    cls = tokens - rows * columns
+    if cls not in (0, 1) or min(grid) < 1:
+        raise UsageError(
+            f"qkv has {tokens} tokens, but a {rows} x {columns} grid makes {rows * columns}, or one more "
+            "with a cls token. Pass the grid the tokens were made of."
+        )
+    if why := unsupported(head_dim, grid, qkv.dtype):
+        raise UsageError(f"Relative attention cannot run in Triton: {why}. Use the 'torch' back end for it.")
+    for name, table in zip(names, tables, strict=True):
+        if table.shape != tables[0].shape or table.dtype != tables[0].dtype:
+            raise UsageError(
+                f"{name} is {tuple(table.shape)} {table.dtype} but key_v {tuple(tables[0].shape)} "
+                f"{tables[0].dtype}. The four tables must be of one shape and dtype."
+            )
+    entries = tables[0].shape[0] if tables[0].ndim == 2 else 0
+    if entries < 2 or entries % 2 or tables[0].shape[1] != head_dim:
+        raise UsageError(
+            f"The tables have shape {tuple(tables[0].shape)}, but (2 * m + 2, {head_dim}) is needed: a row "
+            "for cls and one for each distance from -m to m."
+        )
+    launch.check_products(qkv)
+    return _Problem(
+        device,
+        batch,
+        heads,
+        tokens,
+        head_dim,
+        cls,
+        entries // 2 - 1,
+        max(16, triton.next_power_of_2(head_dim)),
+        _side(grid, cls),
+    )
+
+
+def relative_attention_forward(
+    qkv: torch.Tensor,
+    key_v: torch.Tensor,
+    key_h: torch.Tensor,
+    value_v: torch.Tensor,
+    value_h: torch.Tensor,
+    grid: tuple[int, int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention with relative position.
+
+    Args:
+        qkv: (3, B, h, N, E), any strides; copied where the last one is not 1.
+        key_v, key_h, value_v, value_h: (2m + 2, E) tables of one dtype, any row stride; converted on load.
+        grid: rows R and columns C; N is R * C, or one more with a cls token in front.
+
+    Returns:
+        out (B, N, h * E) contiguous, heads side by side, in qkv's dtype; and the log-sum-exp of the logits,
+        (B, h, N) fp32, for the backward pass.
+
+    Raises:
+        UsageError: the sizes do not fit each other or the kernels (see :func:`unsupported`), or a tensor
+            cannot be read (see ``launch.check``).
+    """
+    qkv = launch.activation(qkv)
+    tables = (key_v, key_h, value_v, value_h)
+    at = _check(qkv, tables, grid)
+    out = torch.empty((at.batch, at.tokens, at.heads * at.head_dim), dtype=qkv.dtype, device=at.device)
+    lse = torch.empty((at.batch, at.heads, at.tokens), dtype=torch.float32, device=at.device)
+    if not lse.numel():
+        return out, lse
+    where = places(tuple(grid), at.cls, at.clamp, at.side, qkv.dtype, at.device)
+    tile, precision = _pick("forward", qkv.dtype, at.block_e)
+    launch.run(
+        _forward,
+        (triton.cdiv(at.tokens, tile.queries) * at.batch * at.heads,),
+        at.device,
+        qkv,
+        *tables,
+        *where,
+        out,
+        lse,
+        at.heads,
+        at.tokens,
+        *qkv.stride()[:4],
+        *(table.stride(0) for table in tables),
+        HEAD_DIM=at.head_dim,
+        BLOCK_E=at.block_e,
+        SIDE=at.side,
+        ALIGN=tiles.alignment(at.head_dim, *qkv.stride()[:4]),
+        PRECISION=precision,
+        BLOCK_Q=tile.queries,
+        BLOCK_K=tile.keys,
+        CHUNK=min(tile.chunk, 4 * at.side),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    return out, lse
+
+
+def relative_attention_backward(
+    dout: torch.Tensor,
+    qkv: torch.Tensor,
+    key_v: torch.Tensor,
+    key_h: torch.Tensor,
+    value_v: torch.Tensor,
+    value_h: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    grid: tuple[int, int],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of qkv and of the four tables.
+
+    Args:
+        dout: (B, N, h * E), any strides; copied where the last one is not 1.
+        qkv, key_v, key_h, value_v, value_h, grid: as :func:`relative_attention_forward` took them.
+        out, lse: as it returned them.
+
+    Returns:
+        dqkv (3, B, h, N, E) contiguous in qkv's dtype, and the gradients of key_v, key_h, value_v and
+        value_h, each contiguous in the tables' dtype.
+
+    Raises:
+        UsageError: as :func:`relative_attention_forward`, or dout, out and lse do not fit qkv.
+    """
+    qkv, dout, out = launch.activation(qkv), launch.activation(dout), out.contiguous()
+    tables = (key_v, key_h, value_v, value_h)
+    at = _check(qkv, tables, grid, dout=dout, out=out, lse=lse)
+    shape = (at.batch, at.tokens, at.heads * at.head_dim)
+    if not (tuple(dout.shape) == tuple(out.shape) == shape and tuple(lse.shape) == tuple(qkv.shape[1:4])):
+        raise UsageError(
+            f"qkv of shape {tuple(qkv.shape)} makes an output {shape}, but dout is {tuple(dout.shape)}, out "
+            f"{tuple(out.shape)} and lse {tuple(lse.shape)}. All must come from the same forward pass."
+        )
+    dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=at.device)
+    dtables = [torch.empty(table.shape, dtype=table.dtype, device=at.device) for table in tables]
+    if not lse.numel():
+        return dqkv, *(table.zero_() for table in dtables)
+    pairs = at.batch * at.heads
+    strides = (*qkv.stride()[:4], *dout.stride()[:2])
+    common = {
+        "HEAD_DIM": at.head_dim,
+        "BLOCK_E": at.block_e,
+        "SIDE": at.side,
+        "ALIGN": tiles.alignment(at.head_dim, *strides),
+    }
+    delta = torch.empty_like(lse)
+    terms = torch.empty((2, pairs, at.tokens, 2 * at.side), dtype=qkv.dtype, device=at.device)
+
+    where = places(tuple(grid), at.cls, at.clamp, at.side, qkv.dtype, at.device)
+    tile, precision = _pick("backward_queries", qkv.dtype, at.block_e)
+    chunk = min(tile.chunk, 4 * at.side)
+    work = pairs * triton.cdiv(at.tokens, tile.queries)
+    programs = min(work, _overrides.get("programs", 2 * launch.multiprocessors(at.device)))
+    per_program = triton.cdiv(work, programs)
+    programs = triton.cdiv(work, per_program)
+    partial = torch.empty((programs, 2, 4 * at.side, at.block_e), dtype=torch.float32, device=at.device)
+    launch.run(
+        _backward_queries,
+        (programs,),
+        at.device,
+        qkv,
+        dout,
+        out,
+        lse,
+        *tables,
+        *where,
+        dqkv[0],
+        delta,
+        terms,
+        partial,
+        pairs,
+        per_program,
+        at.heads,
+        at.tokens,
+        *strides,
+        *(table.stride(0) for table in tables),
+        **common,
+        PRECISION=precision,
+        IN_REGISTERS=chunk == 4 * at.side and precision != "ieee",
+        BLOCK_Q=tile.queries,
+        BLOCK_K=tile.keys,
+        CHUNK=chunk,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    tile, precision = _pick("backward_keys", qkv.dtype, at.block_e)
+    launch.run(
+        _backward_keys,
+        (triton.cdiv(at.tokens, tile.keys) * pairs,),
+        at.device,
+        qkv,
+        dout,
+        lse,
+        delta,
+        terms,
+        where.hot,
+        dqkv[1:],
+        pairs,
+        at.heads,
+        at.tokens,
+        *strides,
+        **common,
+        PRECISION=precision,
+        BLOCK_Q=tile.queries,
+        BLOCK_K=tile.keys,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    launch.run(
+        _add_tables,
+        (key_v.shape[0], 4),
+        at.device,
+        partial,
+        *dtables,
+        programs,
+        *grid,
+        at.clamp,
+        HEAD_DIM=at.head_dim,
+        BLOCK_E=at.block_e,
+        SIDE=at.side,
+        BLOCK_P=16,
+        num_warps=4,
+    )
+    return dqkv, *dtables

@@ -1,0 +1,115 @@
+"""Forward kernel of attention with 2-D relative position; launched by ``relative_attention``.
+
+Shapes: one program owns BLOCK_Q queries of one head of one image and walks its keys in tiles of BLOCK_K.
+    S_ij = scale * (q_i.k_j + terms_i.onehot_j)              terms: ``places.place_terms``, once per program
+    P    = exp(S - max) with the running maximum of online softmax, in base 2; scale * log2(e) is one factor
+    acc  += P v,   sums += P onehot                          both rescaled when the maximum moves
+    out_i = acc_i / l_i + to_tables(sums_i / l_i) . value tables
+Products are in qkv's dtype with fp32 sums. Saved: out and lse (natural logarithm of the sum of exponentials).
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from growtas.kernels import launch
+from growtas.kernels.launch import known_multiple
+from growtas.kernels.relative_attention_places import (
+    load_padded,
+    load_rows,
+    load_tables,
+    place_terms,
+    store_rows,
+)
+
+
+@launch.kernel
+def _forward(
+    qkv_ptr,  # (3, B, h, N, E), strides stride_part, stride_b, stride_h, stride_n, 1
+    key_v_ptr,  # (2m + 2, E), row stride stride_kv
+    key_h_ptr,  # (2m + 2, E), row stride stride_kh
+    value_v_ptr,  # (2m + 2, E), row stride stride_vv
+    value_h_ptr,  # (2m + 2, E), row stride stride_vh
+    hot_ptr,  # the four of Places
+    terms_index_ptr,
+    tables_index_ptr,
+    table_rows_ptr,
+    out_ptr,  # (B, N, h * E) contiguous
+    lse_ptr,  # (B, h, N) fp32
+    heads,
+    N,
+    stride_part,
+    stride_b,
+    stride_h,
+    stride_n,
+    stride_kv,
+    stride_kh,
+    stride_vv,
+    stride_vh,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_E: tl.constexpr,  # HEAD_DIM padded to a power of two
+    SIDE: tl.constexpr,
+    ALIGN: tl.constexpr,  # divides HEAD_DIM and the strides of qkv
+    PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,  # columns of table space that are made at a time
+):
+    """Grid: (tiles over N * h * B,), the tiles of a head next to each other so that they share k and v."""
+    DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
+    stride_part = known_multiple(stride_part, ALIGN)
+    stride_b = known_multiple(stride_b, ALIGN)
+    stride_h = known_multiple(stride_h, ALIGN)
+    stride_n = known_multiple(stride_n, ALIGN)
+    q_tiles = tl.cdiv(N, BLOCK_Q)
+    tile = tl.program_id(0) % q_tiles
+    pair = tl.program_id(0) // q_tiles  # image * heads + head
+    image = (pair // heads).to(tl.int64)
+    head = pair % heads
+    q_ptr = qkv_ptr + image * stride_b + head.to(tl.int64) * stride_h
+    k_ptr = q_ptr + stride_part.to(tl.int64)
+    v_ptr = k_ptr + stride_part.to(tl.int64)
+
+    queries = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    q = load_rows(q_ptr, queries, N, stride_n, HEAD_DIM, BLOCK_E)
+    index = load_padded(terms_index_ptr, queries, 2 * SIDE)
+    terms = place_terms(
+        q, index, key_v_ptr, key_h_ptr, stride_kv, stride_kh, table_rows_ptr, SIDE, CHUNK, HEAD_DIM, PRECISION
+    )
+
+    SCALE: tl.constexpr = HEAD_DIM**-0.5 * 1.4426950408889634
+    top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_Q,), tl.float32)
+    acc = tl.zeros((BLOCK_Q, BLOCK_E), tl.float32)
+    sums = tl.zeros((BLOCK_Q, 2 * SIDE), tl.float32)
+    for start in range(0, N, BLOCK_K):
+        keys = start + tl.arange(0, BLOCK_K)
+        k = load_rows(k_ptr, keys, N, stride_n, HEAD_DIM, BLOCK_E)
+        v = load_rows(v_ptr, keys, N, stride_n, HEAD_DIM, BLOCK_E)
+        hot = load_padded(hot_ptr, keys, 2 * SIDE)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        scores = tl.dot(terms, tl.trans(hot), scores, input_precision=PRECISION)
+        scores = tl.where((keys < N)[None, :], scores, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, axis=1) * SCALE)
+        p = tl.exp2(scores * SCALE - higher[:, None])
+        decay = tl.exp2(top - higher)
+        total = total * decay + tl.sum(p, axis=1)
+        p = p.to(DTYPE)
+        acc = tl.dot(p, v, acc * decay[:, None], input_precision=PRECISION)
+        sums = tl.dot(p, hot, sums * decay[:, None], input_precision=PRECISION)
+        top = higher
+
+    share = 1.0 / total
+    acc = acc * share[:, None]
+    sums = sums * share[:, None]
+    for first in tl.static_range(0, 4 * SIDE, CHUNK):
+        table = load_tables(
+            value_v_ptr, value_h_ptr, stride_vv, stride_vh, table_rows_ptr, first, CHUNK,
+            SIDE, HEAD_DIM, BLOCK_E, DTYPE,
+        )  # fmt: skip
+        index = load_padded(tables_index_ptr, queries, 4 * SIDE, first, CHUNK)
+        acc = tl.dot(tl.gather(sums, index, 1).to(DTYPE), table, acc, input_precision=PRECISION)
+    out_ptr += image * N * heads * HEAD_DIM + head * HEAD_DIM
+    store_rows(out_ptr, acc, queries, N, known_multiple(heads * HEAD_DIM, ALIGN), HEAD_DIM, BLOCK_E)
+    lse = (top + tl.log2(total)) * 0.6931471805599453
+    tl.store(lse_ptr + pair.to(tl.int64) * N + queries, lse, mask=queries < N)
