@@ -135,7 +135,7 @@ def _launcher_contest(race: launcher_contests.WorkRace, batch: int) -> Contest:
         race,
         inputs=lambda seed: race.inputs(batch, seed),
         truth=lambda inputs: None,
-        moved=race.work("backward").moved(batch),
+        moved=race.work("backward").moved(batch, race.dtype.itemsize),
         block=1,  # a call takes so long that its rounds are few
     )
 

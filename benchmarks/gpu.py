@@ -4,7 +4,7 @@
 
 Needs a CUDA device, nvcc, and a Python with torch, Triton, timm, setuptools, pybind11 and pytest; no network.
 The steps: build; compile the Triton kernels, on all cores; tests of kernels and operations; each part of
-gpu_kernels.py in a process of its own, since a kernel that leaves its memory spoils all that its process does
+each_kernel.py in a process of its own, since a kernel that leaves its memory spoils all that its process does
 afterwards; training steps of T, S and B; the choice of back ends; then what time allows: the same steps
 beside torch.compile, and from a CUDA graph. Each has a time limit; one that fails or runs out of time is
 reported, keeps what it measured, and the next goes on. Results go to benchmarks/results/<gpu>/, choices to
@@ -81,7 +81,7 @@ def steps(python: str, results: Path) -> list[Step]:
         return [*path, "--out", str(results / out)] if out else path
 
     kernels = [
-        Step(part, script("gpu_kernels", "--parts", part, "--seconds", s, out=f"kernels_{part}.json"), limit)
+        Step(part, script("each_kernel", "--parts", part, "--seconds", s, out=f"kernels_{part}.json"), limit)
         for part, s, limit in (
             ("attention", "20", 60),
             ("fused", "40", 90),

@@ -46,26 +46,27 @@ def fused_work(layer: Layer, op: str) -> Work:
     """One fused kernel of one layer."""
     d, m, width, tokens = layer.d, layer.hidden, layer.width, layer.tokens
     qkv = 3 * width
-    per_row, parameters = {  # FLOPs and least bytes of a row; parameters read, and gradients written
-        "linear_gelu": ((2 * d * m, 2 * d + 4 * m), m * d),
-        "linear_gelu backward": ((2 * d * m, 4 * d + 6 * m), m * d),
-        "linear_residual": ((2 * width * d, 2 * width + 8 * d), width * d),
-        "norm_qkv": ((2 * d * qkv, 4 * d + 2 * qkv), d * qkv),
-        "norm_qkv backward": ((4 * d * qkv, 12 * d + 2 * qkv), d * qkv + layer.D * 3 * layer.H * layer.e),
-        "mlp": ((4 * d * m, 8 * d), 2 * d * m),
-        "mlp backward": ((8 * d * m, 12 * d), 2 * d * m + 2 * layer.D * layer.M),
+    # Of one row: FLOPs, activations, elements of the fp32 stream; parameters read, and gradients written.
+    flops, activations, stream, parameters = {
+        "linear_gelu": (2 * d * m, d + 2 * m, 0, m * d),
+        "linear_gelu backward": (2 * d * m, 3 * m, d, m * d),
+        "linear_residual": (2 * width * d, width, 2 * d, width * d),
+        "norm_qkv": (2 * d * qkv, qkv, d, d * qkv),
+        "norm_qkv backward": (4 * d * qkv, qkv, 3 * d, d * qkv + layer.D * 3 * layer.H * layer.e),
+        "mlp": (4 * d * m, 0, 2 * d, 2 * d * m),
+        "mlp backward": (8 * d * m, 0, 3 * d, 2 * d * m + 2 * layer.D * layer.M),
     }[op]
     make, plain_dense = _BUILDERS[op]
     ways = {"unfused": partial(plain_dense, layer)}
-    ways |= {f"growtas {name}": partial(make, layer, name) for name in ("triton", "cuda")}
+    ways |= {f"growtas {name}": partial(make, layer, name) for name in ("triton", "cuda", "cpu", "torch")}
     if op.startswith(("mlp", "norm_qkv")):
         del ways["growtas cuda"]  # no kernels of that kind in CUDA C++
     return Work(
         "fused",
         op,
         layer,
-        lambda batch: batch * tokens * per_row[0],
-        lambda batch: batch * tokens * per_row[1] + 4 * parameters,
+        lambda batch: batch * tokens * flops,
+        lambda batch, element: batch * tokens * (element * activations + 4 * stream) + 4 * parameters,
         partial(_inputs, layer),
         ways,
         "unfused",

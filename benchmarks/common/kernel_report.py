@@ -1,4 +1,4 @@
-"""Shows what gpu_kernels.py measured: every size, and the geometric means beside the bars."""
+"""Shows what each_kernel.py measured: every size, and the geometric means beside the bars."""
 
 from __future__ import annotations
 
@@ -52,8 +52,14 @@ def means(records: Sequence[Record]) -> list[Record]:
     return found
 
 
-def summary(records: Sequence[Record], markdown: bool = False) -> str:
-    """The means as a table."""
+def summary(records: Sequence[Record], bars: bool = True, markdown: bool = False) -> str:
+    """The means as a table.
+
+    Args:
+        records: of the result file.
+        bars: judge them, which are those of a GPU.
+        markdown: as a Markdown table.
+    """
     rows = []
     for mean in means(records):
         verdict = "met" if mean["speed"] >= mean["bar"] else "missed"
@@ -66,8 +72,9 @@ def summary(records: Sequence[Record], markdown: bool = False) -> str:
                 number(mean["speed"]),
                 number(mean["lowest"]),
                 f"{mean['roofline']:.0%}",
-                f"{mean['bar']:.1f}, {verdict}",
+                *([f"{mean['bar']:.1f}, {verdict}"] if bars else []),
             ]
         )
-    header = ["part", "operation", "growtas", "sizes", "× baseline", "lowest", "roofline", "bar"]
+    header = ["part", "operation", "growtas", "sizes", "× baseline", "lowest", "roofline"]
+    header += ["bar"] if bars else []
     return render(header, rows, left=3, markdown=markdown)

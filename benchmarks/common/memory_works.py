@@ -17,7 +17,7 @@ from common.product_works import _then
 from common.works import Call, Inputs, Layer, Work, differentiate, launcher, normal
 
 EPS = 1e-5
-NORM_BACKENDS = ("triton", "cuda")
+BACKENDS = ("triton", "cuda", "cpu", "torch")
 
 
 def norm_works(found: Iterable[Layer]) -> Iterator[Work]:
@@ -35,13 +35,13 @@ def norm_work(layer: Layer, direction: str) -> Work:
     build, dense = (_norm, _norm_dense) if direction == "forward" else (_norm_backward, _norm_backward_dense)
     tensors = 2 if direction == "forward" else 3  # read x, write y; read dy and x, write dx
     ways = {"torch": partial(dense, layer), "copy": partial(_copy, tensors)}
-    ways |= {f"growtas {name}": partial(build, layer, name) for name in NORM_BACKENDS}
+    ways |= {f"growtas {name}": partial(build, layer, name) for name in BACKENDS}
     return Work(
         "layer_norm",
         f"layer_norm {direction}",
         layer,
         lambda batch: 0,
-        lambda batch: tensors * 2 * batch * layer.tokens * layer.d,
+        lambda batch, element: tensors * element * batch * layer.tokens * layer.d,
         partial(_norm_inputs, layer),
         ways,
         "copy",
@@ -117,13 +117,14 @@ def attention_work(layer: Layer, direction: str) -> Work:
         "flash": _flash if forward else _flash_backward,
         "reference": partial(build, layer, "torch"),
         "growtas triton": partial(build, layer, "triton"),
+        "growtas cpu": partial(build, layer, "cpu"),
     }
     return Work(
         "attention",
         f"attention {direction}",
         layer,
         lambda batch: passes * 2 * batch * layer.heads * n * places * e,
-        lambda batch: tensors * 2 * batch * n * width,
+        lambda batch, element: tensors * element * batch * n * width,
         partial(_attention_inputs, layer),
         ways,
         "flash",

@@ -16,7 +16,7 @@ from torch import Tensor
 from common.works import Call, Inputs, Layer, Work, launcher, normal
 
 DIRECTIONS = ("forward", "input gradient", "weight gradient")
-BACKENDS = ("triton", "cuda")
+BACKENDS = ("triton", "cuda", "cpu", "torch")
 
 
 def sizes(layer: Layer, op: str) -> tuple[int, int, int, int]:
@@ -44,10 +44,8 @@ def product_work(layer: Layer, op: str, direction: str) -> Work:
     """One product of one layer in one direction."""
     k, n, _, _ = sizes(layer, op)
 
-    def moved(batch: int) -> int:
-        rows = batch * layer.tokens
-        x, y, weight = 2 * rows * k, 2 * rows * n, 4 * n * k
-        return x + y + weight
+    def moved(batch: int, element: int) -> int:
+        return element * batch * layer.tokens * (k + n) + 4 * n * k
 
     def ours(backend: str, same: bool):
         return partial(_ours, layer=layer, op=op, direction=direction, backend=backend, same=same)
@@ -107,10 +105,10 @@ def _ours(i: Inputs, layer: Layer, op: str, direction: str, backend: str, same: 
     launch = launcher(backend, f"{prefix}_{suffix}")
     if op == "qkv":
         if direction == "forward":
-            return _then(lambda: launch(i.x3, weight, bias, layer.heads, layer.e), _merge)
+            return _then(lambda: launch(i.x3, weight, bias, layer.heads, layer.e, "interleaved"), _merge)
         if direction == "input gradient":
             return _then(lambda: launch(i.dqkv, weight, k), lambda dx: (dx.view(-1, k),))
-        return _then(lambda: launch(i.dqkv, i.x3, weight, bias), partial(_qkv_slice, n=n, k=k))
+        return _then(lambda: launch(i.dqkv, i.x3, weight, bias, "interleaved"), partial(_qkv_slice, n=n, k=k))
     if direction == "forward":
         return lambda: (launch(i.x, weight, bias, n),)
     if direction == "input gradient":

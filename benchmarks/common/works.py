@@ -1,4 +1,4 @@
-"""One kernel's job at one size, and the ways to do it: what gpu_kernels.py checks and times.
+"""One kernel's job at one size, and the ways to do it: what each_kernel.py checks and times.
 
 Activations are in a 16-bit dtype on a GPU, shared weights in fp32, the residual stream in fp32: as in
 training under autocast. growtas' launchers are looked up when a way is built, by the names that all back
@@ -55,6 +55,15 @@ def launcher(backend: str, name: str) -> Callable:
         if found is not None:
             return found
     raise LookupError(f"{backend} has no {name}")
+
+
+def exists(work: Work, way: str) -> bool:
+    """Whether a way of growtas has its launchers; it is built to find out, on the smallest input."""
+    try:
+        work.ways[way](work.inputs(1, torch.device("cpu"), torch.float32, 0))
+    except LookupError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,8 @@ class Work:
         part: the bar that it belongs to: products, fused, layer_norm or attention.
         op: the operation, such as ``mlp backward``.
         layer: the size.
-        flops, moved: of one call at a batch: FLOPs, and the least bytes (each operand once).
+        flops: of one call at a batch.
+        moved: the least bytes of one call at a batch and at so many bytes per activation: each operand once.
         inputs: makes inputs from batch, device, dtype of activations and seed.
         ways: by name, what makes a call on some inputs; a call gives plain tensors to compare.
         baseline: the way that speed is relative to.
@@ -132,7 +142,7 @@ class Work:
     op: str
     layer: Layer
     flops: Callable[[int], int]
-    moved: Callable[[int], int]
+    moved: Callable[[int, int], int]
     inputs: Callable[[int, torch.device, torch.dtype, int], Any]
     ways: dict[str, Callable[[Any], Call]]
     baseline: str

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import choose
+import each_kernel
 import gpu
-import gpu_kernels
 import pytest
 import torch
 import train_step
@@ -124,7 +124,7 @@ def test_the_steps_run_scripts_that_know_their_options(tmp_path, capsys):
     assert {"products", "fused", "layer_norm", "attention", "train_step", "choose", "compiled", "graph"} == {
         step.name for step in todo[3:]
     }
-    scripts = {Path(script.__file__): script for script in (gpu_kernels, train_step, choose)}
+    scripts = {Path(script.__file__): script for script in (each_kernel, train_step, choose)}
     for step in todo[3:]:
         script = scripts[Path(step.command[1])]
         with pytest.raises(SystemExit):
@@ -142,7 +142,7 @@ def test_the_gpu_steps_parse(tmp_path, monkeypatch):
     """Every option of the measuring steps has a value that its script takes; the processor stands in."""
     monkeypatch.setattr(environment, "pick_device", lambda _: torch.device("cpu"))
     for step in gpu.steps(sys.executable, tmp_path)[3:]:
-        for script in (gpu_kernels, train_step):
+        for script in (each_kernel, train_step):
             if step.command[1] == script.__file__:
                 options = script.parse(step.command[2:])
                 assert options.out == tmp_path / step.command[-1]

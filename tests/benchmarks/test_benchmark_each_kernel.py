@@ -1,11 +1,11 @@
-"""gpu_kernels.py on a CPU, with one small layer and Triton's interpreter: every job is right and counted."""
+"""each_kernel.py on a CPU, with one small layer and Triton's interpreter: every job is right and counted."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 
-import gpu_kernels
+import each_kernel
 import pytest
 import torch
 from common import kernel_report, works
@@ -14,19 +14,22 @@ from common.memory_works import attention_work, attention_works, norm_work, norm
 from common.product_works import product_work, product_works
 
 CPU = torch.device("cpu")
-LAYER = gpu_kernels.TINY
+LAYER = each_kernel.TINY
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton is compiled in this process")
 
 
 def every_work():
-    return [work for make in gpu_kernels.PARTS.values() for work in make([LAYER])]
+    return [work for make in each_kernel.PARTS.values() for work in make([LAYER])]
 
 
 @interpreted
 @pytest.mark.parametrize("work", every_work(), ids=lambda work: work.op.replace(" ", "-"))
 def test_every_way_is_right(work):
     """All but CUDA C++, in fp32; a launcher whose name or arguments changed fails here, not on a GPU."""
-    ways = {name: make for name, make in work.ways.items() if "cuda" not in name}
+    ways = each_kernel.runnable(work, CPU, interpreted=True)
+    assert any(name.startswith("growtas triton") for name in ways)
+    assert "growtas torch" in ways or work.part == "attention"
+    assert "growtas cpu" in ways or work.part not in ("layer_norm", "attention")
     work = dataclasses.replace(work, ways=ways)
     passed, refused = works.check(work, work.inputs(2, CPU, torch.float32, 0), torch.float32)
     assert refused == {} and list(passed) == list(ways)
@@ -76,15 +79,15 @@ def test_work_is_counted_by_hand():
     rows, d, m = 2 * LAYER.tokens, LAYER.d, LAYER.hidden
     forward = product_work(LAYER, "fc1", "forward")
     assert forward.flops(2) == 2 * rows * d * m
-    assert forward.moved(2) == 2 * rows * (d + m) + 4 * d * m
+    assert forward.moved(2, 2) == 2 * rows * (d + m) + 4 * d * m
     mlp = fused_work(LAYER, "mlp")
-    assert mlp.flops(2) == 4 * rows * d * m and mlp.moved(2) == 8 * rows * d + 8 * d * m
-    assert norm_work(LAYER, "forward").moved(2) == 4 * rows * d
-    assert norm_work(LAYER, "backward").moved(2) == 6 * rows * d
+    assert mlp.flops(2) == 4 * rows * d * m and mlp.moved(2, 2) == 8 * rows * d + 8 * d * m
+    assert norm_work(LAYER, "forward").moved(2, 2) == 4 * rows * d
+    assert norm_work(LAYER, "backward").moved(2, 2) == 6 * rows * d
     attention = attention_work(LAYER, "forward")
     n, width = LAYER.tokens, LAYER.width
     assert attention.flops(2) == 2 * (2 * rows * width * (n + 2 + 3 + 1))
-    assert attention.moved(2) == 4 * 2 * rows * width
+    assert attention.moved(2, 2) == 4 * 2 * rows * width and attention.moved(2, 4) == 4 * 4 * rows * width
 
 
 def test_the_issues_count_for_t_holds():
@@ -103,7 +106,7 @@ def test_a_missing_launcher_is_named():
 def test_a_run_writes_json_and_tables(tmp_path, capsys):
     out = tmp_path / "kernels.json"
     arguments = ["--tiny", "--device", "cpu", "--dtype", "float32", "--rounds", "1", "--out", str(out)]
-    assert gpu_kernels.main([*arguments, "--parts", "layer_norm,attention"]) == 0
+    assert each_kernel.main([*arguments, "--parts", "layer_norm,attention"]) == 0
     data = json.loads(out.read_text())
     assert data["complete"] and not data["failures"] and not data["left_out"]
     assert {r["part"] for r in data["records"]} == {"layer_norm", "attention"}
@@ -112,8 +115,8 @@ def test_a_run_writes_json_and_tables(tmp_path, capsys):
         assert record["gbs"] == pytest.approx(record["bytes"] / record["seconds"][0] * 1e-9, rel=1e-3)
         assert record["roofline"] > 0 and len(record["speed"]) == 3
     shown = capsys.readouterr().out
-    assert "tiny attention forward" in shown and "0.7, missed" in shown
-    assert gpu_kernels.main([*arguments, "--parts", "layer_norm", "--seconds", "-1"]) == 1
+    assert "tiny attention forward" in shown and "growtas cpu" in shown
+    assert each_kernel.main([*arguments, "--parts", "layer_norm", "--seconds", "-1"]) == 1
     assert len(json.loads(out.read_text())["left_out"]) == 2
 
 
@@ -123,14 +126,23 @@ def test_an_error_costs_one_job_only(tmp_path, monkeypatch, capsys):
             raise RuntimeError("an illegal memory access\nand more")
         return [], []
 
-    monkeypatch.setattr(gpu_kernels, "measure", broken)
+    monkeypatch.setattr(each_kernel, "measure", broken)
     out = tmp_path / "kernels.json"
     arguments = ["--tiny", "--device", "cpu", "--dtype", "float32", "--out", str(out)]
-    assert gpu_kernels.main([*arguments, "--parts", "attention,layer_norm"]) == 1
+    assert each_kernel.main([*arguments, "--parts", "attention,layer_norm"]) == 1
     failures = json.loads(out.read_text())["failures"]
     assert [(f["op"], f["reason"]) for f in failures] == [
         ("attention forward", "RuntimeError: an illegal memory access")
     ]
+
+
+def test_a_gpu_runs_its_own_back_ends_only():
+    work = product_work(LAYER, "fc1", "forward")
+    assert list(each_kernel.runnable(work, torch.device("cuda"))) == [
+        "cublas", "growtas triton", "growtas triton same", "growtas cuda", "growtas cuda same"
+    ]  # fmt: skip
+    assert "growtas torch" in each_kernel.runnable(work, CPU)
+    assert "growtas triton" not in each_kernel.runnable(work, CPU)
 
 
 def test_means_are_geometric_and_judged_by_part():
@@ -152,3 +164,7 @@ def test_means_are_geometric_and_judged_by_part():
         ("attention", "attention forward", pytest.approx(0.6), 0.7),
     ]
     assert found[2]["lowest"] == 1.0
+    record = record("fused", "mlp", "growtas triton", 4.0)
+    assert "1.5, met" in kernel_report.summary([record]) and "met" not in kernel_report.summary(
+        [record], False
+    )

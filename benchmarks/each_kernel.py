@@ -1,6 +1,7 @@
 """Every kernel at the sizes of T, S and B, beside what it has to beat, with its share of the roofline.
 
-    python benchmarks/gpu_kernels.py [--parts products,fused,layer_norm,attention] [--seconds 40] ...
+    python benchmarks/each_kernel.py [--parts products,fused,layer_norm,attention] [--seconds 40] ...
+    python benchmarks/each_kernel.py --device cpu --spaces T --seconds 15
 
 products    sliced products beside cuBLAS with dense contiguous weights
 fused       linear + gelu, linear + residual, norm + qkv, MLP beside the unfused dense sequence
@@ -9,8 +10,9 @@ attention   with relative position, beside torch's flash attention without it
 
 Every way is compared with fp64 first, on a small batch; one that is wrong or fails is reported and not
 timed, and costs no other. All ways of one job take turns. Where the time is over, what was measured is
-saved: jobs are taken in an order that mixes sizes. With --tiny it runs on a CPU too, in Triton's interpreter,
-to check its own logic.
+saved: jobs are taken in an order that mixes sizes. On a CPU the C++ and torch back ends run; a composition
+of torch's takes for its parts what ``auto`` chooses. With --tiny Triton's interpreter runs there as well, to
+check this script's own logic.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -54,8 +56,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--parts", default=",".join(PARTS), help="separated by commas")
     add("--spaces", default="T,S,B", help="of T, S and B, separated by commas")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    add("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"), help="of activations")
-    add("--batch", type=int, default=128, help="images")
+    dtypes = ("bfloat16", "float16", "float32")
+    add("--dtype", choices=dtypes, help="of activations (bfloat16; on a CPU float32)")
+    add("--batch", type=int, help="images (128; on a CPU 8)")
+    add("--threads", type=int, default=min(2, environment.processors()), help="CPU threads of torch")
     add("--seconds", type=float, default=40.0, help="per part; what is not done by then is left out")
     add("--rounds", type=int, default=9, help="turns per way")
     add("--tiny", action="store_true", help="one small layer and two images, to check this script")
@@ -70,9 +74,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if unknown:
         parser.error(f"there is no space {unknown[0]!r}: choose from {', '.join(SPACES)}")
     options.device = environment.pick_device(options.device)
-    options.dtype = getattr(torch, options.dtype)
-    if options.tiny:
-        options.batch = 2
+    on_gpu = options.device.type == "cuda"
+    options.dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
+    options.batch = 2 if options.tiny else options.batch or (128 if on_gpu else 8)
     if options.out is None:
         options.out = environment.result_folder(options.device) / "kernels.json"
     return options
@@ -94,12 +98,11 @@ def measure(work: Work, options: argparse.Namespace) -> tuple[list[dict], list[d
     """
     device, dtype, batch = options.device, options.dtype, options.batch
     about = {"part": work.part, "space": work.layer.space, "op": work.op, "size": str(work)}
-    if device.type == "cpu":  # CUDA C++ cannot run there; Triton is interpreted
-        ways = {name: make for name, make in work.ways.items() if "cuda" not in name}
-        work = dataclasses.replace(work, ways=ways)
+    work = dataclasses.replace(work, ways=runnable(work, device, options.tiny))
     passed, refused = works.check(work, work.inputs(min(CHECK_BATCH, batch), device, dtype, 0), dtype)
     failures = [{**about, "way": name, "reason": why} for name, why in refused.items()]
-    turns = timing.rotation(work.moved(batch), environment.cache_bytes(device), 1 if options.tiny else 8)
+    moved = work.moved(batch, dtype.itemsize)
+    turns = timing.rotation(moved, environment.cache_bytes(device), 1 if options.tiny else 8)
     sets = [work.inputs(batch, device, dtype, seed) for seed in range(turns)]
     samplers, methods = {}, {}
     for name in [name for name in passed if name not in work.untimed]:
@@ -113,11 +116,36 @@ def measure(work: Work, options: argparse.Namespace) -> tuple[list[dict], list[d
     for name, own in samples.items():
         record = {**about, "way": name, "baseline": work.baseline, "seconds": timing.spread(own)}
         record |= {"rounds": len(own), "method": methods[name], "error": passed[name]}
-        record |= {"flops": work.flops(batch), "bytes": work.moved(batch)}
+        record |= {"flops": work.flops(batch), "bytes": moved}
         if work.baseline in samples:
             record["speed"] = timing.ratio(samples[work.baseline], own)
         records.append(record)
     return records, failures
+
+
+def runnable(work: Work, device: torch.device, interpreted: bool = False) -> dict[str, Callable]:
+    """The ways that run on a device: on a CPU its own and torch's, and what Triton's interpreter checks.
+
+    Args:
+        work: whose ways.
+        device: where.
+        interpreted: take Triton's kernels on a CPU as well.
+    """
+    found = {}
+    for name, make in work.ways.items():
+        backend = name.removeprefix("growtas ").removesuffix(" same") if name.startswith("growtas ") else None
+        if device.type == "cuda":
+            fits = backend in (None, "triton", "cuda")
+        else:
+            there = backend in ("cpu", "torch") and not name.endswith(" same")
+            fits = (
+                backend is None
+                or (there and works.exists(work, name))
+                or (interpreted and backend == "triton")
+            )
+        if fits:
+            found[name] = make
+    return found
 
 
 def reason(error: Exception) -> str:
@@ -141,6 +169,7 @@ def measure_part(part: str, options: argparse.Namespace) -> Iterator[tuple[list[
 
 def run(options: argparse.Namespace) -> tuple[dict, list[dict]]:
     """Measure all parts; on Ctrl-C or SIGTERM, what was measured until then."""
+    torch.set_num_threads(options.threads)
     head = environment.describe(options.device)
     records, failures, left_out, complete, ceiling = [], [], [], False, None
     begin = time.perf_counter()
@@ -186,7 +215,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number, handler in zip(numbers, former, strict=True):
             signal.signal(number, handler)
     if records:
-        print(f"{kernel_report.table(records)}\n\n{kernel_report.summary(records)}\n")
+        means = kernel_report.summary(records, bars=options.device.type == "cuda")
+        print(f"{kernel_report.table(records)}\n\n{means}\n")
     results.write(options.out, head, records)
     print(f"wrote {os.path.relpath(options.out)}")
     if head["left_out"]:
