@@ -96,12 +96,30 @@ GROWTAS_INLINE void join(const float* __restrict q, float q_factor, const float*
     for (; c < e; ++c) to[3 * c] = q[c] * q_factor, to[3 * c + 1] = k[c], to[3 * c + 2] = v[c];
 }
 
+// Asks for the rows some tokens ahead: a head's rows lie far apart, and the processor does not foresee the next one.
+constexpr std::int64_t kAhead = 8;
+
+template <bool kWrite, typename T>
+GROWTAS_INLINE void prefetch(const T* row, std::int64_t count) {
+    const char* bytes = reinterpret_cast<const char*>(row);
+    for (std::int64_t i = 0; i < count * static_cast<std::int64_t>(sizeof(T)); i += 64)
+        __builtin_prefetch(bytes + i, kWrite, 2);
+}
+
+template <bool kWrite, typename T>
+GROWTAS_INLINE void prefetch_heads(const Heads& h, const T* token, std::int64_t e) {
+    if (interleaved(h)) return prefetch<kWrite>(token + kAhead * h.token, 3 * e);
+    if (h.channel != 1) return;
+    for (std::int64_t part = 0; part < 3; ++part) prefetch<kWrite>(token + kAhead * h.token + part * h.part, e);
+}
+
 // q * factor, k and v of one head as (tokens, epad) panels.
 template <typename Isa, typename T>
 GROWTAS_INLINE void pack_heads(const Heads& from, std::int64_t image, std::int64_t head, std::int64_t tokens, std::int64_t e,
                                std::int64_t epad, float factor, float* q, float* k, float* v) {
     const T* base = static_cast<const T*>(from.data) + image * from.image + head * from.head;
     for (std::int64_t n = 0; n < tokens; ++n, base += from.token, q += epad, k += epad, v += epad) {
+        if (n + kAhead < tokens) prefetch_heads<false>(from, base, e);
         if (interleaved(from)) {
             float scratch[3 * kMaxHeadDim];
             split<Isa>(widen(base, scratch, 3 * e), factor, q, k, v, e);
@@ -133,6 +151,7 @@ GROWTAS_INLINE void unpack_heads(const float* q, float q_factor, const float* k,
                                  std::int64_t epad) {
     T* base = static_cast<T*>(to.data) + image * to.image + head * to.head;
     for (std::int64_t n = 0; n < tokens; ++n, base += to.token, q += epad, k += epad, v += epad) {
+        if (n + kAhead < tokens) prefetch_heads<true>(to, base, e);
         if (interleaved(to)) {
             join_row<Isa>(q, q_factor, k, v, base, e);
             continue;

@@ -220,8 +220,10 @@ GROWTAS_INLINE void forward_task(const ForwardCall& call, std::int64_t task, flo
     dispatch(call.out.type, [&](auto t) GROWTAS_ALWAYS {
         using T = decltype(t);
         T* to = static_cast<T*>(call.out.data) + image * call.out.image + head * s.head_dim;
-        for (std::int64_t i = 0; i < s.tokens; ++i)
+        for (std::int64_t i = 0; i < s.tokens; ++i) {
+            if (i + kAhead < s.tokens) prefetch<true>(to + (i + kAhead) * call.out.token, s.head_dim);
             unpack_row(m.dq + i * p.epad, 1.0f / m.per_token[i], to + i * call.out.token, 1, s.head_dim);
+        }
     });
 }
 
@@ -236,6 +238,10 @@ GROWTAS_INLINE void pack_gradient(const BackwardCall& call, std::int64_t image, 
         const T* out = static_cast<const T*>(call.out.data) + image * call.out.image + head * s.head_dim;
         for (std::int64_t i = 0; i < s.tokens; ++i) {
             float scratch[kMaxHeadDim];
+            if (i + kAhead < s.tokens) {
+                prefetch<false>(from + (i + kAhead) * call.dout.token, s.head_dim);
+                prefetch<false>(out + (i + kAhead) * call.out.token, s.head_dim);
+            }
             pack_row(from + i * call.dout.token, 1, 1.0f, m.dout + i * p.epad, s.head_dim, p.epad);
             pack_row(out + i * call.out.token, 1, 1.0f, scratch, s.head_dim, p.epad);
             m.per_token[i] = dot_row<Isa>(m.dout + i * p.epad, scratch, p.epad);
