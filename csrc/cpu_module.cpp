@@ -9,6 +9,7 @@
 #include "cpu/gelu.h"
 #include "cpu/layer_norm.h"
 #include "cpu/level.h"
+#include "cpu/product_module.h"
 #include "cpu/relative_attention_module.h"
 
 namespace py = pybind11;
@@ -100,5 +101,6 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("layer_norm_backward", &layer_norm_backward, py::call_guard<py::gil_scoped_release>());
     m.def("gelu_forward", &gelu_forward, py::call_guard<py::gil_scoped_release>());
     m.def("gelu_backward", &gelu_backward, py::call_guard<py::gil_scoped_release>());
+    growtas::cpu::bind_product(m);
     growtas::cpu::bind_relative_attention(m);
 }

@@ -9,21 +9,18 @@
 
 #include <algorithm>
 
-#include "cpu/simd_math.h"
+#include "cpu/gelu_lanes.h"
 
 namespace growtas::cpu {
 namespace {
 
 constexpr std::int64_t kChunk = 16384;  // elements per task: 64 KB, so that h, a and the gradient stay in L2
 
-GROWTAS_INLINE Lanes cumulative(Lanes h) { return error_function(h * 0.70710678118654752f) * 0.5f + 0.5f; }
-
 template <typename T>
 GROWTAS_INLINE void forward_chunk(const T* h, T* a, std::int64_t count) {
     for (std::int64_t i = 0; i < count; i += kLanes) {
         const std::int64_t lanes = std::min(kLanes, count - i);
-        const Lanes v = load(h + i, lanes);
-        store(a + i, v * cumulative(v), lanes);
+        store(a + i, gelu(load(h + i, lanes)), lanes);
     }
 }
 
@@ -31,10 +28,9 @@ template <typename T>
 GROWTAS_INLINE void backward_chunk(T* gradient, const T* h, T* a, std::int64_t count) {
     for (std::int64_t i = 0; i < count; i += kLanes) {
         const std::int64_t lanes = std::min(kLanes, count - i);
-        const Lanes v = load(h + i, lanes), below = cumulative(v);
-        const Lanes density = exponential(v * v * -0.5f) * 0.39894228040143268f;
-        store(a + i, v * below, lanes);
-        store(gradient + i, load(gradient + i, lanes) * (below + v * density), lanes);
+        const GeluAndSlope at = gelu_and_slope(load(h + i, lanes));
+        store(a + i, at.value, lanes);
+        store(gradient + i, load(gradient + i, lanes) * at.slope, lanes);
     }
 }
 

@@ -34,15 +34,17 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
     "linear": {
         "torch": _REFERENCE,
+        "cpu": "growtas.ops.native_linear:cpu_",
         "triton": "growtas.kernels.linear:",
     },
     "linear_gelu": {
         "torch": _REFERENCE,
-        "cpu": "growtas.ops.native_gelu:cpu_",
+        "cpu": "growtas.ops.native_linear:cpu_",
         "triton": "growtas.kernels.linear:",
     },
     "qkv": {
         "torch": _REFERENCE,
+        "cpu": "growtas.ops.native_linear:cpu_",
         "triton": "growtas.kernels.qkv:",
     },
     "norm_qkv": {

@@ -28,7 +28,7 @@ def _normalised_rows(
 def qkv_gradient(dqkv: Tensor, width: int) -> Tensor:
     """dqkv (3, B, h, N, e) in the layout in memory that both gradients of the chosen back end read."""
     chosen = backend.choose("qkv", dqkv.device, dqkv.dtype, width)
-    return reference.interleaved(dqkv) if chosen == "torch" else dqkv.contiguous()
+    return reference.interleaved(dqkv) if chosen in ("torch", "cpu") else dqkv.contiguous()
 
 
 def norm_qkv_forward(

@@ -1,4 +1,4 @@
-"""Sliced linear layers around GELU on the CPU: products by torch's BLAS, GELU in C++ (csrc/cpu/gelu.cpp)."""
+"""GELU on the CPU in C++ (csrc/cpu/gelu.cpp), for products that torch's BLAS makes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def gelu_backward_(gradient: Tensor, h: Tensor) -> Tensor:
     return a
 
 
-def cpu_linear_gelu_forward(
+def linear_gelu_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int
 ) -> tuple[Tensor, Tensor]:
     """``gelu(h)`` and ``h = x (M, k) @ weight[:n, :k].T + bias[:n]``."""
@@ -51,7 +51,7 @@ def cpu_linear_gelu_forward(
     return gelu(h), h
 
 
-def cpu_linear_gelu_backward_input(
+def linear_gelu_backward_input(
     dy: Tensor, weight: Tensor, h: Tensor, scale: Tensor | None = None, tokens: int = 1
 ) -> tuple[Tensor, Tensor]:
     """The gradient of ``h`` through ``scale * linear(gelu(h))``, and ``gelu(h)`` again."""

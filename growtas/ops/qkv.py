@@ -66,7 +66,7 @@ def empty_qkv(
 ) -> Tensor:
     """A result for tokens x (B, N, d) of a (.., width) weight, with the strides its back end gives it."""
     x = x if dtype is None else x.to(dtype)
-    if backend.choose("qkv", x.device, x.dtype, width) == "torch":
+    if backend.choose("qkv", x.device, x.dtype, width) in ("torch", "cpu"):
         return reference.empty_qkv(x, num_heads, head_dim)
     return x.new_empty(3, x.shape[0], num_heads, x.shape[1], head_dim)
 

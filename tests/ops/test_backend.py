@@ -32,7 +32,7 @@ def test_use_restores_what_was_in_force():
         assert backend.requested() == "torch"
         with ops.use("cpu"):
             assert backend.choose("layer_norm", CPU, torch.float32, 64) == "cpu"
-            assert backend.choose("linear", CPU, torch.float32, 64) == "torch"  # BLAS: no C++ kernel exists
+            assert backend.choose("mlp", CPU, torch.float32, 64) == "torch"  # no C++ kernel: a composition
         assert backend.requested() == "torch"
     assert backend.requested() == before
 

@@ -40,7 +40,7 @@ def interleaved(qkv: Tensor) -> Tensor:
     return qkv.permute(1, 3, 2, 4, 0).contiguous().permute(4, 0, 2, 1, 3)
 
 
-def _rows(dqkv: Tensor) -> Tensor:
+def as_rows(dqkv: Tensor) -> Tensor:
     """(3, B, h, N, e) as the rows of one product (B * N, 3 * h * e)."""
     _, batch, num_heads, tokens, head_dim = dqkv.shape
     return dqkv.permute(1, 3, 2, 4, 0).reshape(batch * tokens, num_heads * head_dim * 3)
@@ -53,21 +53,18 @@ def qkv_forward(
     active = 3 * num_heads * head_dim
     matrix = weight[:active, : x.shape[-1]].to(x.dtype).t()
     rows, out = x.reshape(-1, x.shape[-1]), empty_qkv(x, num_heads, head_dim)
-    target = _rows(out)
+    target = as_rows(out)
     if bias is None:
         torch.mm(rows, matrix, out=target)
     else:
-        shift = bias[:active].to(x.dtype)
-        if bias_layout == "published":
-            shift = shift.view(3, -1).t().reshape(-1)
-        torch.addmm(shift, rows, matrix, out=target)
+        torch.addmm(interleaved_bias(bias, active, bias_layout).to(x.dtype), rows, matrix, out=target)
     return out
 
 
 def qkv_backward_input(dqkv: Tensor, weight: Tensor, in_features: int) -> Tensor:
     """Gradient of x (B, N, d)."""
     _, batch, _, tokens, _ = dqkv.shape
-    rows = _rows(dqkv)
+    rows = as_rows(dqkv)
     dx = torch.mm(rows, weight[: rows.shape[1], :in_features].to(rows.dtype))
     return dx.view(batch, tokens, in_features)
 
@@ -76,13 +73,21 @@ def qkv_backward_weight(
     dqkv: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, bias_layout: str
 ) -> tuple[Tensor, Tensor | None]:
     """Full-size gradients of the interleaved weight and of the bias."""
-    rows, d = _rows(dqkv), x.shape[-1]
+    rows, d = as_rows(dqkv), x.shape[-1]
     active = rows.shape[1]
     dweight, weight_slice = full_size(weight, active, d)
     product_into(rows.t(), x.reshape(-1, d), weight_slice)
-    if bias is None:
-        return dweight, None
-    dbias = bias_gradient(rows, bias)
-    if bias_layout == "published":
+    return dweight, None if bias is None else qkv_bias_gradient(rows, bias, bias_layout)
+
+
+def interleaved_bias(bias: Tensor, active: int, layout: str) -> Tensor:
+    """The first ``active`` entries in the order of the weight's rows."""
+    return bias[:active].view(3, -1).t().reshape(-1) if layout == "published" else bias[:active]
+
+
+def qkv_bias_gradient(rows: Tensor, bias: Tensor, layout: str) -> Tensor:
+    """The sum over the rows of dqkv, interleaved, at the full size of the bias and in its layout."""
+    dbias, active = bias_gradient(rows, bias), rows.shape[1]
+    if layout == "published":
         dbias[:active] = dbias[:active].view(-1, 3).t().reshape(-1)
-    return dweight, dbias
+    return dbias
