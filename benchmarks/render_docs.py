@@ -1,24 +1,25 @@
-"""Writes the tables of docs/benchmarks.md from the committed results; no number in it is typed by hand.
+"""Writes what the documents say of measurements, from the committed results: no such number is typed by hand.
 
     python benchmarks/render_docs.py [--check]
 
-Between ``<!-- generated -->`` and ``<!-- end -->`` the text is replaced: per result file the machine, the
-means and the table, then the measurements behind growtas/ops/choices.json.
+In docs/benchmarks.md, docs/performance.md and README.md the text between two marks, such as ``<!-- kernels
+-->`` and ``<!-- end kernels -->``, is replaced; docs/images/roofline.svg is drawn from the same files.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import environment, product_report, results
+from common import environment, performance_docs, product_report, results, roofline_plot
 from common.table import geometric_mean, render
 
-DOCUMENT = environment.ROOT / "docs" / "benchmarks.md"
-CHOICES = environment.ROOT / "growtas" / "ops" / "choices.json"
-BEGIN, END = "<!-- generated -->", "<!-- end -->"
+ROOT = environment.ROOT
+CHOICES = ROOT / "growtas" / "ops" / "choices.json"
+ROOFLINE = ROOT / "docs" / "images" / "roofline.svg"
 
 
 def products_section(path: Path) -> str:
@@ -76,35 +77,85 @@ def choices_section(data: dict[str, Any]) -> str:
     )
 
 
-def generated() -> str:
-    """Everything between the two marks."""
-    files = sorted(environment.RESULTS.glob("*/slice_matmul.json"))
+def products_and_choices(folder: Path) -> str:
+    """What docs/benchmarks.md shows."""
+    files = sorted(folder.glob("*/slice_matmul.json"))
     sections = [products_section(path) for path in files]
     return "\n\n".join([*sections, choices_section(results.read(CHOICES))])
 
 
+def kernels_and_roofline(folder: Path) -> str:
+    """The means of every kernel, with the picture under them where there is one."""
+    text = performance_docs.kernels(folder)
+    if ROOFLINE.is_file():
+        text += (
+            "\n\n![What each kernel reaches, over the FLOPs per byte that it has to move]"
+            "(images/roofline.svg)\n\n"
+            "Each point is a kernel at one size, growtas' fastest way; the line is what the measured ceilings"
+            " allow. LayerNorm counts no FLOPs and is judged by the copy beside it in the table."
+        )
+    return text
+
+
+DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
+    ROOT / "docs" / "benchmarks.md": {"generated": products_and_choices},
+    ROOT / "docs" / "performance.md": {
+        "steps": performance_docs.steps,
+        "profiles": performance_docs.profiles,
+        "kernels": kernels_and_roofline,
+        "gpu": performance_docs.gpu_state,
+    },
+    ROOT / "README.md": {"headline": performance_docs.headline},
+}
+"""What is generated, by document and mark."""
+
+
+def rendered(path: Path, folder: Path) -> str:
+    """A document with its generated parts written anew.
+
+    Args:
+        path: a key of :data:`DOCUMENTS`.
+        folder: of all results.
+
+    Raises:
+        SystemExit: a mark is missing.
+    """
+    text = path.read_text()
+    for name, generate in DOCUMENTS[path].items():
+        begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise SystemExit(f"{path.relative_to(ROOT)} has no {begin} ... {end}: put the marks back.")
+        body = generate(folder)
+        text = f"{before}{begin}\n\n{body}\n\n{end}{after}" if body else f"{before}{begin}\n{end}{after}"
+    return text
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Write the document, or say whether it is up to date.
+    """Write the documents, or say whether they are up to date.
 
     Returns:
         The exit status: 1 where ``--check`` finds a difference.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the tables are old")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a document is old")
     options = parser.parse_args(argv)
-    text = DOCUMENT.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    fresh = f"{before}{BEGIN}\n\n{generated()}\n\n{END}{after}"
-    if options.check:
-        if fresh != text:
-            print(
-                "docs/benchmarks.md is not what the results say: run benchmarks/render_docs.py",
-                file=sys.stderr,
-            )
-        return int(fresh != text)
-    DOCUMENT.write_text(fresh)
-    return 0
+    if not options.check:
+        roofline_plot.plot(environment.RESULTS, ROOFLINE)
+    old = []
+    for path in DOCUMENTS:
+        fresh = rendered(path, environment.RESULTS)
+        if fresh != path.read_text():
+            old.append(path)
+            if not options.check:
+                path.write_text(fresh)
+    for path in old if options.check else ():
+        print(
+            f"{path.relative_to(ROOT)} is not what the results say: run benchmarks/render_docs.py",
+            file=sys.stderr,
+        )
+    return int(bool(old) and options.check)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if options.profile and on_gpu:
         parser.error("--profile looks at CPU time: run it with --device cpu")
     if options.out is None:
-        name = "train_step_quick.json" if options.quick else "train_step.json"
+        # What the documents show is T, or on a GPU what gpu.py names; other spaces do not replace it.
+        spaces = (
+            "" if options.spaces == ["T"] else "_" + "_".join(Path(s).stem.lower() for s in options.spaces)
+        )
+        name = f"train_step{spaces}{'_quick' if options.quick else ''}.json"
         options.out = environment.result_folder(options.device) / name
     return options
 

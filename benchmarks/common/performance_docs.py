@@ -1,0 +1,177 @@
+"""The generated parts of docs/performance.md and of the README, from the result files.
+
+Every function takes the folder of all results and gives Markdown; where a result is missing it says which
+command makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import kernel_report, results, step_report
+from common.table import number, render
+
+Record = dict[str, Any]
+
+
+def complete(folder: Path, pattern: str) -> list[tuple[Path, Record]]:
+    """The result files of a pattern, CPUs first, that were not cut short."""
+    found = [(path, results.read(path)) for path in sorted(folder.glob(pattern))]
+    whole = [(path, data) for path, data in found if data.get("complete") and data["records"]]
+    return sorted(whole, key=lambda item: on_gpu(item[1]))
+
+
+def on_gpu(data: Record) -> bool:
+    """Whether a result is a GPU's."""
+    return "compute_capability" in data["machine"]
+
+
+def _own(data: Record, direction: str) -> list[Record]:
+    return [r for r in data["records"] if r["way"] == "growtas" and r["pass"] == direction]
+
+
+def _range(values: Sequence[float], digits: int = 2) -> str:
+    low, high = min(values), max(values)
+    texts = f"{low:.{digits}f}", f"{high:.{digits}f}"
+    return texts[0] if texts[0] == texts[1] else f"{texts[0]} to {texts[1]}"
+
+
+def _setting(data: Record) -> str:
+    machine = data["machine"]
+    batches = ", ".join(str(b) for b in sorted({r["batch"] for r in data["records"]}))
+    threads = "" if on_gpu(data) else f", {machine['threads']} threads"
+    return f"{machine['device']}{threads}, {data['settings']['dtype']}, batch {batches}"
+
+
+def headline(folder: Path) -> str:
+    """One sentence per device on a training step of T: the README's headline."""
+    sentences = []
+    for _, data in complete(folder, "*/train_step.json"):
+        own = [r for r in _own(data, "step") if r["space"] == "T"]
+        if not own or any("vs_timm" not in r for r in own):
+            continue
+        other = {r["name"]: r for r in data["records"] if r["way"] == "published" and r["pass"] == "step"}
+        kept = [r["saved_per_image"] / 1e6 for r in own]
+        theirs = [other[r["name"]]["saved_per_image"] / 1e6 for r in own]
+        faster, dense = ([r[f"vs_{name}"][0] for r in own] for name in ("published", "timm"))
+        sentences.append(
+            f"A training step of an AutoFormer-T subnet runs **{_range(faster)} times as fast as the "
+            f"published way** and {_range(dense)} times as fast as a dense timm ViT of its size without "
+            "relative position, and keeps "
+            f"{_range(kept, 0)} MB per image for the backward pass in place of {_range(theirs, 0)} "
+            f"({_setting(data)}; [how it is measured](docs/performance.md))."
+        )
+    return "\n\n".join(sentences)
+
+
+def steps(folder: Path) -> str:
+    """The training steps of every device: growtas' ratios, then every rival."""
+    found = complete(folder, "*/train_step*.json")
+    found = [(path, data) for path, data in found if not data["settings"]["quick"]]
+    if not found:
+        return "No result is committed yet: `python benchmarks/train_step.py --profile` makes one."
+    sections = []
+    for path, data in found:
+        records = data["records"]
+        described = "  \n".join(step_report.describe(data).splitlines())
+        parts = [
+            f"### Training steps, {data['machine']['device']}",
+            f"`{path.relative_to(folder.parent.parent)}`, {data['date'][:10]}  \n{described}",
+            "growtas' speed relative to its rivals, medians of paired rounds:",
+            step_report.headline(records, markdown=True),
+        ]
+        if not on_gpu(data) and data["settings"]["dtype"] == "float32":
+            parts.append("\n".join(f"- {line}" for line in step_report.bars(records)))
+        parts += [
+            "<details><summary>Every way, with memory and operations</summary>",
+            step_report.table(records, markdown=True),
+            "</details>",
+        ]
+        sections.append("\n\n".join(parts))
+    return "\n\n".join(sections)
+
+
+def profiles(folder: Path) -> str:
+    """Where a step's time goes, of every device and subnet that was profiled."""
+    sections = []
+    for _, data in complete(folder, "*/train_step.json"):
+        for record in data["records"]:
+            if "profile" in record:
+                profile = record["profile"]
+                sections += [
+                    f"{step_report.label(record)}, {_setting(data)}:",
+                    step_report.profile_table(profile, markdown=True),
+                    step_report.profile_note(profile).capitalize() + ".",
+                ]
+    return "\n\n".join(sections) or "No profile is committed yet."
+
+
+def kernels(folder: Path) -> str:
+    """Geometric means of every kernel beside its baseline, and the picture where there is one."""
+    found = complete(folder, "*/kernels*.json")
+    if not found:
+        return "No result is committed yet: `python benchmarks/each_kernel.py --spaces T` makes one."
+    sections = []
+    for parent in dict.fromkeys(path.parent for path, _ in found):
+        own = [data for path, data in found if path.parent == parent]
+        head = own[0]
+        records = [record for data in own for record in data["records"]]
+        ceiling = ceilings(own)
+        machine, settings = head["machine"], head["settings"]
+        threads = "" if on_gpu(head) else f", {machine['threads']} threads"
+        sections += [
+            f"### Each kernel, {machine['device']}",
+            f"{settings['dtype']}, batch {settings['batch']}{threads}, {head['date'][:10]}, growtas at "
+            f"{head['commit']}. Ceilings measured here: {ceiling['bandwidth'] / 1e9:.0f} GB/s (copy), "
+            f"{number(ceiling['flops'] / 1e12)} TFLOP/s (dense product).",
+            kernel_report.summary(records, bars=on_gpu(head), markdown=True),
+        ]
+        left = sum(len(data["left_out"]) for data in own)
+        if left:
+            sections.append(f"Left out, since their time was over: {left} jobs.")
+    return "\n\n".join(sections)
+
+
+def ceilings(files: Sequence[Record]) -> dict[str, float]:
+    """The higher of the ceilings that several files of one device hold."""
+    return {key: max(data["roofline"][key] for data in files) for key in ("bandwidth", "flops")}
+
+
+def gpu_state(folder: Path) -> str:
+    """Whether kernels have run on a GPU, and what the compiler says of each."""
+    ran = sorted({d["machine"]["device"] for _, d in complete(folder, "*/kernels*.json") if on_gpu(d)})
+    lines = [
+        f"Measured on: {', '.join(ran)}."
+        if ran
+        else "**No GPU run is committed.** The Triton kernels have been compared with fp64 in Triton's "
+        "interpreter and compiled ahead of time for sm_80 and sm_90 (the table); the CUDA C++ kernels have "
+        "been compiled by nvcc and run in an emulation on the CPU. Neither has run on a GPU, so nothing is "
+        "known of their speed."
+    ]
+    path = folder / "triton_resources.json"
+    if path.is_file():
+        lines.append(resources(results.read(path)["variants"]))
+    return "\n\n".join(lines)
+
+
+def resources(variants: Sequence[Record]) -> str:
+    """The worst case of every Triton kernel and architecture."""
+    rows = []
+    for kernel, arch in sorted({(row["kernel"], row["arch"]) for row in variants}):
+        group = [row for row in variants if (row["kernel"], row["arch"]) == (kernel, arch)]
+        worst = {name: max(row[name] for row in group) for name in ("registers", "stack", "shared")}
+        tensor = sum(row["mma"] > 0 or row["wgmma"] > 0 for row in group)
+        cells = [f"`{kernel}`", arch, str(len(group)), str(worst["registers"]), str(worst["stack"])]
+        rows.append([*cells, f"{worst['shared'] / 1024:.1f}", str(tensor)])
+    header = [
+        "Triton kernel",
+        "GPU",
+        "variants",
+        "registers",
+        "spilled bytes",
+        "shared KiB",
+        "on tensor cores",
+    ]
+    return render(header, rows, left=2, markdown=True)
