@@ -33,6 +33,9 @@ KERNELS: dict[str, Any] = {}
 
 _recording = False
 
+#: While recording: launches that were noted already, by what decides about their variant.
+_noted: set[tuple] = set()
+
 #: One list per :func:`counted` block that is open.
 _counts: list[list[str]] = []
 
@@ -168,6 +171,12 @@ def run(jitted: Any, grid: tuple[int, ...], device: torch.device, *arguments: An
     """
     for launched in _counts:
         launched.append(name_of(jitted))
+    if _recording:
+        kinds = tuple(a.dtype if isinstance(a, torch.Tensor) else type(a) for a in arguments)
+        key = (id(jitted), kinds, *sorted(constants.items()))
+        if key in _noted:
+            return
+        _noted.add(key)
     elsewhere = device.type == "cuda" and device.index not in (None, torch.cuda.current_device())
     with torch.cuda.device(device) if elsewhere else nullcontext():
         # Said aloud because Triton's default for contracting a*b + c changes from version to version.
@@ -321,6 +330,7 @@ def recording(capability: int = 90) -> Iterator[dict[str, Variant]]:
     driver.set_active(_RecordingDriver(capability))
     triton.knobs.runtime.jit_cache_hook = note
     _recording = True
+    _noted.clear()
     try:
         yield found
     finally:

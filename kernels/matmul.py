@@ -1,4 +1,4 @@
-"""The matrix product that the sliced linear and the sliced QKV share, as helpers that Triton inlines.
+"""The matrix products that the sliced linear and the sliced QKV share, as helpers that Triton inlines.
 
     C[r, c] = sum over t of A[r, t] * B[t, c]        A and B in memory by any strides, C in fp32 registers
 
@@ -8,20 +8,20 @@ whose other entries are real numbers, or NaN. Masked lanes read as zero, so tile
 zero. Alignment: a mask ``offset < width`` lets Triton use wide accesses only if it knows what divides
 ``width``; ``known_multiple`` says so, from the constexpr class the launcher has checked.
 
-Long reductions (weight gradients, over all rows of the batch) are cut into parts. Each part writes its fp32
-sum to ``partial (splits, rows, cols)``; ``_add_partials`` adds them in the order of the parts, so the result
-has the same bits in every run, and writes the whole gradient of the super weight once: the sum inside, zero
-outside the slice.
+Weight gradients are long reductions over all rows of the batch, A is dy^T: ``accumulate_over_rows`` sums a
+part of the rows, and ``parts`` adds the parts in order. On the way, dy may be multiplied by the drop-path
+factor of its image, and x may be normalised by the statistics of its row. Both are done in fp32, before the
+operand is converted to the dtype of the product, so that neither the scaled dy nor the normalised x is ever
+written to memory. The sum of dy, for the gradient of a bias, costs no extra read: it is taken of the tiles
+that are loaded for the product, in those programs that ask for it (SUM).
+
+The forward and input-gradient products use ``accumulate``, whose operands advance by a constant step.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-
-from growtas.kernels import launch, tiles
-from growtas.kernels.launch import known_multiple
 
 
 @triton.jit
@@ -129,88 +129,3 @@ def accumulate_over_rows(
         if SUM:
             total += tl.sum(dy.to(tl.float32), axis=1)
     return acc, total
-
-
-@launch.kernel
-def _add_partials(
-    partial_ptr,  # (splits, partial_rows, partial_cols) fp32: each part's sum, padded to whole tiles
-    partial_bias_ptr,  # (splits, active bias entries) fp32, or None
-    grad_ptr,  # (N_max, K_max) contiguous: the gradient of the whole super weight
-    grad_bias_ptr,  # (N_max,), or None
-    splits,
-    N,  # active rows of the weight
-    K,  # active columns of the weight
-    N_max,
-    K_max,
-    stride_split,  # partial_rows * partial_cols
-    stride_row,  # partial_cols
-    ALIGN: tl.constexpr,  # divides K and K_max
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
-):
-    """Grid: (tiles over N_max, tiles over K_max)."""
-    K = known_multiple(K, ALIGN)
-    K_max = known_multiple(K_max, ALIGN)
-    stride_split = known_multiple(stride_split, 16)
-    stride_row = known_multiple(stride_row, 16)
-    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    cols = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    active = (rows < N)[:, None] & (cols < K)[None, :]
-    total = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
-    ptrs = partial_ptr + rows.to(tl.int64)[:, None] * stride_row + cols[None, :]
-    for _ in range(0, splits):
-        total += tl.load(ptrs, mask=active, other=0.0)
-        ptrs += stride_split
-    exists = (rows < N_max)[:, None] & (cols < K_max)[None, :]
-    grad_ptrs = grad_ptr + rows.to(tl.int64)[:, None] * K_max + cols[None, :]
-    tl.store(grad_ptrs, total.to(grad_ptr.dtype.element_ty), mask=exists)
-
-    if grad_bias_ptr is not None:
-        if tl.program_id(1) == 0:
-            total_bias = tl.zeros((BLOCK_ROWS,), tl.float32)
-            bias_ptrs = partial_bias_ptr + rows
-            for _ in range(0, splits):
-                total_bias += tl.load(bias_ptrs, mask=rows < N, other=0.0)
-                bias_ptrs += N
-            tl.store(grad_bias_ptr + rows, total_bias.to(grad_bias_ptr.dtype.element_ty), mask=rows < N_max)
-
-
-def add_partials(
-    partial: torch.Tensor,
-    partial_bias: torch.Tensor | None,
-    grad: torch.Tensor,
-    grad_bias: torch.Tensor | None,
-    n: int,
-    k: int,
-) -> None:
-    """Write the gradient of a whole super weight from the partial sums of its active slice.
-
-    Args:
-        partial: (splits, rows, cols) fp32, rows and cols padded to whole tiles.
-        partial_bias: (splits, n) fp32, or None.
-        grad: (N_max, K_max), every element written.
-        grad_bias: (N_max,), every element written, or None.
-        n, k: the active slice.
-    """
-    n_max, k_max = grad.shape
-    block_rows, block_cols = 16, 128
-    launch.run(
-        _add_partials,
-        (triton.cdiv(n_max, block_rows), triton.cdiv(k_max, block_cols)),
-        grad.device,
-        partial,
-        partial_bias,
-        grad,
-        grad_bias,
-        partial.shape[0],
-        n,
-        k,
-        n_max,
-        k_max,
-        partial.stride(0),
-        partial.stride(1),
-        ALIGN=tiles.alignment(k, k_max),
-        BLOCK_ROWS=block_rows,
-        BLOCK_COLS=block_cols,
-        num_warps=4,
-    )

@@ -13,7 +13,7 @@ in fp32 under autocast: L2 would bound the kernel.
 
 Tiled: wider rows, which would not fit, or be padded to 512 or 1024; few rows; fp32. A program makes one
 output tile: it reads its rows once for mean and rstd, and again, from L2, normalised on load as operand of
-the product. Mean and variance are two-pass within pieces of 128 channels, masked before the variance, and
+the product. Mean and variance are two-pass within pieces of 64 channels, masked before the variance, and
 pieces are joined by the formula of Chan et al. (1979).
 
 The statistics of a row tile are written by one program.
@@ -33,7 +33,7 @@ from growtas.kernels.qkv_layout import bias_steps, check_heads, rows_of, store_h
 from growtas.kernels.slices import check_bias, check_slice
 
 #: Channels that the statistics are made of at a time.
-PIECE = 128
+PIECE = 64
 
 
 @triton.jit
