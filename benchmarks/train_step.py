@@ -166,6 +166,7 @@ def measure(case: Case, options: argparse.Namespace) -> tuple[list[dict], list[d
         rows, width = case.batch * load_space(case.space).num_tokens, case.subnet.embed_dim
         wide = max(case.subnet.hidden_dims)
         sizes = ((rows, width, wide), (rows, wide, width), (1024, 1024, 1024))
+        profile["flops"] = steps.product_flops(case)
         profile["peak_flops"] = step_profile.peak_flops(sizes, 0.2 if options.quick else 2.0)
         own = next(r for r in records if r["way"] == "growtas" and r["pass"] == "step")
         own["profile"] = profile

@@ -100,10 +100,11 @@ def profiles(folder: Path) -> str:
         for record in data["records"]:
             if "profile" in record:
                 profile = record["profile"]
+                note = step_report.profile_note(profile)
                 sections += [
                     f"{step_report.label(record)}, {_setting(data)}:",
                     step_report.profile_table(profile, markdown=True),
-                    step_report.profile_note(profile).capitalize() + ".",
+                    f"{note[0].upper()}{note[1:]}.",
                 ]
     return "\n\n".join(sections) or "No profile is committed yet."
 

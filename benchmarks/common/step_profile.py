@@ -27,7 +27,7 @@ _WORDS = {
     "attention": ("attention", "softmax"),
     "LayerNorm": ("layer_norm",),
     "GELU": ("gelu",),
-    "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn_linear", "linear", "qkv"),
+    "products": ("product", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "linear", "qkv"),
     "copies": (
         "copy", "clone", "aten::cat", "aten::fill_", "aten::zero", "aten::zeros", "slice_backward",
         "select_backward", "contiguous", "aten::index", "constant_pad", "transpose_copy",
@@ -82,29 +82,26 @@ def profile_step(step: Callable[[], Any], steps: int = 3) -> dict[str, Any]:
         steps: how many to take the mean of, after one that warms up.
 
     Returns:
-        ``seconds`` of a step; ``groups``: seconds and calls by group; ``flops`` of the products.
+        ``seconds`` of a step; ``groups``: seconds and calls by group.
     """
     step()
-    with marks(), profile(activities=[ProfilerActivity.CPU], record_shapes=True, with_flops=True) as found:
+    with marks(), profile(activities=[ProfilerActivity.CPU]) as found:
         begin = time.perf_counter()
         for _ in range(steps):
             step()
         seconds = (time.perf_counter() - begin) / steps
     groups = {name: {"seconds": 0.0, "calls": 0} for name in GROUPS}
-    flops = 0
     for event in found.events():
         if not (event.name.startswith(("aten::", "mkldnn", MARK))):
             continue  # autograd's own frames: what they do beyond operators is the remainder
         group = _outermost_mark(event) or group_of(event.name)
         groups[group]["seconds"] += event.self_cpu_time_total * 1e-6 / steps
         groups[group]["calls"] += 1
-        if group == "products":
-            flops += event.flops or 0
     for entry in groups.values():
         entry["calls"] = round(entry["calls"] / steps)
     counted = sum(entry["seconds"] for entry in groups.values())
     groups["Python and autograd"]["seconds"] = max(0.0, seconds - counted)
-    return {"seconds": seconds, "groups": groups, "flops": flops // steps}
+    return {"seconds": seconds, "groups": groups}
 
 
 def _outermost_mark(event: Any) -> str | None:

@@ -152,6 +152,25 @@ def rivals(case: Case, ways: tuple[str, ...], seed: int = 0) -> dict[str, Rival]
     return {way: rival(way) for way in ways}
 
 
+def product_flops(case: Case, num_classes: int = 1000) -> int:
+    """FLOPs of a training step's products with weights: forward, input gradient and weight gradient.
+
+    What is made again in the backward pass does not count, nor does attention; the images need no gradient.
+
+    Args:
+        case: subnet and batch.
+        num_classes: outputs of the head.
+    """
+    space, subnet = load_space(case.space), case.subnet
+    d, patch = subnet.embed_dim, space.in_channels * space.patch_size**2
+    per_token = sum(
+        4 * d * heads * space.head_dim + 2 * d * hidden
+        for heads, hidden in zip(subnet.num_heads, subnet.hidden_dims, strict=True)
+    )
+    stem = 2 * (space.num_tokens - 1) * patch * d
+    return 2 * case.batch * (3 * space.num_tokens * per_token + stem + 3 * d * num_classes)
+
+
 def bias_order(bias: Tensor, heads: int, head_dim: int) -> Tensor:
     """growtas' interleaved qkv bias (or its gradient) in the published order: all of q, of k, of v."""
     used = 3 * heads * head_dim
