@@ -5,11 +5,11 @@
 Needs a CUDA device, nvcc, and a Python with torch, Triton, timm, setuptools, pybind11 and pytest; no network.
 The steps: build; compile the Triton kernels, on all cores; tests of kernels and operations; each part of
 each_kernel.py in a process of its own, since a kernel that leaves its memory spoils all that its process does
-afterwards; training steps of T, S and B; the choice of back ends; then what time allows: the same steps
-beside torch.compile, and from a CUDA graph. Each has a time limit; one that fails or runs out of time is
-reported, keeps what it measured, and the next goes on. Results go to benchmarks/results/<gpu>/, choices to
-growtas/ops/choices.json, and copies of both to $OUT where that is set. Exit status: 0; 1 where a step failed;
-2 where there is no GPU.
+afterwards; training steps of T, S and B, and of T beside torch.compile; the choice of back ends; and where
+time is left the steps from a CUDA graph, so without the host's share. Each has a time limit; one that fails
+or runs out of time is reported, keeps what it measured, and the next goes on. Results go to
+benchmarks/results/<gpu>/, choices to growtas/ops/choices.json, and copies of both to $OUT where that is set.
+Exit status: 0; 1 where a step failed; 2 where there is no GPU.
 """
 
 from __future__ import annotations
@@ -83,26 +83,26 @@ def steps(python: str, results: Path) -> list[Step]:
     kernels = [
         Step(part, script("each_kernel", "--parts", part, "--seconds", s, out=f"kernels_{part}.json"), limit)
         for part, s, limit in (
-            ("attention", "20", 60),
-            ("fused", "40", 90),
-            ("layer_norm", "10", 40),
-            ("products", "40", 90),
+            ("attention", "12", 45),
+            ("fused", "25", 70),
+            ("layer_norm", "6", 40),
+            ("products", "25", 70),
         )
     ]
     # Not what auto takes: that follows from measurements which choose.py makes only afterwards.
-    train = ["--spaces", "T,S,B", "--subnets", "middle", "--backend", "triton"]
-    eager = [*train, "--batch", "128,512", "--ways", "growtas,published,timm", "--seconds", "4"]
-    compiled = [*train, "--batch", "128,512", "--ways", "growtas,published,compiled", "--seconds", "4"]
-    graph = [*train, "--batch", "128", "--ways", "growtas,published,timm", "--seconds", "4", "--graph"]
+    train = ["--subnets", "middle", "--backend", "triton", "--seconds", "3"]
+    eager = [*train, "--spaces", "T,S,B", "--batch", "128,512", "--ways", "growtas,published,timm"]
+    compiled = [*train, "--spaces", "T", "--batch", "128,512", "--ways", "growtas,published,compiled"]
+    graph = [*train, "--spaces", "T,S,B", "--batch", "128", "--ways", "growtas,published,timm", "--graph"]
     return [
         Step("build", [*pip, "-e", str(ROOT)], 150, [[python, "setup.py", "build_ext", "--inplace"]]),
         # -P: the installed growtas, not the folder of that name in the current directory.
         Step("warmup", [python, "-P", "-c", WARMUP], 90),
-        Step("tests", [python, "-P", "-m", "pytest", *quiet, *gpu_tests()], 150),
+        Step("tests", [python, "-P", "-m", "pytest", *quiet, *gpu_tests()], 120),
         *kernels,
-        Step("train_step", script("train_step", *eager, "--deadline", "60", out="train_step.json"), 90),
+        Step("train_step", script("train_step", *eager, "--deadline", "45", out="train_step.json"), 80),
+        Step("compiled", script("train_step", *compiled, out="train_step_compiled.json"), 110),
         Step("choose", script("choose", "--seconds", "30"), 75),
-        Step("compiled", script("train_step", *compiled, out="train_step_compiled.json"), 150),
         Step("graph", script("train_step", *graph, out="train_step_graph.json"), 60),
     ]
 

@@ -129,14 +129,19 @@ def measure(case: Case, options: argparse.Namespace) -> tuple[list[dict], list[d
     difference = steps.check(case, found)
     counted: dict[str, dict] = {}
     for way, rival in list(found.items()):
+        counted[way] = {}
         try:
-            # Counting looks inside of a step, where a compiled one has nothing to show.
-            counted[way] = steps.costs(case, rival) if way != "compiled" else {}
             rival.net.train()
             rival.step()  # compiles, tunes, fills the allocator
         except Exception as error:
             failures.append({**about, "way": way, "reason": reason(error)})
             del found[way]
+            continue
+        try:
+            # Counting looks inside of a step, where a compiled one has nothing to show.
+            counted[way] = steps.costs(case, rival) if way != "compiled" else {}
+        except Exception as error:  # a profiler that does not work here costs its numbers only
+            failures.append({**about, "way": f"counting {way}", "reason": reason(error)})
         free(case.device)
     records = []
     for direction in PASSES:

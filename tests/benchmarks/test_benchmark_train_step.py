@@ -226,6 +226,32 @@ def test_an_error_costs_one_case_and_a_deadline_is_kept(tmp_path, capsys, monkey
     assert "left out" in capsys.readouterr().err
 
 
+def test_a_rival_that_fails_and_a_count_that_fails_cost_only_themselves(tmp_path, capsys, monkeypatch):
+    rivals, costs = steps.rivals, steps.costs
+
+    def broken(one, ways):
+        found = rivals(one, ways)
+        if "timm" in found:
+            found["timm"].loss = lambda: (_ for _ in ()).throw(RuntimeError("no memory"))
+        return found
+
+    def uncounted(one, rival):
+        if rival.net.__class__.__name__ == "PublishedViT":
+            raise RuntimeError("no profiler")
+        return costs(one, rival)
+
+    monkeypatch.setattr(steps, "rivals", broken)
+    monkeypatch.setattr(steps, "costs", uncounted)
+    out = tmp_path / "train_step.json"
+    assert train_step.main([*TINY, "--subnets", "middle", "--rounds", "1", "--out", str(out)]) == 1
+    data = json.loads(out.read_text())
+    assert {(f["way"], f["reason"]) for f in data["failures"]} == {
+        ("timm", "RuntimeError: no memory"),
+        ("counting published", "RuntimeError: no profiler"),
+    }
+    assert {record["way"] for record in data["records"]} == {"growtas", "published"}
+
+
 def test_ctrl_c_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
     measure = train_step.measure
 
