@@ -7,7 +7,6 @@ torch back end of ``norm_qkv`` and ``mlp`` is a composition; its parts run on to
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -129,8 +128,7 @@ def _call(make: Callable, layer: Layer, backend: str, inputs: Any) -> Callable:
 
 def fits(op: str, name: str, layer: Layer, dtype: torch.dtype) -> bool:
     """Whether a back end takes a size at all; where it does not, the operation falls back by itself."""
-    module, _, prefix = IMPLEMENTATIONS[op][name].partition(":")
-    unsupported = getattr(importlib.import_module(module), f"{prefix}unsupported", None)
+    unsupported = works.step(op, name, "unsupported")
     if op != "relative_attention" or unsupported is None:
         return True
     return not unsupported(layer.e, layer.grid, dtype)

@@ -24,6 +24,16 @@ TRITON = ("linear", "linear_backward", "qkv", "norm_qkv", "layer_norm", "relativ
 NATIVE = ("native_products", "native", "native_attention")
 
 
+def step(op: str, backend: str, name: str) -> Callable | None:
+    """A function of an operation's implementation, by the name that all back ends share; None without one."""
+    modules, _, prefix = IMPLEMENTATIONS[op][backend].partition(":")
+    for module in modules.split():
+        found = getattr(importlib.import_module(module), prefix + name, None)
+        if found is not None:
+            return found
+    return None
+
+
 def launcher(backend: str, name: str) -> Callable:
     """A launcher of a back end, wherever it is defined.
 
@@ -34,9 +44,8 @@ def launcher(backend: str, name: str) -> Callable:
     Raises:
         LookupError: this back end has no such launcher.
     """
-    for table in IMPLEMENTATIONS.values():
-        module, _, prefix = table.get(backend, "").partition(":")
-        found = getattr(importlib.import_module(module), prefix + name, None) if module else None
+    for op, table in IMPLEMENTATIONS.items():
+        found = step(op, backend, name) if backend in table else None
         if found is not None:
             return found
     if backend not in ("triton", "cuda"):
