@@ -36,29 +36,35 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "torch": _REFERENCE,
         "cpu": "growtas.ops.native_linear:cpu_",
         "triton": "growtas.kernels.linear:",
+        "cuda": "growtas.ops.native_products:cuda_",
     },
     "linear_gelu": {
         "torch": _REFERENCE,
         "cpu": "growtas.ops.native_linear:cpu_",
         "triton": "growtas.kernels.linear:",
+        "cuda": "growtas.ops.native_products:cuda_",
     },
     "qkv": {
         "torch": _REFERENCE,
         "cpu": "growtas.ops.native_linear:cpu_",
         "triton": "growtas.kernels.qkv:",
+        "cuda": "growtas.ops.native_products:cuda_",
     },
     "norm_qkv": {
         "torch": "growtas.ops.composed:",
+        "triton": "growtas.kernels.norm_qkv growtas.kernels.norm_qkv_backward:",
     },
     "relative_attention": {
         "torch": _REFERENCE,
         "cpu": "growtas.ops.native_attention:cpu_",
+        "triton": "growtas.kernels.relative_attention:",
     },
     "mlp": {
         "torch": "growtas.ops.composed:",
+        "triton": "growtas.kernels.mlp:",
     },
 }
-"""Where each operation is implemented: its back ends, and the module and prefix of their functions.
+"""Where each operation is implemented: its back ends, and modules and prefix of their functions.
 
 ``norm_qkv`` and ``mlp`` are fused kernels where they exist; elsewhere ``torch`` stands for a composition of
 the operations above, each of which is chosen for itself.
@@ -245,8 +251,11 @@ def _choose(op: str, device: torch.device, dtype: torch.dtype, width: int) -> st
 
 @functools.cache
 def _function(place: str, name: str) -> Callable:
-    module, prefix = place.split(":")
-    return getattr(importlib.import_module(module), prefix + name)
+    modules, prefix = place.split(":")
+    for module in map(importlib.import_module, modules.split()):
+        if found := getattr(module, prefix + name, None):
+            return found
+    raise AttributeError(f"none of {modules} has {prefix + name}")
 
 
 def kernel(op: str, name: str, x: torch.Tensor, width: int, dtype: torch.dtype | None = None) -> Callable:

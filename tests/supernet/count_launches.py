@@ -1,0 +1,93 @@
+"""Counts what a training step of AutoFormer-T launches on a GPU, without one; prints it as JSON.
+
+A process of its own, because Triton decides at its import whether kernels are interpreted. The launchers run
+on meta tensors inside ``launch.recording``; the tensor operations around them are counted on the CPU, where
+the step's registered operators are opaque, and those within a block on meta tensors again.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import growtas
+from growtas.kernels import launch
+from growtas.nn import Block
+from growtas.nn import block as block_module
+from growtas.nn import linear as linear_module
+from growtas.ops import backend
+from growtas.subnet import Subnet
+
+#: What launches nothing: views, allocation and bookkeeping.
+FREE = set(
+    "_reshape_alias _unsafe_view alias as_strided detach empty empty_like empty_strided expand lift_fresh "
+    "new_empty new_empty_strided permute select slice split squeeze t transpose unbind unsqueeze view".split()
+)
+KERNELS_OF = {"slice_backward": 2}  # zeros, and the copy into them
+SUBNET = Subnet(216, 13, (4.0,) * 13, (4,) * 13)
+
+
+class Counter(TorchDispatchMode):
+    """Counts the operations that launch, growtas' own left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: collections.Counter[str] = collections.Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name not in FREE and func.namespace != "growtas":
+            self.found[name] += KERNELS_OF.get(name, 1)
+        return func(*args, **(kwargs or {}))
+
+
+def around_the_kernels() -> dict[str, int]:
+    """Tensor operations of a step under autocast with drop path, outside growtas' operators."""
+    net = growtas.Supernet("autoformer-tiny", drop_path_rate=0.1).train()
+    images, labels = torch.randn(1, 3, 224, 224), torch.zeros(1, dtype=torch.long)
+    with backend.use("torch"), Counter() as counter:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(net(images, SUBNET), labels)
+        loss.backward()
+    return dict(counter.found)
+
+
+def pretend_to_have_a_gpu() -> None:
+    """Meta tensors stand for CUDA's: every operation runs its Triton launcher, in bfloat16."""
+    torch._C._len_torch_dispatch_stack = lambda: 0  # not as one opaque operator
+    backend._mismatch = lambda *_: ""
+    backend.available = lambda _: backend.Availability(True)
+    block_module.compute_dtype = linear_module.compute_dtype = lambda _: torch.bfloat16
+    backend.use("triton")
+
+
+def launches() -> dict[str, int]:
+    """Triton kernels launched by the step."""
+    net = growtas.Supernet("autoformer-tiny", drop_path_rate=0.1).to("meta").train()
+    with launch.recording(90), launch.counted() as names:
+        net(torch.empty(128, 3, 224, 224, device="meta"), SUBNET).sum().backward()
+    return dict(collections.Counter(names))
+
+
+def within_a_block() -> dict[str, int]:
+    """Tensor operations between the launches of one block, forward and backward."""
+    block = Block(256, 4, 1024, 64, 14, "interleaved").to("meta")
+    x = torch.empty(128, 197, 216, device="meta", requires_grad=True)
+    with launch.recording(90):
+        y = block(x, 4, 864, (14, 14))  # once before: buffers that are made once are there
+        y.backward(torch.empty_like(y))
+        block.zero_grad(set_to_none=True)
+        x.grad = None
+        seed = torch.empty_like(y)
+        with Counter() as counter:
+            block(x, 4, 864, (14, 14)).backward(seed)
+    return dict(counter.found)
+
+
+if __name__ == "__main__":
+    around = around_the_kernels()
+    pretend_to_have_a_gpu()
+    print(json.dumps({"around": around, "kernels": launches(), "within_a_block": within_a_block()}))
