@@ -6,10 +6,10 @@
 //          the keys of a grid row and column; a pair with cls has row 0 of both tables in place of the two.
 // Tables   are copied once per call for the distances that occur, clamped ones repeated, so no kernel knows of the clamp;
 //          row by row, and transposed so that u of a query is a window of one row of 16 lanes per channel.
-// Task     one head of one image, in a thread's scratch memory (about 700 KB for N = 197, e = 64: it fits the L2 cache).
-//          q, k, v are converted to fp32 panels, q times scale. All queries' u and w first; then blocks of queries: the
-//          bias is written where the logits go, the product with k is added (tile.h), softmax in place, times v. The value
-//          terms are added at the end as small products of A and B with windows of the tables.
+// Task     one head of one image, in a thread's scratch memory (360 KB, backward 620 KB, for N = 197 and e = 64: an L2 cache
+//          holds it). q, k, v are converted to fp32 panels, q times scale. All queries' u and w first; then blocks of
+//          queries: the bias is written where the logits go, the product with k is added (tile.h), softmax in place, times
+//          v. The value terms are added at the end as small products of A and B with windows of the tables.
 // Saved    out and lse, (B, h, N). Backward recomputes P = exp(S - lse) block by block, dP = dout.v with its bias from the
 //          value tables likewise, dS = P * (dP - dout.out) without its scale (q has it), and from these dq, dk, dv and the
 //          sums for the tables' gradients.
@@ -29,7 +29,7 @@ namespace {
 constexpr std::int64_t kMaxBlocks = 64;            // of tasks: bounds the partial gradients of the tables
 constexpr std::int64_t kLogitsFloats = 16 * 1024;  // of a block of queries: a share of the L2 cache
 
-std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
+std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
 
 Plan make_plan(const AttentionShape& s) {
     Plan p{};
@@ -39,8 +39,8 @@ Plan make_plan(const AttentionShape& s) {
     if (p.ld / kLanes % 2 == 0) p.ld += kLanes;  // an odd number of cache lines: columns spread over all sets of the cache
     p.v_rows = 2 * s.rows - 1, p.h_rows = 2 * s.columns - 1;
     p.v_step = padded(s.rows - 1 + p.rpad), p.h_step = padded(s.columns - 1 + p.cpad);
-    const std::int64_t most = std::max<std::int64_t>(2 * kTileRows, kLogitsFloats / p.ld);
-    p.block = round_up((s.tokens + (s.tokens + most - 1) / most - 1) / ((s.tokens + most - 1) / most), kTileRows);
+    const std::int64_t blocks = divide_up(s.tokens, std::max<std::int64_t>(2 * kTileRows, kLogitsFloats / p.ld));
+    p.block = divide_up(divide_up(s.tokens, blocks), kTileRows) * kTileRows;
     p.forward_scratch = Panels(p, nullptr, false).floats;
     p.backward_scratch = Panels(p, nullptr, true).floats;
     p.gradients = 2 * (p.v_rows + p.h_rows + 1) * p.epad;
@@ -125,6 +125,7 @@ void fold_row(const float* blocks, std::int64_t count, const Plan& p, const Fold
         static constexpr int kWidth = WIDTH, kPanels = PANELS;                                                             \
         typedef float V __attribute__((vector_size(4 * WIDTH)));                                                           \
         typedef std::int32_t I __attribute__((vector_size(4 * WIDTH)));                                                    \
+        typedef std::uint32_t U __attribute__((vector_size(4 * WIDTH)));                                                   \
         template <int kRows, int kColumns, bool kByRows>                                                                   \
         TARGET static void tile(std::int64_t depth, const float* a, std::int64_t step, const float* b,                     \
                                 std::int64_t b_step, float* c, std::int64_t c_step, bool add) {                            \
@@ -202,7 +203,7 @@ void relative_attention_backward(const AttentionShape& shape, Tokens dout, Heads
     const BackwardCall call{&plan, qkv, dqkv, out, dout, lse, expand_all(tables, plan, table_memory)};
     const auto run = kernels(level).backward;
     const std::int64_t tasks = shape.batch * shape.heads;
-    const std::int64_t step = (tasks + kMaxBlocks - 1) / kMaxBlocks, blocks = tasks ? (tasks + step - 1) / step : 0;
+    const std::int64_t step = divide_up(tasks, kMaxBlocks), blocks = tasks ? divide_up(tasks, step) : 0;
     float* partial = gradient_memory.get(blocks * plan.gradients);
 #pragma omp parallel for schedule(static) if (blocks > 1)
     for (std::int64_t block = 0; block < blocks; ++block) {

@@ -57,7 +57,7 @@ GROWTAS_INLINE float lane_max(V v) {
 template <typename Isa>
 GROWTAS_INLINE typename Isa::V exponential(typename Isa::V x) {
     using V = typename Isa::V;
-    using I = typename Isa::I;
+    using U = typename Isa::U;
     const V shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: leaves the rounded integer in the low bits
     const V f = x * 1.44269504088896341f - (shifted - 12582912.0f);
     V p = f * 1.535336188319500e-4f + 1.339887440266574e-3f;
@@ -66,8 +66,8 @@ GROWTAS_INLINE typename Isa::V exponential(typename Isa::V x) {
     p = p * f + 2.402264791363012e-1f;
     p = p * f + 6.931472028550421e-1f;
     p = p * f + 1.0f;
-    const I bits = (I)p + ((I)shifted << 23);
-    return (V)(bits & ~(I)(x < -87.0f));
+    const U bits = (U)p + ((U)shifted << 23);
+    return (V)(bits & ~(U)(x < -87.0f));
 }
 
 // row[j] = u[grid row of key j] + w[grid column of key j]; 0 for a cls key. Each grid row is written whole vectors at a time,

@@ -7,7 +7,7 @@
 // A tile is up to kTileRows rows of up to Isa::kPanels vectors, all of it in registers while k runs: 6 x 4 of AVX-512 (24 of
 // 32 registers, 10 loads for 24 FMAs), 6 x 2 of AVX2 (12 of 16). Isa is a struct with
 //   kWidth, kPanels       floats of a vector, vectors of a tile's row
-//   V, I                  the vector of floats and of int32
+//   V, I, U               the vector of floats, of int32 and of uint32
 //   tile<rows, panels, by_rows>   a static function, compiled for that instruction set, that calls tile_body
 #pragma once
 #include <algorithm>
