@@ -66,44 +66,37 @@ __device__ __forceinline__ void multiply_stage(const A* a_tile, const B* b_tile,
     constexpr int STEP = sizeof(E) == 2 ? 16 : 8;
     const int warp = threadIdx.x / kWarp;
     const int down = warp / S::kWarpsAcross * S::kDown * 16, across = warp % S::kWarpsAcross * S::kAcross * 8;
-#pragma unroll
+#pragma unroll(sizeof(B) == sizeof(E) ? kDepth / STEP : 1)  // fp32 loaded ahead would take too many registers
     for (int step = 0; step < kDepth; step += STEP) {
         std::uint32_t a[S::kDown][4];
 #pragma unroll
         for (int m = 0; m < S::kDown; ++m) {
-            std::uint32_t r[2][2];
-            load_fragment<E, A, S::kDeepA, S::kPitchA, !S::kDeepA>(a_tile, down + m * 16, step, scale, r);
+            load_fragment<E, A, true, S::kDeepA, S::kPitchA, !S::kDeepA>(a_tile, down + m * 16, step, scale, a[m]);
             if constexpr (sizeof(E) == 4) {
                 if (!S::kDeepA && sum_rows) {
 #pragma unroll
-                    for (int o = 0; o < 2; ++o)
-                        sums.row[m][o] += __uint_as_float(r[o][0]) + __uint_as_float(r[o][1]);
+                    for (int o = 0; o < 2; ++o) sums.row[m][o] += __uint_as_float(a[m][o]) + __uint_as_float(a[m][o + 2]);
                 }
 #pragma unroll
-                for (int o = 0; o < 4; ++o) r[o / 2][o % 2] = round_tf32(r[o / 2][o % 2]);
+                for (int i = 0; i < 4; ++i) a[m][i] = round_tf32(a[m][i]);
+            } else if (!S::kDeepA && sum_rows) {
+                const std::uint32_t ones[2] = {pack<E>(1.0f, 1.0f), pack<E>(1.0f, 1.0f)};
+                multiply_add<E>(sums.row[m], a[m], ones);
             }
-            a[m][0] = r[0][0];
-            a[m][1] = r[1][0];
-            a[m][2] = r[0][1];
-            a[m][3] = r[1][1];
-            if constexpr (sizeof(E) == 2)
-                if (!S::kDeepA && sum_rows) {
-                    const std::uint32_t ones[2] = {pack<E>(1.0f, 1.0f), pack<E>(1.0f, 1.0f)};
-                    multiply_add<E>(sums.row[m], a[m], ones);
-                }
         }
 #pragma unroll
         for (int n = 0; n < S::kAcross; n += 2) {
-            std::uint32_t b[2][2];
-            load_fragment<E, B, S::kDeepB, S::kPitchB, false>(b_tile, across + n * 8, step, nullptr, b);
+            std::uint32_t b[4];
+            load_fragment<E, B, false, S::kDeepB, S::kPitchB, false>(b_tile, across + n * 8, step, nullptr, b);
             if constexpr (sizeof(E) == 4) {
 #pragma unroll
-                for (int o = 0; o < 4; ++o) b[o / 2][o % 2] = round_tf32(b[o / 2][o % 2]);
+                for (int i = 0; i < 4; ++i) b[i] = round_tf32(b[i]);
             }
 #pragma unroll
             for (int m = 0; m < S::kDown; ++m)
 #pragma unroll
-                for (int o = 0; o < 2; ++o) multiply_add<E>(sums.quad[m * S::kAcross + n + o], a[m], b[o]);
+                for (int o = 0; o < 2; ++o)
+                    multiply_add<E>(sums.quad[m * S::kAcross + n + o], a[m], {b[2 * o], b[2 * o + 1]});
         }
     }
 }
@@ -155,35 +148,26 @@ __device__ __forceinline__ void sum_products(const Product& p, int panel, int ro
     unsigned char* const memory = dynamic_shared();
     const A* const a_data = static_cast<const A*>(p.a.data) + (FORM == Form::kBackwardWeight ? p.a.offset(panel) : 0);
     const B* const b_data = static_cast<const B*>(p.b.data) + (FORM == Form::kForward ? p.b.offset(panel) : 0);
-    const int steps = (end - begin + kDepth - 1) / kDepth * p.segments;
+    const int steps = (end - begin + kDepth - 1) / kDepth * (FORM == Form::kBackwardInput ? p.segments : 1);
+    const TileCopy<A, S::kRowsA, S::kColsA, S::kPitchA, S::kThreads, S::kDeepA, true, !S::kDeepA> copy_a(
+        p.a, a_data, row, p.rows, p.tokens, p.head_columns);
+    const TileCopy<B, S::kRowsB, S::kColsB, S::kPitchB, S::kThreads, S::kDeepB, false, false> copy_b(
+        p.b, b_data, column, p.cols, p.tokens, p.head_columns);
+    constexpr bool SEGMENTS = FORM == Form::kBackwardInput;  // elsewhere a sum is in one piece
     int segment = 0, at = begin;
 
     const auto copy = [&](int slot) {  // the next stage, into a slot of the ring
-        if (segment < p.segments) {
-            A* const a_tile = reinterpret_cast<A*>(memory + slot * S::kStageBytes);
-            B* const b_tile = reinterpret_cast<B*>(memory + slot * S::kStageBytes + S::kBytesA);
-            if constexpr (FORM == Form::kBackwardWeight) {
-                copy_tile<A, S::kRowsA, S::kColsA, S::kPitchA, S::kThreads, true, true>(
-                    a_tile, a_data, p.a, at, row, end, p.rows, p.tokens, p.head_columns);
-                copy_tile<B, S::kRowsB, S::kColsB, S::kPitchB, S::kThreads, false, false>(
-                    b_tile, b_data, p.b, at, column, end, p.cols, p.tokens, p.head_columns);
-                if (p.scale && threadIdx.x < kDepth) {
-                    float* const scales = reinterpret_cast<float*>(memory + slot * S::kStageBytes + S::kBytesA + S::kBytesB);
-                    const int t = at + threadIdx.x;
-                    copy_async<4>(scales + threadIdx.x, p.scale + (t < end ? p.tokens.divide(t) : 0), t < end ? 4 : 0);
-                }
-            } else {
-                copy_tile<A, S::kRowsA, S::kColsA, S::kPitchA, S::kThreads, true, false>(
-                    a_tile, a_data + p.a.offset(segment), p.a, row, at, p.rows, end, p.tokens, p.head_columns);
-                if constexpr (FORM == Form::kForward)
-                    copy_tile<B, S::kRowsB, S::kColsB, S::kPitchB, S::kThreads, false, false>(
-                        b_tile, b_data, p.b, column, at, p.cols, end, p.tokens, p.head_columns);
-                else
-                    copy_tile<B, S::kRowsB, S::kColsB, S::kPitchB, S::kThreads, false, false>(
-                        b_tile, b_data + p.b.offset(segment), p.b, at, column, end, p.cols, p.tokens, p.head_columns);
+        if (SEGMENTS ? segment < p.segments : at < end) {
+            unsigned char* const stage = memory + slot * S::kStageBytes;
+            copy_a.copy(reinterpret_cast<A*>(stage), p.a, SEGMENTS ? p.a.offset(segment) : 0, at, end, p.tokens);
+            copy_b.copy(reinterpret_cast<B*>(stage + S::kBytesA), p.b, SEGMENTS ? p.b.offset(segment) : 0, at, end, p.tokens);
+            if (FORM == Form::kBackwardWeight && p.scale && threadIdx.x < kDepth) {
+                const int t = at + threadIdx.x;
+                copy_async<4>(stage + S::kBytesA + S::kBytesB + threadIdx.x * sizeof(float),
+                              p.scale + (t < end ? p.tokens.divide(t) : 0), t < end ? 4 : 0);
             }
             at += kDepth;
-            if (at >= end) {
+            if (SEGMENTS && at >= end) {
                 at = begin;
                 ++segment;
             }

@@ -60,6 +60,7 @@ Operand head_split(void* data, DType type, const HeadSizes& s) {
     o.head_stride = s.tokens * s.head_dim;
     o.image_stride = s.heads * o.head_stride;
     o.part_stride = s.images * o.image_stride;
+    o.regular = false;
     o.access = access_of(o);
     return o;
 }
@@ -93,7 +94,16 @@ bool packs(const Operand& o) {
 
 int narrow(std::int64_t size) { return static_cast<int>(size); }
 
+// A tile is addressed in 32 bits from its first element.
+void require_narrow(const Operand& o) {
+    constexpr std::int64_t kMost = std::int64_t{1} << 22;
+    if (o.row_stride > kMost || -o.row_stride > kMost)
+        throw std::invalid_argument("a row stride of " + std::to_string(o.row_stride) + " elements is over 2^22");
+}
+
 void run(Form form, Product& p, DType product, const Plan& plan, Place place) {
+    require_narrow(p.a);
+    require_narrow(p.b);
     const int tile = product == DType::kFloat32 ? 64 : plan.tile;
     p.row_tiles = (p.rows - 1) / tile + 1;
     p.col_tiles = (p.cols - 1) / tile + 1;
