@@ -1,6 +1,6 @@
 """Compile every kernel for GPUs that need not be there, and tabulate what each variant uses.
 
-    python -m growtas.kernels.compile_ahead                    # all of it, into benchmarks/results/
+    python -m growtas.kernels.compile_ahead --jobs 2           # all of it, into benchmarks/results/
     python -m growtas.kernels.compile_ahead --dtypes bf16 --arch 90 --print-only
 
 The variants are not listed by hand: the launchers run on tensors without values, for every layer signature of
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -22,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,14 @@ from triton.compiler import ASTSource
 
 from growtas import atomic
 from growtas.errors import GrowtasError
-from growtas.kernels import launch, layer_norm, linear, qkv
+from growtas.kernels import launch, layer_norm, linear, mlp, qkv, relative_attention
 from growtas.space import SearchSpace, load_space
+from growtas.subnet import Subnet
 
 SPACES = ("autoformer-tiny", "autoformer-small", "autoformer-base")
-BATCHES = (1, 8, 128)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+#: Around the blocks: classes of the head, and numbers in a patch of 16 x 16 pixels.
+CLASSES, PATCH = 1000, 768
 #: Shared memory one block may use, in bytes, by compute capability.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 #: name -> (activations, weights, float32_matmul_precision)
@@ -81,36 +86,82 @@ def layers(space: SearchSpace) -> Iterator[Layer]:
                 )
 
 
+def subnet_layers(space: SearchSpace, subnet: Subnet) -> Iterator[Layer]:
+    """The signature of every block of a subnet."""
+    for heads, hidden_dim in zip(subnet.num_heads, subnet.hidden_dims, strict=True):
+        yield Layer(
+            subnet.embed_dim,
+            heads,
+            hidden_dim,
+            space.super_embed_dim,
+            space.super_num_heads,
+            int(space.super_embed_dim * space.super_mlp_ratio),
+            space.head_dim,
+            space.num_tokens,
+        )
+
+
 def run_layer(layer: Layer, batch: int, activations: torch.dtype, weights: torch.dtype) -> None:
-    """Launch every kernel of one block, forward and backward, on tensors without values, in ``recording``."""
+    """Launch what a block and its surroundings launch, both ways, on tensors without values, while recording.
+
+    Both branches as ``growtas.ops`` runs them, with drop-path factors and without; the LayerNorm, head and
+    patch embedding around them; and the operations that are public but not part of a block. The residual
+    stream has the wider of the two dtypes, as under autocast.
+    """
 
     def tensor(*shape: int, dtype: torch.dtype = activations) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    m, d, width = batch * layer.tokens, layer.embed_dim, layer.num_heads * layer.head_dim
-    super_width = layer.super_num_heads * layer.head_dim
-    for x_dtype in dict.fromkeys((activations, torch.float32)):  # the residual stream is fp32 under autocast
-        x, scale = tensor(m, d, dtype=x_dtype), tensor(layer.super_embed_dim, dtype=weights)
-        _, mean, rstd = layer_norm.layer_norm_forward(x, scale, scale, 1e-5, activations)
-        layer_norm.layer_norm_backward(tensor(m, d), x, scale, scale, mean, rstd)
+    def parameter(*shape: int) -> torch.Tensor:
+        return tensor(*shape, dtype=weights)
 
-    x = tensor(batch, layer.tokens, d)
-    weight = tensor(3 * super_width, layer.super_embed_dim, dtype=weights)
-    bias = tensor(3 * super_width, dtype=weights)
-    dqkv = qkv.qkv_forward(x, weight, bias, layer.num_heads, layer.head_dim)
+    n, d, width = layer.tokens, layer.embed_dim, layer.num_heads * layer.head_dim
+    m, d_max, width_max = batch * n, layer.super_embed_dim, layer.super_num_heads * layer.head_dim
+    x = tensor(batch, n, d, dtype=torch.promote_types(activations, weights))
+    rows, norm = x.view(m, d), parameter(d_max)
+    weight, bias = parameter(3 * width_max, d_max), parameter(3 * width_max)
+    proj, proj_bias = parameter(d_max, width_max), parameter(d_max)
+    w1, b1 = parameter(layer.super_hidden_dim, d_max), parameter(layer.super_hidden_dim)
+    w2, b2 = parameter(d_max, layer.super_hidden_dim), parameter(d_max)
+    side = isqrt(n)
+    tables = [parameter(2 * side + 2, layer.head_dim) for _ in range(4)]
+    for scale in (None, tensor(batch, dtype=torch.float32)):
+        heads, mean, rstd = qkv.norm_qkv_forward(
+            x, norm, norm, 1e-5, weight, bias, layer.num_heads, layer.head_dim, "interleaved", activations
+        )
+        attended, lse = relative_attention.relative_attention_forward(heads, *tables, (side, side))
+        merged = attended.view(m, width)
+        linear.linear_residual_forward(merged, proj, proj_bias, rows, scale, n)
+        linear.linear_backward_weight(rows, merged, proj, proj_bias, scale, n)
+        dattended = linear.linear_backward_input(rows, proj, width, scale, n, activations)
+        dqkv, *_ = relative_attention.relative_attention_backward(
+            dattended.view(attended.shape), heads, *tables, attended, lse, (side, side)
+        )
+        qkv.norm_qkv_backward(dqkv, x, mean, rstd, norm, norm, weight, bias, "interleaved", x)
+        hidden_dim = layer.hidden_dim
+        _, mean, rstd, hidden = mlp.mlp_forward(
+            rows, norm, norm, 1e-5, w1, b1, w2, b2, hidden_dim, scale, n, activations
+        )
+        mlp.mlp_backward(
+            rows, rows, mean, rstd, hidden, norm, norm, w1, b1, w2, b2, hidden_dim, scale, n, activations
+        )
+
+    _, mean, rstd = layer_norm.layer_norm_forward(rows, norm, norm, 1e-5, activations)
+    layer_norm.layer_norm_backward(tensor(m, d), rows, norm, norm, mean, rstd)
+    dqkv = qkv.qkv_forward(tensor(batch, n, d), weight, bias, layer.num_heads, layer.head_dim)
     qkv.qkv_backward_input(dqkv, weight, d)
-    qkv.qkv_backward_weight(dqkv, x, weight, bias)
-
-    for k, n, k_max, n_max in (
-        (width, d, super_width, layer.super_embed_dim),
-        (d, layer.hidden_dim, layer.super_embed_dim, layer.super_hidden_dim),
-        (layer.hidden_dim, d, layer.super_hidden_dim, layer.super_embed_dim),
+    qkv.qkv_backward_weight(dqkv, tensor(batch, n, d), weight, bias)
+    head, patches = (parameter(CLASSES, d_max), parameter(CLASSES)), (parameter(d_max, PATCH), proj_bias)
+    for count, k, out, (matrix, shift) in (
+        (batch, d, CLASSES, head),
+        (m, PATCH, d, patches),
+        (m, width, d, (proj, proj_bias)),
+        (m, d, layer.hidden_dim, (w1, b1)),
+        (m, layer.hidden_dim, d, (w2, b2)),
     ):
-        x = tensor(m, k)
-        weight, bias = tensor(n_max, k_max, dtype=weights), tensor(n_max, dtype=weights)
-        dy = linear.linear_forward(x, weight, bias, n)
-        linear.linear_backward_input(dy, weight, k)
-        linear.linear_backward_weight(dy, x, weight, bias)
+        y = linear.linear_forward(tensor(count, k), matrix, shift, out)
+        linear.linear_backward_input(y, matrix, k)
+        linear.linear_backward_weight(y, tensor(count, k), matrix, shift)
 
 
 def variants(
@@ -171,6 +222,36 @@ def compile_variant(variant: launch.Variant, capability: int) -> dict[str, Any]:
     }
 
 
+_mine: dict[int, dict[str, launch.Variant]] = {}
+
+
+def _record_in_worker(capabilities: Sequence[int], dtypes: Sequence[str], cache: str | None) -> None:
+    """In every compiling process: find the variants again, because kernels cannot be sent to it."""
+    if cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+    _mine.update({capability: variants(capability, dtypes) for capability in capabilities})
+
+
+def _compile_in_worker(item: tuple[str, int]) -> dict[str, Any]:
+    key, capability = item
+    return compile_variant(_mine[capability][key], capability)
+
+
+def _compile_all(
+    work: Sequence[tuple[launch.Variant, int]], dtypes: Sequence[str], cache: str | None, jobs: int
+) -> list[dict[str, Any]]:
+    """The resources of every variant, in order, compiled by ``jobs`` processes."""
+    shown = {"desc": "compiling", "unit": "kernel", "disable": None, "total": len(work)}
+    if jobs == 1:
+        return [compile_variant(*item) for item in tqdm(work, **shown)]
+    capabilities = sorted({capability for _, capability in work})
+    with multiprocessing.get_context("spawn").Pool(
+        jobs, _record_in_worker, (capabilities, dtypes, cache)
+    ) as pool:
+        items = [(variant.key, capability) for variant, capability in work]
+        return list(tqdm(pool.imap(_compile_in_worker, items), **shown))
+
+
 def _widest_copy(ptx: str) -> int:
     """Bytes of the widest asynchronous copy from global to shared memory; 0 where there is none."""
     return max(
@@ -203,8 +284,8 @@ def sources_digest() -> str:
     Docstrings, comments and blank space do not count, so that a better sentence does not cost a compilation.
     """
     digest = hashlib.sha256()
-    for name in ("launch", "tiles", "matmul", "linear", "qkv", "layer_norm", "compile_ahead"):
-        code = (Path(__file__).parent / f"{name}.py").read_text()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        code = path.read_text()
         code = re.sub(r'""".*?"""', "", code, flags=re.DOTALL)
         code = re.sub(r"(^|\s)#.*$", "", code, flags=re.MULTILINE)
         digest.update("\n".join(line.strip() for line in code.splitlines() if line.strip()).encode())
@@ -213,7 +294,7 @@ def sources_digest() -> str:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The worst case of each kernel and architecture, as text."""
-    form = "{:26} {:6} {:>8} {:>9} {:>6} {:>10} {:>10} {:>12}"
+    form = "{:44} {:6} {:>8} {:>9} {:>6} {:>10} {:>10} {:>12}"
     head = ("kernel", "arch", "variants", "registers", "stack", "shared KiB", "with mma", "with wgmma")
     lines = [form.format(*head)]
     for kernel, arch in sorted({(row["kernel"], row["arch"]) for row in rows}):
@@ -236,6 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtypes", nargs="+", choices=sorted(DTYPES), default=list(DTYPES))
     parser.add_argument("--kernels", default="", help="only kernels whose name contains this")
     parser.add_argument("--cache", help="folder for compiled kernels (default: Triton's own)")
+    parser.add_argument("--jobs", type=int, default=1, help="compiling processes")
     parser.add_argument("--out", default="benchmarks/results/triton_resources.json")
     parser.add_argument("--print-only", action="store_true", help="do not write the file")
     chosen = parser.parse_args(arguments)
@@ -247,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for variant in variants(arch, chosen.dtypes).values()
         if chosen.kernels in variant.kernel
     ]
-    rows = [compile_variant(*item) for item in tqdm(work, desc="compiling", unit="kernel", disable=None)]
+    rows = _compile_all(work, chosen.dtypes, chosen.cache, chosen.jobs)
     print(table(rows))
     bad = [
         row

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,11 +17,25 @@ from kernel_cases import needs_interpreter
 from growtas.kernels import compile_ahead
 
 TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "triton_resources.json"
+#: Every kernel that makes matrix products -> the pointer whose dtype is that of the products.
 MATRIX_KERNELS = {
-    f"{module}.{name}"
-    for module in ("linear", "qkv")
-    for name in ("_forward", "_backward_input", "_backward_weight")
+    "linear._forward": "x_ptr",
+    "linear_backward._input": "dx_ptr",
+    "linear_backward._weight": "x_ptr",
+    "qkv._forward": "x_ptr",
+    "qkv_backward._input": "dqkv_ptr",
+    "qkv_backward._weight": "dqkv_ptr",
+    "norm_qkv._forward_held": "qkv_ptr",
+    "norm_qkv._forward_tiled": "qkv_ptr",
+    "norm_qkv_backward._input": "dqkv_ptr",
+    "relative_attention_forward._forward": "qkv_ptr",
+    "relative_attention_backward._backward_queries": "qkv_ptr",
+    "relative_attention_backward._backward_keys": "qkv_ptr",
+    "mlp_fused._forward": "z_ptr",
+    "mlp_fused_backward._backward": "z_ptr",
 }
+#: Of these, the ones whose operands all come from asynchronous copies, 16 bytes wide where rows allow it.
+COPYING = {name for name in MATRIX_KERNELS if name.split(".")[0].split("_")[0] in ("linear", "qkv", "norm")}
 
 
 def _run(script: str, tmp_path: Path) -> dict:
@@ -35,7 +48,7 @@ def _run(script: str, tmp_path: Path) -> dict:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -49,23 +62,26 @@ def _check_row(row: dict) -> None:
     assert row["registers"] * row["warps"] * 32 <= 65536, what
     if row["kernel"] not in MATRIX_KERNELS:
         return
-    activations = row["dtypes"].get("x_ptr") or row["dtypes"].get("dy_ptr") or row["dtypes"]["dqkv_ptr"]
-    precision = row["constexprs"]["PRECISION"] if activations == "fp32" else "half"
+    products = row["dtypes"][MATRIX_KERNELS[row["kernel"]]]
+    precision = row["constexprs"]["PRECISION"] if products == "fp32" else "half"
     hopper = row["arch"] == "sm_90"
     if precision != "ieee":
         assert row["wgmma" if hopper else "mma"] > 0, f"{what} uses no tensor cores"
     alignments = [value for name, value in row["constexprs"].items() if name in ("ALIGN_N", "ALIGN_K")]
-    if min(alignments) == 8:
+    if row["kernel"] in COPYING and min(alignments) == 8:
         # wgmma takes tf32 operands in one orientation only; where a gradient needs the other, Triton 3.9
         # transposes on the way to shared memory, four bytes at a time.
-        transposed = hopper and precision == "tf32" and row["kernel"].endswith("_backward_weight")
-        assert row["widest_load_bytes"] == (4 if transposed else 16), (
+        transposed = hopper and precision == "tf32" and row["kernel"].endswith("_backward._weight")
+        assert row["widest_load_bytes"] >= (4 if transposed else 16), (
             f"{what}: {row['widest_load_bytes']} bytes"
         )
 
 
 def test_largest_tiles_compile_without_spills_and_with_tensor_cores(tmp_path):
-    """Compiled here and now: of each kernel that could spill, the largest tile, for both GPUs."""
+    """Compiled here and now: of the products, the largest tile of each kernel, for both GPUs.
+
+    Attention and the fused MLP are held to the same in their own tests.
+    """
     rows = _run(
         """
 import json
@@ -74,11 +90,11 @@ from growtas.kernels import compile_ahead
 rows = []
 for capability in (80, 90):
     largest = {}
-    found = compile_ahead.variants(capability, ["bf16-autocast"], ["autoformer-small"])
+    found = compile_ahead.variants(capability, ["bf16-autocast"], ["autoformer-tiny"])
     for variant in found.values():
-        constants = variant.constexprs()
-        if variant.kernel.endswith("_add_partials") or variant.kernel == "layer_norm._forward":
+        if not variant.kernel.startswith(("linear", "qkv", "norm_qkv", "layer_norm._backward")):
             continue
+        constants = variant.constexprs()
         size = constants["BLOCK_ROWS"] * constants["BLOCK_COLS"] * constants.get("ALIGN_K", 1)
         if size > largest.get(variant.kernel, (0, None))[0]:
             largest[variant.kernel] = (size, variant)
@@ -88,7 +104,7 @@ print(json.dumps(rows))
         tmp_path,
     )
     assert {(row["kernel"], row["arch"]) for row in rows} >= {
-        (kernel, arch) for kernel in MATRIX_KERNELS for arch in ("sm_80", "sm_90")
+        (kernel, arch) for kernel in COPYING for arch in ("sm_80", "sm_90")
     }
     for row in rows:
         _check_row(row)
@@ -101,59 +117,101 @@ def test_committed_table_is_of_these_sources_and_clean():
         "The kernels changed since their table was made. Run: python -m growtas.kernels.compile_ahead"
     )
     assert {row["arch"] for row in table["variants"]} == {"sm_80", "sm_90"}
-    assert {row["kernel"] for row in table["variants"]} > MATRIX_KERNELS
+    assert {row["kernel"] for row in table["variants"]} > set(MATRIX_KERNELS)
     for row in table["variants"]:
         _check_row(row)
 
 
-#: Variants of each kernel over T, S and B, any subnet, any batch size, bf16 activations with fp32 parameters:
-#: committed tiles (3) x classes of alignment that the widths reach, x final or partial output.
+#: Variants of each kernel that any subnet of T, S and B can launch, at any batch size, under bf16 autocast
+#: (parameters and residual stream in fp32): forms of the kernel x tiles x classes of alignment that widths
+#: reach (8, and 4 for 756 hidden units).
 BOUND = {
-    "layer_norm._forward": 3 * 2,
-    "layer_norm._backward": 3 * 2,
-    "layer_norm._add_partials": 1,
-    "linear._forward": 3 * 3,
-    "linear._backward_input": 3 * 3,
-    "linear._backward_weight": 3 * 3 * 2,
-    "matmul._add_partials": 2,
+    "layer_norm._forward": 3,  # rows padded to 256, 512 and 1024
+    "layer_norm._backward": 3 + 2,  # and with the gradient of a residual, where it is no part of the product
+    "linear._forward": 3 * 3 + 3 + 3,  # plain, to and from 756 units as well; GELU; residual
+    "linear_backward._input": 3 * 3 + 3 + 2,  # plain likewise; from an fp32 stream; through GELU
+    "linear_backward._weight": 3 * 3 + 3 + 3,  # plain likewise; from an fp32 stream, with factors and without
     "qkv._forward": 3,
-    "qkv._backward_input": 3,
-    "qkv._backward_weight": 3 * 2,
+    "qkv_backward._input": 3,
+    "qkv_backward._weight": 3 + 3,  # x as it is; normalised on load
+    "norm_qkv._forward_held": 1,
+    "norm_qkv._forward_tiled": 3,
+    "norm_qkv_backward._input": 1,
+    "mlp._normalise": 2,
+    "mlp_fused._forward": 2 * 2 * 2,
+    "mlp_fused_backward._backward": 2 * 2 * 2,
+    "relative_attention_forward._forward": 1,
+    "relative_attention_backward._backward_queries": 1,
+    "relative_attention_backward._backward_keys": 1,
+    "relative_attention_backward._add_tables": 1,
 }
 
 
-def test_variants_do_not_grow_with_the_number_of_subnets(tmp_path):
-    """200 random layers of T, S and B at random batch sizes; then 100 of arbitrary widths."""
+def test_1000_subnets_of_each_space_launch_a_bounded_set_of_variants(tmp_path):
+    """Blocks of 3,000 random subnets at random batch sizes: few variants, all of them compiled ahead."""
     found = _run(
         """
 import json, random
+from collections import Counter
 import torch
 from growtas.kernels import compile_ahead as ahead, launch
 from growtas.space import load_space
 
 rng = random.Random(0)
-pools = [list(ahead.layers(load_space(name))) for name in ahead.SPACES]
+ahead_of_time = set(ahead.variants(90, ["bf16-autocast"]))
+subnets, signatures = 0, set()
 with launch.recording(90) as found:
-    for step in range(200):
-        ahead.run_layer(rng.choice(rng.choice(pools)), rng.randint(1, 512), torch.bfloat16, torch.float32)
-    kernels = [variant.kernel for variant in found.values()]
-with launch.recording(90) as found:
-    for step in range(100):
-        d, h, m = rng.randint(1, 640), rng.randint(1, 10), rng.randint(1, 2560)
-        layer = ahead.Layer(d, h, m, 640, 10, 2560, 64, 197)
-        ahead.run_layer(layer, rng.randint(1, 512), torch.bfloat16, torch.float32)
-    arbitrary = [variant.kernel for variant in found.values()]
-print(json.dumps({"kernels": kernels, "arbitrary": arbitrary}))
+    for name in ahead.SPACES:
+        space = load_space(name)
+        for _ in range(1000):
+            subnet = space.sample(rng)
+            signatures.update(ahead.subnet_layers(space, subnet))
+            subnets += 1
+    for layer in sorted(signatures, key=str):
+        for batch in (rng.randint(1, 16), rng.randint(17, 128), rng.randint(129, 600)):
+            ahead.run_layer(layer, batch, torch.bfloat16, torch.float32)
+    variants = Counter(variant.kernel for variant in found.values())
+print(json.dumps({
+    "subnets": subnets, "signatures": len(signatures), "variants": variants,
+    "unforeseen": sorted(set(found) - ahead_of_time),
+}))
 """,
         tmp_path,
     )
-    kernels = Counter(found["kernels"])
-    assert kernels.keys() == BOUND.keys()
-    for kernel, count in kernels.items():
+    assert found["subnets"] == 3000 and found["signatures"] <= 12 + 27 + 18
+    assert not found["unforeseen"]
+    assert found["variants"].keys() == BOUND.keys()
+    for kernel, count in found["variants"].items():
         assert count <= BOUND[kernel], f"{kernel} has {count} variants, more than {BOUND[kernel]}"
-    for kernel, count in Counter(found["arbitrary"]).items():
-        # one class of alignment more per width: three for each of K and N, and for the gradient's rows
-        limits = {"layer_norm": 7 * 3 * 2, "linear": 3 * 3 * 3 * 2, "qkv": 3 * 3 * 2, "matmul": 3}
+
+
+def test_arbitrary_widths_do_not_add_variants_without_end(tmp_path):
+    """40 blocks of widths that no space has: one more class of alignment per width, and no more."""
+    found = _run(
+        """
+import json, random
+from collections import Counter
+import torch
+from growtas.kernels import compile_ahead as ahead, launch
+
+rng = random.Random(0)
+with launch.recording(90) as found:
+    for step in range(40):
+        d, h, m = rng.randint(1, 640), rng.randint(1, 10), rng.randint(1, 2560)
+        layer = ahead.Layer(d, h, m, 640, 10, 2560, 64, 197)
+        ahead.run_layer(layer, rng.randint(1, 512), torch.bfloat16, torch.float32)
+print(json.dumps(Counter(variant.kernel for variant in found.values())))
+""",
+        tmp_path,
+    )
+    # Rows padded to 16 ... 1024 x classes of alignment; tiles x classes of K x classes of N x forms.
+    limits = {
+        "layer_norm": 7 * 3 * 2, "mlp": 7 * 3, "linear": 3 * 9 * 3, "linear_backward": 3 * 9 * 4,
+        "qkv": 3 * 3, "qkv_backward": 3 * 3 * 2, "norm_qkv": 3 * 3, "norm_qkv_backward": 3,
+        "mlp_fused": 3 * 9 * 4, "mlp_fused_backward": 3 * 9 * 4,
+        "relative_attention_forward": 1, "relative_attention_backward": 1,
+    }  # fmt: skip
+    for kernel, count in found.items():
         limit = limits[kernel.split(".")[0]]
         assert count <= limit, f"{kernel} has {count} variants for arbitrary widths, more than {limit}"
 
