@@ -188,6 +188,7 @@ def _forward(
         for done in range(0, BLOCK_ROWS, LOAD_ROWS):
             some = row + done + tl.arange(0, LOAD_ROWS)
             acc = load_columns(y_ptr, some.to(tl.int64)[:, None] * stride_y, some < M, cols, width)
+            tl.debug_barrier()  # all of it has been read, by whichever thread
             _finish(
                 acc, b2_ptr, scale_ptr, x_ptr, y_ptr, some, M, tokens, stride_scale, stride_x, stride_y, cols,
                 width,

@@ -76,6 +76,7 @@ def _through_norm(
         g_average = tl.sum(g, axis=1)[:, None] * per_channel
         g_xhat_average = tl.sum(g * xhat, axis=1)[:, None] * per_channel
         dx += (g - g_average - xhat * g_xhat_average) * rstd
+        tl.debug_barrier()  # all of g has been read, by whichever thread
         store_columns(dx_ptr, at * width, few_ok, cols, width, dx)
     return tl.sum(dgamma, axis=0), tl.sum(dbeta, axis=0)
 

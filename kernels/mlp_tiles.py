@@ -1,13 +1,14 @@
 """Tile choices of the fused MLP: a short list per GPU generation and kind of operand, and the rule.
 
 A program owns ``rows`` rows of the batch at their whole width and walks over the hidden layer, ``hidden``
-units at a time. Its fp32 sums for 256 channels take 128 registers of each thread at 16 rows per warp; the choices
-are what fits beside them without a byte on the stack, for every width, alignment and dtype of the spaces. On
-sm_90 operands that were loaded stay in shared memory, and 128 rows halve what is read of the weights; from
-sm_80 to sm_89 (and where nothing better is known) operands pass through registers, and every choice fits the
-99 KiB of the smallest parts. 32 rows on sm_90 are too few for wgmma and use mma.sync; so does the backward
-pass in tf32, of which wgmma would need both weights transposed. Where a tile has fewer than 16 rows per warp
-(tf32, exact fp32, and fp32 weights in the backward pass before sm_90), warps repeat each other's chunk of h.
+units at a time. Its fp32 sums for 256 channels take 128 registers of each thread at 16 rows per warp; the
+choices are what fits beside them without a byte on the stack, for every width, alignment and dtype of the
+spaces. On sm_90 operands that were loaded stay in shared memory, and 128 rows halve what is read of the
+weights; from sm_80 to sm_89 (and where nothing better is known) operands pass through registers, and every
+choice fits the 99 KiB of the smallest parts. 32 rows on sm_90 are too few for wgmma and use mma.sync; so does
+the backward pass in tf32, of which wgmma would need both weights transposed. Where a tile has fewer than 16
+rows per warp (tf32, exact fp32, and fp32 weights in the backward pass before sm_90), warps repeat each
+other's chunk of h.
 
 The choices come from registers, shared memory and counted traffic; none was timed on a GPU yet.
 """

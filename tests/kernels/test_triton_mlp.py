@@ -255,14 +255,18 @@ def test_weights_and_gradients_may_lie_apart(device):
 
 
 @pytest.mark.parametrize("d", [40, 272])
-def test_the_form_follows_from_the_width(d, device):
+def test_form_and_launches_follow_from_the_width(d, device):
     """Up to 256 channels nothing of the hidden layer is kept; both passes agree on it."""
     x, dy, p, scale = _inputs(2, 5, d, 24, 288, 32, 0, torch.float32, torch.float32, device)
-    y, mean, rstd, hidden = mlp.mlp_forward(x, *p[:2], EPS, *p[2:], 24, scale, 5, torch.float32)
+    with launch.counted() as launches:
+        y, mean, rstd, hidden = mlp.mlp_forward(x, *p[:2], EPS, *p[2:], 24, scale, 5, torch.float32)
+    assert len(launches) == (3 if d > 256 else 1)
     assert mlp.mlp_keeps_hidden(d, torch.float32) == (d > 256)
     assert tuple(hidden.shape) == ((10, 24) if d > 256 else (0,))
     form = "wide" if d > 256 else "fused"
-    results = (y, *mlp.mlp_backward(dy, x, mean, rstd, hidden, *p, 24, scale, 5, torch.float32))
+    with launch.counted() as launches:
+        results = (y, *mlp.mlp_backward(dy, x, mean, rstd, hidden, *p, 24, scale, 5, torch.float32))
+    assert len(launches) == (6 if d > 256 else 3)
     for name, a, b in zip(
         ("y", *GRADIENTS), results, _run(form, x, dy, p, 24, scale, 5, torch.float32), strict=True
     ):
