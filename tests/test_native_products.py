@@ -1,31 +1,24 @@
-"""Sliced linear and sliced QKV in CUDA C++, on an emulated GPU (tests/cuda_on_cpu) and on a real one.
-
-Truth is the reference in fp64; a kernel's error may be twice that of the reference in the kernel's dtypes.
-"""
+"""Sliced linear and sliced QKV in CUDA C++, on an emulated GPU (tests/cuda_on_cpu) and on a real one."""
 
 from __future__ import annotations
 
-import functools
-import re
-import subprocess
-from pathlib import Path
+import random
 
 import pytest
 import torch
 from cuda_on_cpu import emulated
 from cuda_on_cpu.emulated import emulate
+from product_cases import BF16, FP16, FP32, NAN, Inputs, assert_accurate, check_linear, check_qkv
 
+import growtas
 from growtas.errors import GrowtasError, UsageError
-from growtas.ops import native, native_products, product_launch, reference
+from growtas.ops import backend, native_products, product_launch
 
-FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
-NAN = float("nan")
 #: Activations, parameters, and the residual stream.
 DTYPES = [(FP32, FP32, FP32), (BF16, FP32, FP32), (BF16, BF16, BF16), (FP16, FP32, FP16), (FP16, FP16, FP32)]
 #: Rows, outputs and inputs of a slice.
 SHAPES = [(1, 1, 1), (3, 24, 7), (37, 31, 41), (64, 64, 64), (70, 54, 36), (129, 65, 72)]
 TILES = [64, 128]
-WIDER = {FP32: 4, BF16: 2, FP16: 2}
 
 
 @pytest.fixture
@@ -74,135 +67,6 @@ def poisoned(monkeypatch):
     yield
     for memory in made:
         assert memory[:guard].isnan().all() and memory[-guard:].isnan().all(), "written outside an output"
-
-
-# -------------------------------------------------------------------------------------------------- inputs
-
-
-class Inputs:
-    """Normal numbers in surroundings of NaN, always the same."""
-
-    def __init__(self, device: str, seed: int = 0):
-        self.device, self.generator = device, torch.Generator().manual_seed(seed)
-
-    def rows(self, rows: int, width: int, dtype: torch.dtype, padding=(8, 8)) -> torch.Tensor:
-        """(rows, width), `padding` elements of NaN before and after each row, and a row before and after."""
-        before, after = padding
-        memory = torch.full((rows + 2, before + width + after), NAN, dtype=dtype)
-        memory[1:-1, before : before + width] = torch.randn(rows, width, generator=self.generator)
-        return memory.to(self.device)[1:-1, before : before + width]
-
-    def weight(self, active, full, dtype: torch.dtype, padding=(0, 0)) -> torch.Tensor:
-        """(full) of which [:active] holds numbers; `padding` as above."""
-        before, after = padding
-        memory = torch.full((full[0] + 2, before + full[1] + after), NAN, dtype=dtype)
-        memory[1 : 1 + active[0], before : before + active[1]] = (
-            torch.randn(active, generator=self.generator) / active[1] ** 0.5
-        )
-        return memory.to(self.device)[1:-1, before : before + full[1]]
-
-    def bias(self, active: int, full: int, dtype: torch.dtype) -> torch.Tensor:
-        memory = torch.full((full + 2,), NAN, dtype=dtype)
-        memory[1 : 1 + active] = torch.randn(active, generator=self.generator)
-        return memory.to(self.device)[1:-1]
-
-    def scale(self, images: int) -> torch.Tensor:
-        """Drop-path factors: some images are dropped."""
-        kept = torch.rand(images, generator=self.generator) < 0.7
-        return (kept / 0.7).to(self.device)
-
-
-def wide(arguments):
-    """The same arguments in fp64, on the CPU."""
-    return [
-        a.cpu().double() if isinstance(a, torch.Tensor) else FP32 and a if a not in WIDER else torch.float64
-        for a in arguments
-    ]
-
-
-def assert_accurate(name: str, *arguments, active: dict[int, tuple[int, ...]] | None = None) -> tuple:
-    """Run an operation and compare each result with the reference of the same name.
-
-    Args:
-        name: of the operation.
-        arguments: of it.
-        active: of results that are gradients of parameters, by position, the slice outside of which they
-            must be zero.
-
-    Returns:
-        The results.
-    """
-    results = getattr(native_products, f"cuda_{name}")(*arguments)
-    truth = getattr(reference, name)(*wide(arguments))
-    peer = getattr(reference, name)(*(a.cpu() if isinstance(a, torch.Tensor) else a for a in arguments))
-    alone = isinstance(results, torch.Tensor)
-    compared = [(results, truth, peer)] if alone else list(zip(results, truth, peer, strict=True))
-    for i, (got, want, same) in enumerate(compared):
-        if got is None:
-            assert want is None
-            continue
-        label, got = f"{name}, result {i}", got.cpu()
-        assert got.shape == want.shape and got.dtype == same.dtype and got.is_contiguous(), label
-        if active and i in active:
-            inside = tuple(slice(size) for size in active[i])
-            outside = got.clone()
-            outside[inside] = 0
-            assert torch.equal(outside, torch.zeros_like(outside)), f"{label}, outside the slice"
-            got, want, same = got[inside], want[inside], same[inside]
-        assert got.isfinite().all(), label
-        error, peer_error = (got.double() - want).abs(), (same.double() - want).abs()
-        if got.numel():
-            largest = max(want.abs().max().item(), 1e-3)
-            floor = torch.finfo(FP32).eps * 20 * largest
-            rounding = torch.finfo(got.dtype).eps * largest  # of what goes in and comes out, once each
-            most = max(2 * peer_error.max().item(), rounding) + floor
-            assert error.max() <= most, (label, error.max(), peer_error.max())
-            rms, peer_rms = (e.square().mean().sqrt() for e in (error, peer_error))
-            assert rms <= 2 * peer_rms + floor, (label, rms, peer_rms)
-    return (results,) if alone else results
-
-
-def check_linear(
-    device, m, n, k, dtypes, padding=(8, 8), weight_padding=(0, 0), tokens=1, scaled=False, seed=0
-):
-    """Every operation of the sliced linear layer, forward and backward."""
-    dtype, parameter, stream = dtypes
-    make = Inputs(device, seed)
-    full = (n + 5, k + 11)
-    x, dy = make.rows(m, k, dtype, padding), make.rows(m, n, dtype, padding)
-    weight, bias = make.weight((n, k), full, parameter, weight_padding), make.bias(n, full[0], parameter)
-    scale = make.scale(m // tokens) if scaled else None
-    gradients = {0: (n, k), 1: (n,)}
-    assert_accurate("linear_forward", x, weight, bias, n)
-    assert_accurate("linear_forward", x, weight, None, n)
-    assert_accurate("linear_gelu_forward", x, weight, bias, n)
-    residual = make.rows(m, n, stream, padding)
-    assert_accurate("linear_residual_forward", x, weight, bias, residual, scale, tokens)
-    assert_accurate("linear_backward_input", dy, weight, k, scale, tokens)
-    assert_accurate("linear_gelu_backward_input", dy, weight, x, scale, tokens)
-    assert_accurate("linear_backward_weight", dy, x, weight, bias, scale, tokens, active=gradients)
-    assert_accurate("linear_backward_weight", dy, x, weight, None, scale, tokens, active=gradients)
-    if stream is not dtype:  # the gradient of a residual stream in fp32, products in 16 bits
-        dy = make.rows(m, n, stream, padding)
-        assert_accurate("linear_backward_input", dy, weight, k, scale, tokens, dtype)
-        assert_accurate("linear_gelu_backward_input", dy, weight, x, scale, tokens)
-        assert_accurate("linear_backward_weight", dy, x, weight, bias, scale, tokens, active=gradients)
-
-
-def check_qkv(device, images, tokens, d, heads, head_dim, dtypes, layout, padding=(8, 8), seed=0):
-    """Every operation of the sliced QKV layer."""
-    dtype, parameter, _ = dtypes
-    make = Inputs(device, seed)
-    active, full = 3 * heads * head_dim, (3 * (heads + 1) * head_dim, d + 13)
-    x = make.rows(images * tokens, d, dtype, padding).view(images, tokens, d)
-    weight, bias = make.weight((active, d), full, parameter), make.bias(active, full[0], parameter)
-    dqkv = make.rows(3 * images * heads * tokens, head_dim, dtype, (0, 0)).view(3, images, heads, tokens, -1)
-    assert_accurate("qkv_forward", x, weight, bias, heads, head_dim, layout)
-    assert_accurate("qkv_forward", x, weight, None, heads, head_dim, layout)
-    assert_accurate("qkv_backward_input", dqkv, weight, d)
-    gradients = {0: (active, d), 1: (active,)}
-    assert_accurate("qkv_backward_weight", dqkv, x, weight, bias, layout, active=gradients)
-    assert_accurate("qkv_backward_weight", dqkv, x, weight, None, layout, active=gradients)
 
 
 def ids(dtypes):
@@ -409,6 +273,39 @@ def test_sizes_that_cut_themselves(device):
     check_qkv(device, 2, 300, 24, 1, 16, (BF16, FP32, FP32), "interleaved")
 
 
+def test_a_supernet_trains_on_the_cuda_back_end(emulated_module, monkeypatch):
+    """Every operation that has a CUDA kernel takes it: the gradients are those of torch."""
+    torch.manual_seed(0)
+    space = growtas.load_space("digits")
+    net, subnet = growtas.Supernet(space, num_classes=10), space.sample(random.Random(1))
+    images, taken = torch.randn(3, 1, 8, 8), set()
+
+    def gradients(autocast: bool) -> dict[str, torch.Tensor]:
+        net.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=BF16, enabled=autocast):
+            loss = net(images, subnet).float().square().mean()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+    def choose(op: str, *_) -> str:
+        taken.add(op)
+        return "cuda" if "cuda" in backend.KERNELS[op] else "torch"
+
+    with growtas.ops.use("torch"):
+        truth, peer = gradients(False), gradients(True)
+    monkeypatch.setattr(backend, "choose", choose)
+    emulate(emulated_module, monkeypatch)
+    exact, rounded = gradients(False), gradients(True)
+    assert {"layer_norm", "linear", "linear_gelu", "qkv"} <= taken
+    assert exact.keys() == truth.keys()
+
+    def error(got: dict[str, torch.Tensor]) -> float:
+        return max(((got[n] - truth[n]).norm() / (truth[n].norm() + 1e-9)).item() for n in truth)
+
+    assert error(exact) < 1e-5
+    assert error(rounded) <= 2 * error(peer)
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
@@ -470,59 +367,3 @@ def test_the_module_refuses_impossible_sizes(emulated_module):
     ):
         with pytest.raises(ValueError, match=message):
             emulated_module.linear_backward_input(matrix, matrix, matrix, 0, sizes, plan, place)
-
-
-# --------------------------------------------------------------------------------------- what was compiled
-
-needs_build = pytest.mark.skipif(not native.status("cuda").ok, reason="growtas._cuda was not built")
-
-
-def products() -> list[dict]:
-    return [k for k in native.metadata("cuda")["kernels"] if k["kernel"].startswith("product_")]
-
-
-@needs_build
-def test_the_compiled_products_leave_room_and_spill_nothing():
-    """34 kernels per architecture: 7 pairs of types in two 16-bit dtypes and two tiles, and fp32's six."""
-    archs = native.metadata("cuda")["archs"]
-    assert len({k["kernel"] for k in products()}) == 34 and len(products()) == 34 * len(archs)
-    for kernel in products():
-        assert kernel["spill_stores"] == kernel["spill_loads"] == kernel["stack"] == 0, kernel
-        large = kernel["kernel"].rstrip(">()Product").endswith("128")
-        assert kernel["registers"] * (256 if large else 3 * 128) <= 65536, kernel
-
-
-@functools.cache
-def _cuobjdump() -> str | None:
-    """Of the CUDA toolkit, or the one that Triton brings along."""
-    places = [Path(native.metadata("cuda").get("toolkit", "/nowhere"), "bin", "cuobjdump")]
-    try:
-        import triton
-
-        places.append(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
-    except ImportError:
-        pass
-    return next((str(p) for p in places if p.is_file()), None)
-
-
-@needs_build
-@pytest.mark.skipif(_cuobjdump() is None, reason="needs cuobjdump")
-def test_the_compiled_products_use_tensor_cores_and_asynchronous_copies():
-    """HMMA is mma.sync, LDSM ldmatrix, LDGSTS cp.async; exact fp32 has none but the last."""
-    arch = native.metadata("cuda")["archs"][-1]
-    code = subprocess.run(
-        [_cuobjdump(), "-sass", "-arch", f"sm_{arch}", native.load("cuda").__file__],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    bodies = [b for b in re.split(r"\n\s+Function : ", code) if "product_" in b.split("\n", 1)[0]]
-    assert len(bodies) == 34
-    for body in bodies:
-        name, instructions = body.split("\n", 1)
-        exact = "fffLb1E" in name  # <float, float, float, FMA = true, ...>
-        assert ("HMMA" in instructions) is not exact, name
-        assert ("LDSM" in instructions) is ("ffLb" not in name), name  # both operands of fp32: converted
-        assert "LDGSTS" in instructions and "LDGDEPBAR" in instructions, name
-        assert exact is ("FFMA" in instructions and "HMMA" not in instructions), name
-        assert "STL" not in instructions and "LDL" not in instructions, name  # local memory: a spill
