@@ -16,9 +16,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "cpu/simd.h"
+#include "cpu/workspace.h"
 
 namespace growtas::cpu {
 namespace {
@@ -199,20 +199,6 @@ GROWTAS_LEAF void add_blocks(const float* sums, std::int64_t blocks, std::int64_
         }
     }
 }
-
-// Memory that a thread keeps: a fresh 300 KB allocation costs more in page faults than the kernel takes.
-class Workspace {
-public:
-    // At least `floats` floats on a cache line's boundary; what they held is undefined.
-    float* get(std::int64_t floats) {
-        if (static_cast<std::int64_t>(kept_.size()) < floats + kLanes) kept_.resize(floats + kLanes);
-        const auto address = reinterpret_cast<std::uintptr_t>(kept_.data());
-        return reinterpret_cast<float*>((address + 63) / 64 * 64);
-    }
-
-private:
-    std::vector<float> kept_;
-};
 
 thread_local Workspace row_scratch;     // of each thread of the team: the row at hand
 thread_local Workspace shared_scratch;  // of the calling thread, read and written by its team: parameters, block sums
