@@ -21,9 +21,7 @@ Variants per kernel: dtype of qkv (x dtype of the tables, where it differs) x he
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -33,78 +31,16 @@ from growtas.kernels import launch, tiles
 from growtas.kernels.relative_attention_backward import _add_tables, _backward_keys, _backward_queries
 from growtas.kernels.relative_attention_forward import _forward
 from growtas.kernels.relative_attention_places import places
+from growtas.kernels.relative_attention_tiles import (
+    MAX_HEAD_DIM,
+    SIDES,
+    constrained,
+    pick,
+    pick_programs,
+    side_of,
+)
 
-MAX_HEAD_DIM = 128
-#: Classes of grids: the longer side and two columns more must fit, one more without a cls token.
-SIDES = (16, 32, 64)
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Queries and keys per tile, columns of table space per product, warps, pipeline stages."""
-
-    queries: int
-    keys: int
-    chunk: int
-    warps: int
-    stages: int
-
-
-#: kernel -> class of products -> padded head width -> the tile.
-COMMITTED: dict[str, dict[str, dict[int, Tile]]] = {
-    "forward": {
-        "half": {64: Tile(64, 64, 64, 4, 2), 128: Tile(64, 64, 64, 4, 2)},
-        "tf32": {64: Tile(64, 32, 64, 4, 2), 128: Tile(64, 32, 64, 4, 2)},
-        "ieee": {64: Tile(32, 32, 32, 4, 1), 128: Tile(32, 32, 32, 4, 1)},
-    },
-    "backward_queries": {
-        "half": {64: Tile(64, 32, 64, 4, 2), 128: Tile(64, 32, 64, 8, 2)},
-        "tf32": {64: Tile(64, 32, 64, 4, 2), 128: Tile(64, 32, 64, 8, 1)},
-        "ieee": {64: Tile(32, 32, 32, 4, 1), 128: Tile(32, 32, 32, 4, 1)},
-    },
-    "backward_keys": {
-        "half": {64: Tile(32, 64, 64, 4, 2), 128: Tile(32, 64, 64, 8, 2)},
-        "tf32": {64: Tile(32, 64, 64, 4, 2), 128: Tile(32, 64, 64, 8, 1)},
-        "ieee": {64: Tile(32, 32, 32, 4, 1), 128: Tile(32, 32, 32, 4, 1)},
-    },
-}
-
-_overrides: dict[str, int] = {}
-
-
-@contextmanager
-def constrained(**fields: int) -> Iterator[None]:
-    """Force fields of every tile chosen inside, for tests and measuring: ``constrained(queries=16)``.
-
-    Args:
-        fields: any field of :class:`Tile`, and ``programs`` of the table gradients.
-
-    Raises:
-        UsageError: a field that no choice has.
-    """
-    known = {*Tile.__dataclass_fields__, "programs"}
-    if unknown := sorted(set(fields) - known):
-        raise UsageError(f"No tile choice has a field {unknown[0]!r}. Known: {', '.join(sorted(known))}.")
-    previous = dict(_overrides)
-    _overrides.update(fields)
-    try:
-        yield
-    finally:
-        _overrides.clear()
-        _overrides.update(previous)
-
-
-def _pick(kernel: str, dtype: torch.dtype, block_e: int) -> tuple[Tile, str]:
-    """The tile and the precision of products."""
-    precision = launch.dot_precision(dtype)
-    kind = precision if dtype is torch.float32 else "half"
-    tile = COMMITTED[kernel][kind][max(64, block_e)]
-    return replace(tile, **{k: v for k, v in _overrides.items() if k != "programs"}), precision
-
-
-def _side(grid: tuple[int, int], cls: int) -> int:
-    """The class of a grid; 0 if it is over the largest."""
-    return next((side for side in SIDES if max(grid) + cls + 1 <= side), 0)
+__all__ = ["constrained", "relative_attention_backward", "relative_attention_forward", "unsupported"]
 
 
 def unsupported(head_dim: int, grid: tuple[int, int], dtype: torch.dtype) -> str:
@@ -119,7 +55,7 @@ def unsupported(head_dim: int, grid: tuple[int, int], dtype: torch.dtype) -> str
         return f"the Triton kernels have no {str(dtype).removeprefix('torch.')}"
     if not 0 < head_dim <= MAX_HEAD_DIM:
         return f"a head of {head_dim} channels is over the {MAX_HEAD_DIM} that one program holds"
-    if not _side(grid, 1):
+    if not side_of(grid, 1):
         return f"a {grid[0]} x {grid[1]} grid has a side over the {SIDES[-1] - 2} of the widest tiles"
     return ""
 
@@ -178,7 +114,7 @@ def _check(
         cls,
         entries // 2 - 1,
         max(16, triton.next_power_of_2(head_dim)),
-        _side(grid, cls),
+        side_of(grid, cls),
     )
 
 
@@ -213,7 +149,7 @@ def relative_attention_forward(
     if not lse.numel():
         return out, lse
     where = places(tuple(grid), at.cls, at.clamp, at.side, qkv.dtype, at.device)
-    tile, precision = _pick("forward", qkv.dtype, at.block_e)
+    tile, precision, _ = pick("forward", qkv.dtype, at.block_e, at.side, at.device)
     launch.run(
         _forward,
         (triton.cdiv(at.tokens, tile.queries) * at.batch * at.heads,),
@@ -234,7 +170,7 @@ def relative_attention_forward(
         PRECISION=precision,
         BLOCK_Q=tile.queries,
         BLOCK_K=tile.keys,
-        CHUNK=min(tile.chunk, 4 * at.side),
+        CHUNK=tile.chunk,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -291,11 +227,9 @@ def relative_attention_backward(
     terms = torch.empty((2, pairs, at.tokens, 2 * at.side), dtype=qkv.dtype, device=at.device)
 
     where = places(tuple(grid), at.cls, at.clamp, at.side, qkv.dtype, at.device)
-    tile, precision = _pick("backward_queries", qkv.dtype, at.block_e)
-    chunk = min(tile.chunk, 4 * at.side)
+    tile, precision, in_registers = pick("backward_queries", qkv.dtype, at.block_e, at.side, at.device)
     work = pairs * triton.cdiv(at.tokens, tile.queries)
-    programs = min(work, _overrides.get("programs", 2 * launch.multiprocessors(at.device)))
-    per_program = triton.cdiv(work, programs)
+    per_program = triton.cdiv(work, pick_programs(work, at.device))
     programs = triton.cdiv(work, per_program)
     partial = torch.empty((programs, 2, 4 * at.side, at.block_e), dtype=torch.float32, device=at.device)
     launch.run(
@@ -320,14 +254,14 @@ def relative_attention_backward(
         *(table.stride(0) for table in tables),
         **common,
         PRECISION=precision,
-        IN_REGISTERS=chunk == 4 * at.side and precision != "ieee",
+        IN_REGISTERS=in_registers,
         BLOCK_Q=tile.queries,
         BLOCK_K=tile.keys,
-        CHUNK=chunk,
+        CHUNK=tile.chunk,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    tile, precision = _pick("backward_keys", qkv.dtype, at.block_e)
+    tile, precision, _ = pick("backward_keys", qkv.dtype, at.block_e, at.side, at.device)
     launch.run(
         _backward_keys,
         (triton.cdiv(at.tokens, tile.keys) * pairs,),

@@ -10,8 +10,8 @@ Three launches, each element of each result written once and every sum in a fixe
        dq += dS k   dsums += dS onehot   sums += P onehot
        dq += to_tables(dsums) . key tables
        dkeys += to_tables(dsums)^T q    dvalues += to_tables(sums)^T dout      (table space, over all queries)
-   A program takes a run of query tiles and keeps the two table gradients in registers over all of them
-   (IN_REGISTERS), or where table space is too wide for that adds to its own partial sums in memory.
+   A program takes a run of query tiles and adds what they give to the tables to its own partial sums, in
+   memory, or where they fit keeps those in registers over all its tiles (IN_REGISTERS).
 2. ``_backward_keys``: per key tile dk = sum over queries of dS^T q, dv = sum of P^T dout, with the transposed
    tile of S so that P^T and dS^T are left operands as they come.
 3. ``_add_tables``: the partial sums of (1) added in order, distances over m folded into the outermost rows.
@@ -116,13 +116,13 @@ def _backward_queries(
         lse = tl.load(lse_ptr + token + queries, mask=exists, other=0.0) * LOG2_E
         dout = dout.to(DTYPE)
         q = load_rows(q_ptr, queries, N, stride_n, HEAD_DIM, BLOCK_E)
-        index = load_padded(terms_index_ptr, queries, 2 * SIDE)
+        window = load_padded(terms_index_ptr, queries, 2 * SIDE)
         terms = place_terms(
-            q, index, key_v_ptr, key_h_ptr, stride_kv, stride_kh, table_rows_ptr,
+            q, window, key_v_ptr, key_h_ptr, stride_kv, stride_kh, table_rows_ptr,
             SIDE, CHUNK, HEAD_DIM, PRECISION,
         )  # fmt: skip
         dterms = place_terms(
-            dout, index, value_v_ptr, value_h_ptr, stride_vv, stride_vh, table_rows_ptr,
+            dout, window, value_v_ptr, value_h_ptr, stride_vv, stride_vh, table_rows_ptr,
             SIDE, CHUNK, HEAD_DIM, PRECISION,
         )  # fmt: skip
         terms_ptrs = terms_ptr + token * (2 * SIDE) + queries[:, None] * (2 * SIDE) + slots[None, :]
@@ -148,30 +148,35 @@ def _backward_queries(
             dq = tl.dot(ds, k, dq, input_precision=PRECISION)
             dsums = tl.dot(ds, hot, dsums, input_precision=PRECISION)
 
-        for start in tl.static_range(0, 4 * SIDE, CHUNK):
+        if IN_REGISTERS:  # all of table space at once
             table = load_tables(
-                key_v_ptr, key_h_ptr, stride_kv, stride_kh, table_rows_ptr, start, CHUNK,
+                key_v_ptr, key_h_ptr, stride_kv, stride_kh, table_rows_ptr, 0, CHUNK,
                 SIDE, HEAD_DIM, BLOCK_E, DTYPE,
             )  # fmt: skip
-            index = load_padded(tables_index_ptr, queries, 4 * SIDE, start, CHUNK)
+            index = load_padded(tables_index_ptr, queries, CHUNK)
             spread = tl.gather(dsums, index, 1).to(DTYPE)
             dq = tl.dot(spread, table, dq, input_precision=PRECISION)
             given = tl.gather(sums, index, 1).to(DTYPE)
-            if IN_REGISTERS:
-                dkeys = tl.dot(tl.trans(spread), q, dkeys, input_precision=PRECISION)
-                dvalues = tl.dot(tl.trans(given), dout, dvalues, input_precision=PRECISION)
-            else:
+            dkeys = tl.dot(tl.trans(spread), q, dkeys, input_precision=PRECISION)
+            dvalues = tl.dot(tl.trans(given), dout, dvalues, input_precision=PRECISION)
+        else:
+            for start in tl.range(0, 4 * SIDE, CHUNK, num_stages=1):
+                table = load_tables(
+                    key_v_ptr, key_h_ptr, stride_kv, stride_kh, table_rows_ptr, start, CHUNK,
+                    SIDE, HEAD_DIM, BLOCK_E, DTYPE,
+                )  # fmt: skip
+                index = load_padded(tables_index_ptr, queries, 4 * SIDE, start, CHUNK)
+                spread = tl.gather(dsums, index, 1).to(DTYPE)
+                dq = tl.dot(spread, table, dq, input_precision=PRECISION)
+                given = tl.gather(sums, index, 1).to(DTYPE)
                 at = start + tl.arange(0, CHUNK)
                 partial_ptrs = partial_ptr + at[:, None] * BLOCK_E + cols[None, :]
-                again = (at[:, None] * 0 + (item - first_tile)) > 0
-                dkeys = tl.load(partial_ptrs, mask=again, other=0.0)
-                dkeys = tl.dot(tl.trans(spread), q, dkeys, input_precision=PRECISION)
-                tl.store(partial_ptrs, dkeys)
+                again = (at[:, None] * 0 + (item - first_tile)) > 0  # not the first tile
+                added = tl.load(partial_ptrs, mask=again, other=0.0)
+                tl.store(partial_ptrs, tl.dot(tl.trans(spread), q, added, input_precision=PRECISION))
                 partial_ptrs += 4 * SIDE * BLOCK_E
-                dvalues = tl.load(partial_ptrs, mask=again, other=0.0)
-                dvalues = tl.dot(tl.trans(given), dout, dvalues, input_precision=PRECISION)
-                tl.store(partial_ptrs, dvalues)
-        if not IN_REGISTERS:
+                added = tl.load(partial_ptrs, mask=again, other=0.0)
+                tl.store(partial_ptrs, tl.dot(tl.trans(given), dout, added, input_precision=PRECISION))
             tl.debug_barrier()  # the next tile may read its partial sums with other threads than wrote them
         store_rows(dq_ptr + token * HEAD_DIM, dq, queries, N, HEAD_DIM, HEAD_DIM, BLOCK_E)
 

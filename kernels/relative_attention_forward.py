@@ -72,9 +72,19 @@ def _forward(
 
     queries = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = load_rows(q_ptr, queries, N, stride_n, HEAD_DIM, BLOCK_E)
-    index = load_padded(terms_index_ptr, queries, 2 * SIDE)
+    window = load_padded(terms_index_ptr, queries, 2 * SIDE)
     terms = place_terms(
-        q, index, key_v_ptr, key_h_ptr, stride_kv, stride_kh, table_rows_ptr, SIDE, CHUNK, HEAD_DIM, PRECISION
+        q,
+        window,
+        key_v_ptr,
+        key_h_ptr,
+        stride_kv,
+        stride_kh,
+        table_rows_ptr,
+        SIDE,
+        CHUNK,
+        HEAD_DIM,
+        PRECISION,
     )
 
     SCALE: tl.constexpr = HEAD_DIM**-0.5 * 1.4426950408889634
@@ -102,7 +112,7 @@ def _forward(
     share = 1.0 / total
     acc = acc * share[:, None]
     sums = sums * share[:, None]
-    for first in tl.static_range(0, 4 * SIDE, CHUNK):
+    for first in tl.range(0, 4 * SIDE, CHUNK, num_stages=1):
         table = load_tables(
             value_v_ptr, value_h_ptr, stride_vv, stride_vh, table_rows_ptr, first, CHUNK,
             SIDE, HEAD_DIM, BLOCK_E, DTYPE,

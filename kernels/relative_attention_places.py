@@ -110,9 +110,9 @@ def _make(
 
 
 @triton.jit
-def load_padded(ptr, tokens, WIDTH: tl.constexpr, START: tl.constexpr = 0, COUNT: tl.constexpr = 0):
+def load_padded(ptr, tokens, WIDTH: tl.constexpr, start=0, COUNT: tl.constexpr = 0):
     """(tokens, WIDTH) of what :class:`Places` holds, or COUNT columns of it; padded: nothing to mask."""
-    cols = START + tl.arange(0, COUNT if COUNT else WIDTH)
+    cols = start + tl.arange(0, COUNT if COUNT else WIDTH)
     return tl.load(ptr + tokens[:, None] * WIDTH + cols[None, :])
 
 
@@ -176,15 +176,18 @@ def place_terms(
     PRECISION: tl.constexpr,
 ):
     """(BLOCK_Q, 2 * SIDE), in the dtype of x: products of each query with the table rows of all places."""
-    terms = tl.zeros(index.shape, tl.float32)
-    for start in tl.static_range(0, 4 * SIDE, CHUNK):
+    if CHUNK == 4 * SIDE:
         table = load_tables(
-            v_ptr, h_ptr, stride_v, stride_h, rows_ptr, start, CHUNK, SIDE, HEAD_DIM, x.shape[1], x.dtype
+            v_ptr, h_ptr, stride_v, stride_h, rows_ptr, 0, CHUNK, SIDE, HEAD_DIM, x.shape[1], x.dtype
         )
-        product = tl.dot(x, tl.trans(table), input_precision=PRECISION)
-        if CHUNK == 4 * SIDE:
-            terms = tl.gather(product, index, 1)
-        else:
+        terms = tl.gather(tl.dot(x, tl.trans(table), input_precision=PRECISION), index, 1)
+    else:
+        terms = tl.zeros(index.shape, tl.float32)
+        for start in tl.range(0, 4 * SIDE, CHUNK, num_stages=1):
+            table = load_tables(
+                v_ptr, h_ptr, stride_v, stride_h, rows_ptr, start, CHUNK, SIDE, HEAD_DIM, x.shape[1], x.dtype
+            )
+            product = tl.dot(x, tl.trans(table), input_precision=PRECISION)
             here = (index >= start) & (index < start + CHUNK)
             terms = tl.where(here, tl.gather(product, index & (CHUNK - 1), 1), terms)
     return terms.to(x.dtype)
