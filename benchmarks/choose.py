@@ -3,10 +3,10 @@
     python benchmarks/choose.py [--device auto|cpu|cuda] [--dry-run]
 
 Writes growtas/ops/choices.json, which ``auto`` follows: per device class, operation, dtype and class of
-shared widths (for attention, of head dims) the back end that beats torch. It enters only if, at every size
-and row count measured, the lower quartile of its speed relative to torch is over a margin, for the forward
-pass alone and for forward plus backward. What was measured stands beside the choices, losers included.
-Entries of other devices stay.
+shared widths (for attention, of head dims) the back end that beats torch. It enters only if its speed
+relative to torch, the geometric mean over all sizes and row counts measured, is over a margin, for the
+forward pass alone and for forward plus backward, and if it is slower at none of them: there the upper
+quartile counts. What was measured stands beside the choices, losers included. Entries of other devices stay.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from common import contests as launcher_contests
 from common import environment, norms, products, results, timing, ways
 from common.race import PASSES, Race
-from common.table import render
+from common.table import geometric_mean, render
 from tqdm import tqdm
 
 from growtas import load_space
@@ -32,6 +32,7 @@ from growtas.ops import backend
 from growtas.space import preset_names
 
 MARGIN = 1.03
+TOLERANCE = 0.97  # a size at which even the upper quartile is below has lost
 CPU_BATCHES = (1, 8)
 CPU_ROWS = tuple(197 * batch for batch in CPU_BATCHES)
 GPU_BATCHES = (16, 128)
@@ -205,6 +206,23 @@ def _about(contest: Contest) -> dict[str, Any]:
     }
 
 
+def gain(records: Sequence[dict[str, Any]]) -> float:
+    """How much faster than torch a back end is on the whole; 0 where it is refused or slower at some size.
+
+    Args:
+        records: of one back end, operation, dtype and class.
+
+    Returns:
+        The smaller of two geometric means of the medians, of the forward pass and of both passes.
+    """
+    if any("refused" in record for record in records):
+        return 0.0
+    passes = ("forward", "step")
+    if any(record[key][2] < TOLERANCE for record in records for key in passes):  # the upper quartile
+        return 0.0
+    return min(geometric_mean(record[key][0] for record in records) for key in passes)
+
+
 def decide(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, str]]]:
     """The back ends that beat torch beyond doubt.
 
@@ -220,13 +238,9 @@ def decide(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, s
         key = record["op"], record["dtype"], record["class"]
         groups.setdefault(key, {}).setdefault(record["backend"], []).append(record)
     for (op, dtype, width_class), rivals in groups.items():
-        worst = {
-            name: min((min(r["forward"][1], r["step"][1]) for r in own), default=0.0)
-            for name, own in rivals.items()
-            if not any("refused" in record for record in own)
-        }
-        best = max(worst, key=worst.get, default=None)
-        if best is not None and worst[best] > MARGIN:
+        gains = {name: gain(own) for name, own in rivals.items()}
+        best = max(gains, key=gains.get, default=None)
+        if best is not None and gains[best] > MARGIN:
             table.setdefault(op, {}).setdefault(dtype, {})[width_class] = best
     return table
 

@@ -71,7 +71,7 @@ def choices_section(data: dict[str, Any]) -> str:
         [
             "### What `auto` follows",
             "Speed relative to the torch back end: the geometric mean of the medians over all sizes; in "
-            "brackets the lowest lower quartile, which decides.",
+            "brackets the lowest lower quartile.",
             render([*header, "sizes", "auto takes"], rows, left=5, markdown=True),
         ]
     )

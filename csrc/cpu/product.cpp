@@ -9,8 +9,8 @@
 // Tile     product_tile.h: 12 rows x 2 vectors of AVX-512, 6 x 2 of AVX2, 4 x 2 else; B streams from L2, A from L1.
 // Finish   bias, GELU, its gradient, drop-path scale and residual are applied to a row panel when its last block of depth is
 //          added, while it is in cache: they cost no pass over memory. See product.h.
-// Order    an element's products are added by one thread, in the order of depth and in blocks that depend on the sizes alone:
-//          the same bits for any number of threads.
+// Order    an element's products are added by one thread, in the order of depth and in segments that depend on the sizes
+//          alone: the same bits for any number of threads.
 #include "cpu/product.h"
 
 #include <algorithm>
@@ -30,7 +30,32 @@ namespace {
 constexpr std::int64_t kMaxColumns = 896;
 constexpr std::int64_t kMaxColumnDepth = 400;  // of a transposed A: a thread's panels of a block stay in L2 beside B's
 
+constexpr std::int64_t kMaxSegment = 128;  // products added in a row before their sum is: keeps the rounding error down
+
 std::int64_t blocks(std::int64_t size, std::int64_t most) { return (size + most - 1) / most; }
+
+typedef float Four __attribute__((vector_size(16)));
+typedef std::int32_t FourIndices __attribute__((vector_size(16)));
+
+// Four rows of `depth` floats, `row` apart, become four columns: step k at to + k * width.
+GROWTAS_INLINE void transpose_four(const float* from, std::int64_t row, std::int64_t depth, float* to,
+                                   std::int64_t width) {
+    std::int64_t k = 0;
+    for (; k + 4 <= depth; k += 4) {
+        const Four a = load_vector<Four>(from + k), b = load_vector<Four>(from + row + k);
+        const Four c = load_vector<Four>(from + 2 * row + k), d = load_vector<Four>(from + 3 * row + k);
+        const Four ab_low = __builtin_shuffle(a, b, FourIndices{0, 4, 1, 5});
+        const Four cd_low = __builtin_shuffle(c, d, FourIndices{0, 4, 1, 5});
+        const Four ab_high = __builtin_shuffle(a, b, FourIndices{2, 6, 3, 7});
+        const Four cd_high = __builtin_shuffle(c, d, FourIndices{2, 6, 3, 7});
+        store_vector(to + k * width, __builtin_shuffle(ab_low, cd_low, FourIndices{0, 1, 4, 5}));
+        store_vector(to + (k + 1) * width, __builtin_shuffle(ab_low, cd_low, FourIndices{2, 3, 6, 7}));
+        store_vector(to + (k + 2) * width, __builtin_shuffle(ab_high, cd_high, FourIndices{0, 1, 4, 5}));
+        store_vector(to + (k + 3) * width, __builtin_shuffle(ab_high, cd_high, FourIndices{2, 3, 6, 7}));
+    }
+    for (; k < depth; ++k)
+        for (std::int64_t i = 0; i < 4; ++i) to[k * width + i] = from[i * row + k];
+}
 
 // Panels of kWidth indices side by side: step k of panel p at to + p * panel + k * kWidth, zeros beyond `count`.
 template <int kWidth>
@@ -49,13 +74,14 @@ GROWTAS_INLINE void pack_panels(const float* from, std::int64_t index_step, std:
         }
         return;
     }
-    for (std::int64_t p = 0; p * kWidth < count; ++p)
-        for (std::int64_t i = 0; i < kWidth; ++i) {
-            float* column = to + p * panel + i;
-            const float* row = from + (p * kWidth + i) * index_step;
-            const bool exists = p * kWidth + i < count;
-            for (std::int64_t k = 0; k < depth; ++k) column[k * kWidth] = exists ? row[k * depth_step] : 0.0f;
-        }
+    std::int64_t i = 0;
+    for (; kWidth % 4 == 0 && depth_step == 1 && i + 4 <= count; i += 4)
+        transpose_four(from + i * index_step, index_step, depth, to + i / kWidth * panel + i % kWidth, kWidth);
+    for (; i < blocks(count, kWidth) * kWidth; ++i) {
+        float* column = to + i / kWidth * panel + i % kWidth;
+        for (std::int64_t k = 0; k < depth; ++k)
+            column[k * kWidth] = i < count ? from[i * index_step + k * depth_step] : 0.0f;
+    }
 }
 
 // One row panel by rows: row i at to + i * kStep, zeros for rows that do not exist.
@@ -120,6 +146,7 @@ template <typename V, int kRows, int kVectors>
 GROWTAS_INLINE void run_block(const Block& s) {
     constexpr std::int64_t kColumns = kVectors * (sizeof(V) / sizeof(float));
     const bool by_rows = s.a.column == 1;
+    const std::int64_t segment = blocks(s.depth, blocks(s.depth, kMaxSegment));
     const std::int64_t begin = s.first_panel * kRows, end = std::min(s.m, s.end_panel * kRows);
     if (!by_rows)
         pack_panels<kRows>(s.a.data + begin * s.a.row, s.a.row, s.a.column, end - begin, s.depth, s.depth * kRows, s.panels);
@@ -131,10 +158,15 @@ GROWTAS_INLINE void run_block(const Block& s) {
             const float* b = s.packed + c * s.depth;
             float* to = s.out + row * s.out_row + s.column + c;
             const std::int64_t columns = std::min(kColumns, s.columns - c);
-            if (by_rows) {
-                packed_tile<V, kRows, kVectors, true>(s.depth, a, b, to, s.out_row, rows, columns, s.add);
-            } else {
-                packed_tile<V, kRows, kVectors, false>(s.depth, a, b, to, s.out_row, rows, columns, s.add);
+            for (std::int64_t k = 0; k < s.depth; k += segment) {
+                const std::int64_t steps = std::min(segment, s.depth - k);
+                const bool add = s.add || k > 0;
+                if (by_rows) {
+                    packed_tile<V, kRows, kVectors, true>(steps, a + k, b + k * kColumns, to, s.out_row, rows, columns, add);
+                } else {
+                    packed_tile<V, kRows, kVectors, false>(steps, a + k * kRows, b + k * kColumns, to, s.out_row, rows,
+                                                           columns, add);
+                }
             }
         }
         if (s.last) finish_rows(*s.epilogue, s.out, s.out_row, row, rows, s.column, s.columns);
@@ -156,7 +188,6 @@ struct Isa {
     target void run_##name(const Block& block) { run_block<V, rows, vectors>(block); }                                    \
     constexpr Isa k_##name{rows, vectors * int(sizeof(V) / sizeof(float)), &pack_b_##name, &run_##name};
 
-typedef float Four __attribute__((vector_size(16)));
 GROWTAS_ISA(baseline, , Four, 4, 2)
 #ifdef GROWTAS_TARGET_V4
 typedef float Eight __attribute__((vector_size(32)));

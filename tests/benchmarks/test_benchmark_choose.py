@@ -35,14 +35,16 @@ def record(size: str, low: float, *, op="layer_norm", name="cpu", step: float | 
     ("records", "chosen"),
     [
         ([record("a", 1.2), record("b", 1.04)], "cpu"),
-        ([record("a", 1.2), record("b", 1.02)], None),  # not clear of torch at one size
+        ([record("a", 1.2), record("b", 0.9)], "cpu"),  # as fast as torch at one size
+        ([record("a", 1.9), record("b", 0.7)], None),  # slower at one size beyond doubt
+        ([record("a", 0.92), record("b", 0.92)], None),  # within the margin everywhere
         ([record("a", 1.2, step=0.9)], None),  # forward wins, the training step loses
         ([record("a", 1.2, name="triton"), record("a", 1.5, name="cuda")], "cuda"),
         ([record("a", 2.0), {**record("b", 2.0), "refused": "wrong"}], None),
         ([], None),
     ],
 )
-def test_a_back_end_enters_only_where_it_wins_everywhere(records, chosen):
+def test_a_back_end_enters_only_where_it_wins_on_the_whole_and_loses_nowhere(records, chosen):
     expected = {"layer_norm": {"float32": {"256": chosen}}} if chosen else {}
     assert choose.decide(records) == expected
 
@@ -130,6 +132,7 @@ def test_a_measured_choice_is_followed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(choose, "shared_widths", lambda: {24: 32})
     monkeypatch.setattr(choose, "CPU_ROWS", (8,))
     monkeypatch.setattr(choose, "MARGIN", 0.0)  # whoever it is, it wins
+    monkeypatch.setattr(choose, "TOLERANCE", 0.0)
     monkeypatch.setattr(backend, "CHOICES_FILE", tmp_path / "choices.json")
     arguments = ["--device", "cpu", "--dtypes", "float32", "--seconds", "0", "--threads", "1"]
     assert choose.main([*arguments, "--out", str(tmp_path / "choices.json")]) == 0

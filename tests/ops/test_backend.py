@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 
 import pytest
 import torch
@@ -106,8 +107,11 @@ def test_the_committed_table_names_existing_kernels_and_their_measurements():
                 for width, name in by_width.items():
                     assert name in backend.KERNELS[op] and name != "torch"
                     key = (device, op, dtype, width, name)
-                    speeds = [m["step"] for m in document["measurements"] if _measured(m) == key]
-                    assert speeds and all(lower > 1 for _, lower, _ in speeds), key
+                    own = [m for m in document["measurements"] if _measured(m) == key]
+                    assert own and not any("refused" in m for m in own), key
+                    for step in ("forward", "step"):
+                        assert statistics.geometric_mean(m[step][0] for m in own) > 1, (key, step)
+                        assert all(upper > 0.97 for _, _, upper in (m[step] for m in own)), (key, step)
 
 
 def _measured(measurement: dict) -> tuple[str, ...]:
