@@ -63,6 +63,8 @@ COMMITTED: dict[str, tuple[Tile, ...]] = {
     "mixed": (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
     "tf32": (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
     "ieee": (Tile(32, 64, 16, 4, 2),),
+    # A weight gradient transposes dy on its way to the tensor cores: steps of 64 would spill by a few bytes.
+    "half+weight": (Tile(128, 128, 64, 8, 3), Tile(128, 64, 32, 4, 4), Tile(64, 64, 64, 4, 4)),
     # The GELU epilogue holds its input and its slope beside the sums, so the largest tile would spill.
     "half+gelu": (Tile(128, 64, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
     "mixed+gelu": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3)),
@@ -154,7 +156,8 @@ def pick(
         rows, cols: the output's size in elements.
         multiprocessors: of the device.
         panels: how many such outputs one launch makes (3 for q, k, v).
-        depth: length of the reduction where :func:`pick_splits` may cut it, which fills the GPU.
+        depth: length of the reduction where :func:`pick_splits` may cut it, which fills the GPU: of a weight
+            gradient.
     """
 
     def cost(tile: Tile) -> float:
@@ -167,7 +170,8 @@ def pick(
         time = max(1.0, programs * splits / multiprocessors) * work * depth / splits
         return time + (ADDING * size * splits if splits > 1 else 0)
 
-    return _forced(min(COMMITTED[kind], key=cost))
+    committed = COMMITTED[kind] if depth is None else COMMITTED.get(f"{kind}+weight", COMMITTED[kind])
+    return _forced(min(committed, key=cost))
 
 
 def _forced(tile: Tile) -> Tile:

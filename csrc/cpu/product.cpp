@@ -30,7 +30,7 @@ namespace {
 constexpr std::int64_t kMaxColumns = 896;
 constexpr std::int64_t kMaxColumnDepth = 400;  // of a transposed A: a thread's panels of a block stay in L2 beside B's
 
-constexpr std::int64_t kMaxSegment = 128;  // products added in a row before their sum is: keeps the rounding error down
+constexpr std::int64_t kMaxSegment = 224;  // products added in a row before their sum is: keeps the rounding error down
 
 std::int64_t blocks(std::int64_t size, std::int64_t most) { return (size + most - 1) / most; }
 
