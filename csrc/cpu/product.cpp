@@ -142,8 +142,11 @@ struct Block {
     const Epilogue* epilogue;
 };
 
+// A tile of one instruction set: see packed_tile.
+using PackedTile = void (*)(std::int64_t, const float*, const float*, float*, std::int64_t, std::int64_t, std::int64_t, bool);
+
 template <typename V, int kRows, int kVectors>
-GROWTAS_INLINE void run_block(const Block& s) {
+GROWTAS_INLINE void run_block(const Block& s, PackedTile whole, PackedTile half) {
     constexpr std::int64_t kColumns = kVectors * (sizeof(V) / sizeof(float));
     const bool by_rows = s.a.column == 1;
     const std::int64_t segment = blocks(s.depth, blocks(s.depth, kMaxSegment));
@@ -161,12 +164,8 @@ GROWTAS_INLINE void run_block(const Block& s) {
             for (std::int64_t k = 0; k < s.depth; k += segment) {
                 const std::int64_t steps = std::min(segment, s.depth - k);
                 const bool add = s.add || k > 0;
-                if (by_rows) {
-                    packed_tile<V, kRows, kVectors, true>(steps, a + k, b + k * kColumns, to, s.out_row, rows, columns, add);
-                } else {
-                    packed_tile<V, kRows, kVectors, false>(steps, a + k * kRows, b + k * kColumns, to, s.out_row, rows,
-                                                           columns, add);
-                }
+                const auto tile = columns <= kColumns / 2 ? half : whole;
+                tile(steps, a + k * (by_rows ? 1 : kRows), b + k * kColumns, to, s.out_row, rows, columns, add);
             }
         }
         if (s.last) finish_rows(*s.epilogue, s.out, s.out_row, row, rows, s.column, s.columns);
@@ -185,7 +184,19 @@ struct Isa {
                               std::int64_t depth, std::int64_t panel, float* to) {                                        \
         pack_panels<vectors * int(sizeof(V) / sizeof(float))>(from, index_step, depth_step, count, depth, panel, to);     \
     }                                                                                                                     \
-    target void run_##name(const Block& block) { run_block<V, rows, vectors>(block); }                                    \
+    template <int kVectors, bool kByRows>                                                                                 \
+    target void tile_##name(std::int64_t depth, const float* a, const float* b, float* c, std::int64_t c_row,             \
+                            std::int64_t m, std::int64_t n, bool add) {                                                   \
+        packed_tile<V, rows, kVectors, vectors * int(sizeof(V) / sizeof(float)), kByRows>(depth, a, b, c, c_row, m, n,    \
+                                                                                          add);                           \
+    }                                                                                                                     \
+    target void run_##name(const Block& block) {                                                                          \
+        if (block.a.column == 1) {                                                                                        \
+            run_block<V, rows, vectors>(block, &tile_##name<vectors, true>, &tile_##name<vectors / 2, true>);             \
+        } else {                                                                                                          \
+            run_block<V, rows, vectors>(block, &tile_##name<vectors, false>, &tile_##name<vectors / 2, false>);           \
+        }                                                                                                                 \
+    }                                                                                                                     \
     constexpr Isa k_##name{rows, vectors * int(sizeof(V) / sizeof(float)), &pack_b_##name, &run_##name};
 
 GROWTAS_ISA(baseline, , Four, 4, 2)

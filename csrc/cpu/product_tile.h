@@ -2,7 +2,7 @@
 //
 // A  kByRows: row i at a + i * kStep, so a row is packed by copying it; else step k at a + k * kRows, as a transposed operand
 //    is packed by copying pieces of its rows. Read one float at a time and broadcast.
-// B  step k at b + k * kVectors * kWidth, zeros where the matrix ends.
+// B  step k at b + k * kPanel, zeros where the matrix ends; a panel's last columns may need fewer vectors than it holds.
 // C  row i at c + i * c_row, `rows` x `columns` of it exist; the rest of a tile at the edge is dropped.
 #pragma once
 #include <cstdint>
@@ -12,10 +12,10 @@
 
 namespace growtas::cpu {
 
-constexpr std::int64_t kStep = 464;      // floats between packed rows: an odd number of cache lines, so that they share no set
-constexpr std::int64_t kMaxDepth = 448;  // of a block
+constexpr std::int64_t kStep = 528;      // floats between packed rows: an odd number of cache lines, so that they share no set
+constexpr std::int64_t kMaxDepth = 512;  // of a block
 
-template <typename V, int kRows, int kVectors, bool kByRows>
+template <typename V, int kRows, int kVectors, int kPanel, bool kByRows>
 GROWTAS_INLINE void packed_tile(std::int64_t depth, const float* a, const float* b, float* c, std::int64_t c_row,
                                 std::int64_t rows, std::int64_t columns, bool add) {
     constexpr int kWidth = sizeof(V) / sizeof(float), kColumns = kVectors * kWidth;
@@ -36,7 +36,7 @@ GROWTAS_INLINE void packed_tile(std::int64_t depth, const float* a, const float*
             for (int j = 0; j < kVectors; ++j) sums[i][j] += x * row[j];
         }
         a += kByRows ? 1 : kRows;
-        b += kColumns;
+        b += kPanel;
     }
     if (rows == kRows && columns == kColumns) {
 #pragma GCC unroll 16
