@@ -60,15 +60,17 @@ def plot(folder: Path, path: Path) -> bool:
 
 
 def _panel(axis: Any, files: list[dict[str, Any]]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     ceiling = ceilings(files)
     unit, name = (1e12, "TFLOP/s") if on_gpu(files[0]) else (1e9, "GFLOP/s")
     records = best([record for data in files for record in data["records"]])
     intensities = [record["flops"] / record["bytes"] for record in records]
-    low, high = min(intensities, default=1.0) / 2, max(intensities, default=1000.0) * 2
     ridge = ceiling["flops"] / ceiling["bandwidth"]
+    low, high = min(*intensities, ridge, 1e9) / 2, max(*intensities, ridge, 1.0) * 2
     line = sorted({low, min(max(ridge, low), high), high})
     roof = [min(ceiling["flops"], x * ceiling["bandwidth"]) / unit for x in line]
-    axis.plot(line, roof, color="black", lw=1.2)
+    axis.plot(line, roof, color="black", lw=1.2, label="measured ceilings")
     for part, (color, marker) in STYLES.items():
         own = [record for record in records if record["part"] == part]
         axis.plot(
@@ -78,6 +80,10 @@ def _panel(axis: Any, files: list[dict[str, Any]]) -> None:
         )  # fmt: skip
     axis.set_xscale("log")
     axis.set_yscale("log")
+    for one in (axis.xaxis, axis.yaxis):  # 10, 20, 50, 100: few enough not to touch
+        one.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        one.set_minor_formatter(NullFormatter())
     axis.set_xlabel("FLOP per byte that has to move")
     axis.set_ylabel(name)
     settings = files[0]["settings"]
