@@ -34,7 +34,7 @@ def test_a_run_is_searched_extracted_and_saved(folder, tmp_path):
     assert found.best.top1 == Evaluator(net, splits.search).top1(found.best.subnet)
 
     model = growtas.extract(folder, found.best.subnet)
-    assert model.extraction_error == 0
+    assert model.extraction_error < 1e-6
     assert sum(parameter.numel() for parameter in model.parameters()) == found.best.params <= 40_000
 
     # the saved model is as accurate on the test split as the supernet's slice was, image for image
