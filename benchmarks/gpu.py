@@ -138,7 +138,7 @@ def run(command: list[str], limit: float, log: TextIO, environment: dict[str, st
     log.write(line)
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", start_new_session=True,
+        errors="replace", start_new_session=True, preexec_fn=_hear_interrupts,
     )  # fmt: skip
 
     def copy() -> None:
@@ -160,6 +160,11 @@ def run(command: list[str], limit: float, log: TextIO, environment: dict[str, st
     if late:
         return f"stopped at its limit of {limit:.0f} s"
     return "ok" if process.returncode == 0 else f"exit status {process.returncode}"
+
+
+def _hear_interrupts() -> None:
+    """In the new process: a shell's background commands ignore interrupts, and what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _end(process: subprocess.Popen) -> None:
