@@ -163,7 +163,7 @@ def run(command: list[str], limit: float, log: TextIO, environment: dict[str, st
 
 
 def _hear_interrupts() -> None:
-    """In the new process: background commands of a shell ignore interrupts, and their children inherit that."""
+    """In the new process: a shell lets its background commands, and so their children, ignore interrupts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
