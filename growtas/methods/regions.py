@@ -1,45 +1,32 @@
 """Which entries of the shared weights a set of groups uses, what is new at a transition, and how it starts.
 
-A subnet uses the leading entries of every tensor, along every axis: a box whose sizes are the shapes of the
-subnet taken out on its own. So the region of a subnet is read off that smaller network, tensor by tensor,
-and knows no parameter names. Within a group (one embed_dim) the largest subnet's box holds all the others;
-unions of several boxes are boolean masks.
+A subnet uses the leading entries of every tensor, along every axis: a box whose sizes the network tells
+(``subnet_shapes``), tensor by tensor; nothing here knows the name of a parameter. Within a group the largest
+subnet's box holds all the others; unions of several boxes are boolean masks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from growtas.errors import UsageError, nearest
 from growtas.methods.base import NEW_REGIONS
-from growtas.nn.linear import PartialLayerNorm
-from growtas.space import Subnet, seeded_rng
-from growtas.supernet.vit import VisionTransformer
+from growtas.space import SearchSpace, Subnet, seeded_rng
 
 if TYPE_CHECKING:
+    from growtas.supernet.vit import VisionTransformer
+
     Masks = Mapping[str, Tensor]
 
 STANDARD_STD = 0.02  # AutoFormer's initialisation of every matrix and table
 NEAR_ZERO_STD = 1e-3
-
-
-def boxes(net: VisionTransformer, subnet: Subnet) -> dict[str, tuple[int, ...]]:
-    """The shape of the leading box that a subnet uses, of every parameter that it uses.
-
-    Args:
-        net: the supernet.
-        subnet: of its space.
-
-    Returns:
-        Parameter name to sizes; a block beyond the subnet's depth does not appear.
-    """
-    with torch.device("meta"):
-        small = VisionTransformer(net.dims.of_subnet(subnet), net.num_classes)
-    return {name: tuple(parameter.shape) for name, parameter in small.named_parameters()}
 
 
 def used_by(net: VisionTransformer, subnets: Sequence[Subnet]) -> dict[str, Tensor]:
@@ -56,7 +43,7 @@ def used_by(net: VisionTransformer, subnets: Sequence[Subnet]) -> dict[str, Tens
         name: torch.zeros(parameter.shape, dtype=torch.bool) for name, parameter in net.named_parameters()
     }
     for subnet in subnets:
-        for name, sizes in boxes(net, subnet).items():
+        for name, sizes in net.subnet_shapes(subnet).items():
             masks[name][tuple(slice(size) for size in sizes)] = True
     return masks
 
@@ -64,9 +51,18 @@ def used_by(net: VisionTransformer, subnets: Sequence[Subnet]) -> dict[str, Tens
 def used(net: VisionTransformer, groups: Sequence[int]) -> dict[str, Tensor]:
     """The union of the regions of every subnet of some groups, as :func:`used_by` gives it.
 
-    The largest subnet of each group is enough: at one embed_dim every other choice nests.
+    The largest subnet of each group is enough, for every other choice nests in it. Only kernels do not: a
+    smaller one is the larger one's centre, transformed by a matrix that the larger one does not use.
     """
-    return used_by(net, [net.space.largest((group,)) for group in groups])
+    return used_by(net, [subnet for group in groups for subnet in _covering(net.space, group)])
+
+
+def _covering(space: SearchSpace, group: int) -> Iterator[Subnet]:
+    """A few subnets of a group that together use what any of it does."""
+    largest = space.largest((group,))
+    yield largest
+    if hasattr(largest, "kernel"):
+        yield dataclasses.replace(largest, kernel=space.smallest((group,)).kernel)
 
 
 def new_region(net: VisionTransformer, before: Sequence[int], after: Sequence[int]) -> dict[str, Tensor]:
@@ -93,14 +89,15 @@ def initialise(net: VisionTransformer, new: Masks, trained: Masks, how: str, see
     ==============  ================================================================================
     keep            nothing is changed: the initial values, as the authors' engine leaves them. (AdamW
                     decays entries of an active tensor whose gradient is zero.)
-    standard        truncated normal of 0.02; biases 0
+    standard        what the network itself starts with: in a transformer a truncated normal of 0.02,
+                    convolutions of a network with BatchNorm a normal of sqrt(2 / fan-out); biases 0
     near_zero       truncated normal of 0.001; biases 0. Small but never exactly zero, so that no
                     product of two new factors (fc1 rows and fc2 columns) is a dead saddle.
     pretrained      normal of the mean and standard deviation of the trained entries of the same
                     tensor (the paper's negative example); ``standard`` where it has none
     ==============  ================================================================================
 
-    New entries of a LayerNorm get weight 1 and bias 0, whichever of the last three is chosen.
+    New entries of LayerNorm and BatchNorm get weight 1 and bias 0, whichever of the last three is chosen.
 
     Args:
         net: the supernet; changed in place.
@@ -117,7 +114,8 @@ def initialise(net: VisionTransformer, new: Masks, trained: Masks, how: str, see
         UsageError: ``how`` is unknown.
 
     Source:
-        GrowTAS, supplement, "Why Weight Extension Preserves Performance".
+        GrowTAS, supplement, "Why Weight Extension Preserves Performance"; the fan-out, out_channels * k * k
+        of the supernet's tensor also where the convolution is depthwise, is Once-for-All's.
     """
     if how not in NEW_REGIONS:
         raise UsageError(f"new_region={how!r} is unknown.{nearest(str(how), NEW_REGIONS)}")
@@ -134,30 +132,37 @@ def initialise(net: VisionTransformer, new: Masks, trained: Masks, how: str, see
         if name in norms:
             values = torch.full(mask.shape, norms[name])
         else:
-            values = _start(how, parameter.detach().cpu(), trained[name], generator)
+            std = NEAR_ZERO_STD if how == "near_zero" else _standard_std(net, parameter)
+            values = _start(how, parameter.detach().cpu(), trained[name], std, generator)
         mask = mask.to(parameter.device)
         parameter[mask] = values.to(parameter.device, parameter.dtype)[mask]
     return count
 
 
 def _norm_parameters(net: nn.Module) -> dict[str, float]:
-    """The starting value of every LayerNorm parameter, by name."""
+    """The starting value of every parameter of a normalisation, by name."""
     return {
         f"{prefix}.{name}": value
         for prefix, module in net.named_modules()
-        if isinstance(module, PartialLayerNorm)
+        if isinstance(module, nn.LayerNorm | _BatchNorm)
         for name, value in (("weight", 1.0), ("bias", 0.0))
     }
 
 
-def _start(how: str, parameter: Tensor, trained: Tensor, generator: torch.Generator) -> Tensor:
-    """Values for a whole tensor that is no LayerNorm's; the caller takes the new entries of them."""
+def _standard_std(net: nn.Module, parameter: Tensor) -> float:
+    """The standard deviation that a tensor of a network starts with."""
+    if parameter.ndim == 4 and getattr(net, "needs_calibration", False):
+        return math.sqrt(2 / (parameter.shape[0] * parameter.shape[2] * parameter.shape[3]))
+    return STANDARD_STD
+
+
+def _start(how: str, parameter: Tensor, trained: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Values for a whole tensor that is no normalisation's; the caller takes the new entries of them."""
     values = torch.zeros(parameter.shape)
     if how == "pretrained" and trained.any():
         known = parameter[trained].double()
-        mean, std = known.mean().item(), known.std(correction=0).item()
-        return values.normal_(mean, std, generator=generator)
+        mean, deviation = known.mean().item(), known.std(correction=0).item()
+        return values.normal_(mean, deviation, generator=generator)
     if parameter.ndim == 1:
         return values
-    std = NEAR_ZERO_STD if how == "near_zero" else STANDARD_STD
     return nn.init.trunc_normal_(values, std=std, generator=generator)

@@ -7,8 +7,10 @@ whose layers have nothing left to choose (DESIGN: "a subnet is a supernet with n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -244,6 +246,25 @@ class VisionTransformer(nn.Module):
         for block in self.blocks[subnet.depth :]:
             yield from block.parameters()
 
+    def subnet_shapes(self, subnet: Subnet) -> Mapping[str, tuple[int, ...]]:
+        """How much of every parameter a subnet uses: the sizes of a leading box.
+
+        Args:
+            subnet: of this network.
+
+        Returns:
+            Parameter name to sizes, one per axis; what the subnet does not use at all (the blocks beyond its
+            depth) does not appear.
+
+        Raises:
+            UsageError: the subnet is outside the space.
+
+        Example:
+            >>> Supernet("digits", 10).subnet_shapes(load_space("digits").smallest())["norm.weight"]
+            (24,)
+        """
+        return _parameter_shapes(self._chosen(subnet), self.num_classes)
+
     def slice_state_dict(self, subnet: Subnet) -> dict[str, Tensor]:
         """The weights of a subnet, as the state dict of the smaller transformer that it is.
 
@@ -269,6 +290,14 @@ class VisionTransformer(nn.Module):
                     own = qkv_bias_rows(source[name], heads, chosen.head_dim, part, self.qkv_bias)
                     qkv_rows(sliced[name], heads, chosen.head_dim, part).copy_(own)
         return sliced
+
+
+@functools.lru_cache(maxsize=64)
+def _parameter_shapes(dims: ViTDims, num_classes: int) -> Mapping[str, tuple[int, ...]]:
+    """The shape of every parameter of a transformer, read off one that holds no numbers."""
+    with torch.device("meta"):
+        net = VisionTransformer(dims, num_classes)
+    return MappingProxyType({name: tuple(parameter.shape) for name, parameter in net.named_parameters()})
 
 
 def _check_option(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -60,6 +60,16 @@ def test_sliced_weights_give_the_same_logits(qkv_bias, images):
             torch.testing.assert_close(small(images), net(images, subnet), rtol=1e-5, atol=1e-6)
 
 
+def test_shapes_of_a_subnet_are_those_of_its_slices(net):
+    rng = random.Random(1)
+    for _ in range(5):
+        subnet = net.space.sample(rng)
+        slices = net.slice_state_dict(subnet)
+        assert net.subnet_shapes(subnet) == {name: tuple(value.shape) for name, value in slices.items()}
+    with pytest.raises(UsageError, match="embed_dim=25 is outside"):
+        net.subnet_shapes(growtas.Subnet(25, 3, (2,) * 3, (2,) * 3))
+
+
 def test_blocks_beyond_the_depth_get_no_gradient(net, images):
     subnet = net.space.smallest()
     net(images, subnet).sum().backward()
