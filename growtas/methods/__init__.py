@@ -6,10 +6,18 @@ import importlib
 import pkgutil
 
 from growtas.errors import UsageError, nearest
-from growtas.methods.base import Method, MethodSettings, register, registered
+from growtas.methods.base import Method, MethodSettings, TrainingContext, register, registered
 from growtas.methods.schedule import Stage
 
-__all__ = ["Method", "MethodSettings", "Stage", "create_method", "method_names", "register"]
+__all__ = [
+    "Method",
+    "MethodSettings",
+    "Stage",
+    "TrainingContext",
+    "create_method",
+    "method_names",
+    "register",
+]
 
 _loaded = False
 

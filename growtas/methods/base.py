@@ -4,8 +4,11 @@ A method is one file in this folder that holds one registered class; the trainin
 
     @register("mine")
     class Mine(Method):
-        def subnets(self, step):
-            return (self.space.sample(self.rng(step)),)
+        def sample(self, step, rng):
+            return self.space.sample(rng)
+
+What every method may be combined with (several subnets per step, the sandwich rule, distillation) is done
+around :meth:`Method.sample`, once for all of them.
 """
 
 from __future__ import annotations
@@ -13,19 +16,24 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from growtas.errors import GrowtasError, UsageError, nearest
+from growtas.methods.options import NoOptions, parse_options
 from growtas.methods.schedule import MAX_PARAMS, Stage, stage_at
 from growtas.space import SearchSpace, Subnet, seeded_rng
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from growtas.supernet.vit import VisionTransformer
 
 NEW_REGIONS = ("keep", "standard", "near_zero", "pretrained")
+NEW_REGION_MOMENTS = ("keep", "reset")
+DISTILL = ("none", "inplace", "ema")
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,15 @@ class MethodSettings:
         transition_params, transition_max_params, transition_beta: C, C_max and beta of the size-aware rule.
         new_region: ``keep``, ``standard``, ``near_zero`` or ``pretrained``; see
             :func:`growtas.methods.regions.initialise`.
+        new_region_moments: ``keep`` or ``reset``: what a transition does to the optimizer's moments there.
+        subnets_per_step: random subnets of each step.
+        sandwich: train the largest and the smallest subnet in every step besides (Yu et al., 2019).
+        distill: ``none``; ``inplace`` (the largest subnet, trained first in every step, teaches the others);
+            ``ema`` (the averaged weights' largest subnet teaches).
+        options: of the method itself, ``"key=value,key=value"``.
 
     Raises:
-        UsageError: ``new_region`` is unknown.
+        UsageError: a value is unknown or not possible.
     """
 
     space: SearchSpace
@@ -59,54 +73,133 @@ class MethodSettings:
     transition_max_params: float = MAX_PARAMS
     transition_beta: float | None = None
     new_region: str = "keep"
+    new_region_moments: str = "keep"
+    subnets_per_step: int = 1
+    sandwich: bool = False
+    distill: str = "none"
+    options: str = ""
 
     def __post_init__(self) -> None:
-        if self.new_region not in NEW_REGIONS:
+        choices = {"new_region": NEW_REGIONS, "new_region_moments": NEW_REGION_MOMENTS, "distill": DISTILL}
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise UsageError(f"{name}={value!r} is unknown.{nearest(str(value), known)}")
+        if self.subnets_per_step < 1:
             raise UsageError(
-                f"new_region={self.new_region!r} is unknown.{nearest(str(self.new_region), NEW_REGIONS)}"
+                f"subnets_per_step={self.subnets_per_step} is not possible; it must be 1 or more."
             )
 
 
+@dataclass
+class TrainingContext:
+    """What the loop hands to a method.
+
+    Args:
+        net: the supernet, on ``device``, in training mode.
+        optimizer: one for the whole run.
+        device: that is computed on.
+        draw_images: ``draw_images(split, count, *key)`` gives ``count`` images (n, C, S, S) and labels (n,)
+            of the split ``train`` or ``search``, on the device, not augmented: a function of the run's seed
+            and the key, the same on every rank.
+        autocast: ``autocast()`` is the context manager of the run's precision.
+    """
+
+    net: VisionTransformer
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    draw_images: Callable[..., tuple[Tensor, Tensor]]
+    autocast: Callable[[], AbstractContextManager]
+
+
 class Method(ABC):
-    """A way of training a supernet. A new one overrides :meth:`subnets`, and what else it needs.
+    """A way of training a supernet. A new one overrides :meth:`sample`, and what else it needs.
 
     Args:
         settings: of the run.
 
     Attributes:
+        Options: the dataclass of the method's own options.
+        options: those of the run.
         stages: the stages of the run, the first at epoch 0; one stage of every group unless overridden.
+
+    Raises:
+        UsageError: an option is unknown or not possible.
     """
 
     name: ClassVar[str]
+    Options: ClassVar[type] = NoOptions
     stages: tuple[Stage, ...]
 
     def __init__(self, settings: MethodSettings) -> None:
         self.settings = settings
         self.space = settings.space
+        self.options = parse_options(self.Options, settings.options, f"method {self.name!r}")
         self.stages = (Stage(tuple(range(len(self.space.groups))), 0),)
 
-    @abstractmethod
-    def subnets(self, step: int) -> tuple[Subnet, ...]:
-        """The subnets that optimizer step ``step`` trains, their gradients averaged.
+    # -- which subnets a step trains ---------------------------------------------------------------------
 
-        A pure function of the settings, the step and whatever :meth:`load_state_dict` restored: the same on
-        every rank, and the same after a resume. Draw from ``self.rng(step)`` only.
+    @abstractmethod
+    def sample(self, step: int, rng: random.Random) -> Subnet:
+        """One draw of optimizer step ``step``.
+
+        A pure function of the settings, the step, ``rng`` and whatever :meth:`load_state_dict` restored: the
+        same on every rank, and the same after a resume. Draw from ``rng`` only.
         """
 
-    def begin_stage(
-        self, stage: int, net: VisionTransformer, optimizer: torch.optim.Optimizer
-    ) -> dict[str, Any]:
-        """Called once before the first step of each stage, the first included.
+    def extremes(self, step: int) -> tuple[Subnet, Subnet]:
+        """The smallest and the largest subnet that a step may draw, for the sandwich rule and as teacher."""
+        groups = self.stages[self.stage_of(step)].groups
+        return self.space.smallest(groups), self.space.largest(groups)
+
+    def subnets(self, step: int) -> tuple[Subnet, ...]:
+        """The subnets that a step trains, the one that teaches the others first.
+
+        Source: the sandwich rule and in-place distillation are those of universally slimmable networks (Yu
+        and Huang, ICCV 2019) and BigNAS (Yu et al., ECCV 2020).
+        """
+        settings, rng = self.settings, self.rng(step)
+        drawn = tuple(self.sample(step, rng) for _ in range(settings.subnets_per_step))
+        if settings.sandwich:
+            smallest, largest = self.extremes(step)
+            return (largest, smallest, *drawn)
+        if settings.distill == "inplace":
+            return (self.extremes(step)[1], *drawn)
+        return drawn
+
+    # -- what happens besides, in the order in which it happens ------------------------------------------
+
+    def prepare(self, training: TrainingContext) -> None:  # noqa: B027 - most methods need none of it
+        """Called when a process begins or resumes training, with the weights and state of its first step."""
+
+    def begin_stage(self, stage: int, training: TrainingContext) -> dict[str, Any]:
+        """Called once before the first step of each stage, the first included; not again by a resume.
 
         Args:
             stage: its number, from 0.
-            net: may be changed, as a function of the settings and the stage alone.
-            optimizer: may be changed likewise; one optimizer and one schedule serve the whole run.
+            training: net and optimizer may be changed, as a function of the settings and the stage alone.
 
         Returns:
             What was done, for the log: plain values.
         """
         return {}
+
+    def learning_rate(self, step: int) -> float | None:
+        """The learning rate of a step; the run's own schedule where None."""
+        return None
+
+    def teacher_logits(self, images: Tensor, training: TrainingContext) -> Tensor | None:
+        """Logits (B, classes) that subnets learn from besides the labels; None: as ``distill`` says."""
+        return None
+
+    def before_update(self, step: int, training: TrainingContext) -> None:  # noqa: B027
+        """Called when the gradients of a step are complete, before their norm is taken and they are used."""
+
+    def after_step(self, step: int, training: TrainingContext) -> dict[str, Any]:
+        """Called after every step, also a skipped one. Returns: values for the log; nothing if empty."""
+        return {}
+
+    # -- state -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold for the method: tensors and plain values; nothing by default."""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import random
+from typing import Any
 
 from growtas.methods import schedule
-from growtas.methods.base import Method, MethodSettings, register
+from growtas.methods.base import Method, MethodSettings, TrainingContext, register
 from growtas.methods.regions import initialise, new_region, used
 from growtas.space import Subnet
-
-if TYPE_CHECKING:
-    import torch
-
-    from growtas.supernet.vit import VisionTransformer
 
 
 @register("growtas")
@@ -37,14 +33,13 @@ class Growth(Method):
             settings.transition_beta,
         )
 
-    def subnets(self, step: int) -> tuple[Subnet, ...]:
-        """One subnet of the groups of the stage that the step belongs to."""
-        return (self.space.sample(self.rng(step), self.stages[self.stage_of(step)].groups),)
+    def sample(self, step: int, rng: random.Random) -> Subnet:
+        """A subnet of the groups of the stage that the step belongs to."""
+        return self.space.sample(rng, self.stages[self.stage_of(step)].groups)
 
-    def begin_stage(
-        self, stage: int, net: VisionTransformer, optimizer: torch.optim.Optimizer
-    ) -> dict[str, Any]:
+    def begin_stage(self, stage: int, training: TrainingContext) -> dict[str, Any]:
         """Initialise the new region as ``new_region`` says; the optimizer is left as it is."""
+        net = training.net
         if stage == 0:
             return {}
         earlier = sorted({group for past in self.stages[:stage] for group in past.groups})

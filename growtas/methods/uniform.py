@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from growtas.methods.base import Method, register
 from growtas.space import Subnet
 
@@ -10,6 +12,6 @@ from growtas.space import Subnet
 class Uniform(Method):
     """Every choice uniform, always. Source: AutoFormer (Chen et al., ICCV 2021)."""
 
-    def subnets(self, step: int) -> tuple[Subnet, ...]:
-        """One subnet of the whole space."""
-        return (self.space.sample(self.rng(step)),)
+    def sample(self, step: int, rng: random.Random) -> Subnet:
+        """Any subnet of the space."""
+        return self.space.sample(rng)

@@ -61,6 +61,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "shift": 0,
     },
 }
+RECIPES["glyphs"] = RECIPES["digits"] | {"batch_size": 64}
 """What replaces the published recipe for data that is named here."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -71,6 +72,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "unused_blocks": ("skip", "zero"),
     "amp": ("none", "bfloat16"),
     "new_region": ("keep", "standard", "near_zero", "pretrained"),
+    "new_region_moments": ("keep", "reset"),
+    "gradients": ("mean", "sum"),
+    "distill": ("none", "inplace", "ema"),
     "interpolation": ("bicubic", "bilinear", "nearest", "random"),
 }
 
@@ -95,9 +99,12 @@ _AT_LEAST: dict[str, float] = {
     "checkpoint_every_steps": 0,
     "checkpoint_every_seconds": 0,
     "transition_params": 0,
+    "subnets_per_step": 1,
+    "distill_weight": 0,
+    "label_weight": 0,
 }
 _ABOVE_ZERO = ("clip_grad", "transition_max_params")
-_BELOW_ONE = ("smoothing", "drop_path")
+_BELOW_ONE = ("smoothing", "drop_path", "ema_decay")
 _PROBABILITIES = ("mixup_prob", "mixup_switch_prob", "reprob", "hflip")
 
 RUNTIME = (
@@ -124,6 +131,16 @@ class TrainConfig:
         transition: ``size-aware``, ``midpoint``, or the epochs such as ``250,375``.
         new_region: ``keep``, ``standard``, ``near_zero`` or ``pretrained``: how weights start that a stage
             newly uses.
+        new_region_moments: ``reset`` sets the optimizer's moments of those weights to zero; ``keep``.
+        method_options: of the method itself, ``key=value,key=value``; see docs/methods.md.
+        subnets_per_step: random subnets of each update; their gradients are added up.
+        gradients: ``mean`` divides the sum by the number of subnets, ``sum`` does not.
+        sandwich: train the largest and the smallest subnet in every update besides the random ones.
+        distill: ``none``; ``inplace``: the largest subnet is trained first in every update and teaches the
+            others; ``ema``: the largest subnet of the averaged weights (see ema_decay) teaches.
+        distill_weight: of the cross-entropy with the teacher's probabilities.
+        label_weight: of the cross-entropy with the labels, for subnets that have a teacher.
+        ema_decay: keep an exponential moving average of the weights, such as 0.9999; none where None.
         epochs: passes over the training images (500; digits 60).
         batch_size: images per update, over all ranks together (1024; digits 32).
         out: the folder of the run; it must not hold anything yet.
@@ -154,6 +171,8 @@ class TrainConfig:
         hflip: probability of a horizontal flip (0.5; digits 0).
         shift: most pixels by which embedded images are moved at random (0).
         interpolation: of resized crops, and of the evaluation's resize.
+        resolutions: sizes in pixels that the images of an update are scaled to, one drawn per update, such as
+            ``128,160,192`` or ``128-224/4`` (every fourth); only for convolutional spaces.
         repeated_augmentation: differently augmented copies of each image per epoch; an epoch stays as long
             and sees a share of the images. The published runs use 3 on several GPUs.
         qkv_bias: ``interleaved`` (nested in the heads) or ``published``.
@@ -173,6 +192,8 @@ class TrainConfig:
         checkpoint_every_steps: steps between checkpoints within an epoch; 0 for none.
         checkpoint_every_seconds: seconds between checkpoints within an epoch; 0 for none.
         tensorboard: write TensorBoard curves.
+        initial: the folder of a finished run whose last weights this one begins with; see
+            :func:`growtas.finetune`.
 
     Raises:
         UsageError: a value makes no sense; the sentence names it and what is allowed.
@@ -184,6 +205,15 @@ class TrainConfig:
     stages: int | str = 2
     transition: str = "size-aware"
     new_region: str = "keep"
+    new_region_moments: str = "keep"
+    method_options: str = ""
+    subnets_per_step: int = 1
+    gradients: str = "mean"
+    sandwich: bool = False
+    distill: str = "none"
+    distill_weight: float = 1.0
+    label_weight: float = 1.0
+    ema_decay: float | None = None
     epochs: int | None = None
     batch_size: int | None = None
     out: str | None = None
@@ -214,6 +244,7 @@ class TrainConfig:
     hflip: float | None = None
     shift: int | None = None
     interpolation: str = "bicubic"
+    resolutions: str | None = None
     repeated_augmentation: int = 1
     qkv_bias: str = "interleaved"
     unused_blocks: str = "skip"
@@ -229,11 +260,12 @@ class TrainConfig:
     checkpoint_every_steps: int = 0
     checkpoint_every_seconds: float = 600.0
     tensorboard: bool = True
+    initial: str | None = None
 
     def __post_init__(self) -> None:
         self._set("stages", _stages_text(self.stages))
         self._set("transition", _transition_text(self.transition))
-        for name in ("out", "data_folder", "space"):
+        for name in ("out", "data_folder", "space", "initial"):
             if isinstance(getattr(self, name), Path):
                 self._set(name, str(getattr(self, name)))
         if isinstance(self.data, str) and self.data.startswith("folder:"):
@@ -260,6 +292,31 @@ class TrainConfig:
                 "lower it or train longer."
             )
 
+        if self.distill == "ema" and self.ema_decay is None:
+            raise UsageError(
+                "distill='ema' needs averaged weights to learn from; set ema_decay, such as 0.999."
+            )
+        self.resolution_sizes()
+
+    def resolution_sizes(self) -> tuple[int, ...]:
+        """The sizes that ``resolutions`` names, none where it is not given; UsageError if unreadable."""
+        text = self.resolutions or ""
+        try:
+            first, dash, rest = text.partition("-")
+            if dash:
+                last, _, step = rest.partition("/")
+                sizes = tuple(range(int(first), int(last) + 1, int(step or 1)))
+            else:
+                sizes = tuple(int(part) for part in text.split(",") if part.strip())
+            if any(size < 1 for size in sizes) or bool(text) != bool(sizes):
+                raise ValueError(text)
+        except ValueError:
+            raise UsageError(
+                f"resolutions={text!r} is not possible; write sizes in pixels, such as '128,160,192', or a "
+                "range and its step, such as '128-224/4'."
+            ) from None
+        return sizes
+
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
@@ -270,7 +327,7 @@ class TrainConfig:
 
     def resolved(self) -> TrainConfig:
         """The same settings with every None that a recipe knows filled in."""
-        recipe = dict(RECIPES.get(self.data, PUBLISHED))
+        recipe = dict(RECIPES.get(self.data.partition(":")[0], PUBLISHED))
         rate = recipe.pop("lr_per_512", None)
         values = {name: value for name, value in recipe.items() if getattr(self, name) is None}
         epochs = values.get("epochs", self.epochs)

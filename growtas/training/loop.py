@@ -12,15 +12,16 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from timm.data import Mixup
+from timm.utils import ModelEmaV3
 from torch import Tensor
 from tqdm import tqdm
 
 from growtas.errors import GrowtasError
-from growtas.methods import Method, MethodSettings, create_method
+from growtas.methods import TrainingContext
 from growtas.space import Subnet
 from growtas.training import checkpoint
 from growtas.training.data import Splits
@@ -28,31 +29,15 @@ from growtas.training.distributed import Ranks
 from growtas.training.evaluate import evaluate, precision, watched_subnets
 from growtas.training.guards import Interrupted, stop_signals
 from growtas.training.images import seed_globally
+from growtas.training.inputs import at_resolution, checked_resolutions, draw_images
 from growtas.training.loader import TrainingLoader, worker_count
 from growtas.training.log import Curves, RunLog
+from growtas.training.objective import Objective
 from growtas.training.optimizer import create_optimizer, create_scheduler
 from growtas.training.run import Run, versions
+from growtas.training.run_method import create_run_method
 
 MOST_SKIPPED_IN_A_ROW = 10
-
-
-def create_run_method(run: Run) -> Method:
-    """The method of a run. Raises: UsageError: its name, stages or transition are not possible."""
-    config = run.config
-    settings = MethodSettings(
-        space=run.space,
-        num_classes=run.num_classes,
-        epochs=config.epochs,
-        steps_per_epoch=run.steps_per_epoch,
-        seed=config.seed,
-        stages=config.stages,
-        transition=config.transition,
-        transition_params=config.transition_params,
-        transition_max_params=config.transition_max_params,
-        transition_beta=config.transition_beta,
-        new_region=config.new_region,
-    )
-    return create_method(config.method, settings)
 
 
 @dataclass
@@ -103,6 +88,16 @@ class Trainer:
                 label_smoothing=config.smoothing,
                 num_classes=run.num_classes,
             )
+        self.resolutions = checked_resolutions(run)
+        self.objective = Objective(config, self.mixup is not None)
+        self.ema = ModelEmaV3(self.net, config.ema_decay) if config.ema_decay is not None else None
+        self.context = TrainingContext(
+            self.net,
+            self.optimizer,
+            device,
+            draw_images=partial(draw_images, splits, config.seed, device),
+            autocast=partial(precision, config.amp, device),
+        )
         self.watched = watched_subnets(run.space, config.eval_subnets)
         self.progress = Progress()
         if state is not None:
@@ -116,6 +111,8 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             self.method.load_state_dict(state["method"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(state["ema"])
             torch.set_rng_state(state["generator"])
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise GrowtasError(
@@ -138,6 +135,7 @@ class Trainer:
         progress, run = self.progress, self.run
         if progress.step == run.steps:
             return
+        self.method.prepare(self.context)
         batches = self.loader.batches(progress.step, pin_memory=self.device.type == "cuda")
         bar = tqdm(
             total=run.steps,
@@ -202,17 +200,18 @@ class Trainer:
             raise self._interrupted(received)
 
     def _begin_stage(self, number: int) -> None:
-        done = self.method.begin_stage(number, self.net, self.optimizer)
+        done = self.method.begin_stage(number, self.context)
         groups = list(self.method.stages[number].groups)
         if self.log is not None:
-            dims = [self.run.space.groups[group] for group in groups]
+            space = self.run.space
+            axis = {f"{space.group_axis}s": [space.groups[group] for group in groups]}
             self.log.write(
                 "stage",
                 self.progress.step,
                 self.progress.step // self.run.steps_per_epoch,
                 stage=number,
                 groups=groups,
-                embed_dims=dims,
+                **axis,
                 **done,
             )
 
@@ -220,27 +219,24 @@ class Trainer:
 
     def _step(self, images: Tensor, labels: Tensor, signals: list[int]) -> tuple[float, int]:
         """One update. Returns: the loss, and the number of a signal that any rank received, or 0."""
-        config, progress = self.config, self.progress
+        config, progress, method = self.config, self.progress, self.method
         step = progress.step
-        subnets = self.method.subnets(step)
         seed_globally("step", config.seed, step, self.ranks.rank)  # of mixup and drop-path
         images = images.to(self.device, non_blocking=True)
         targets = labels.to(self.device, non_blocking=True)
+        if self.resolutions:
+            images = at_resolution(images, self.resolutions, config.seed, step)
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
-        smoothing = 0.0 if self.mixup is not None else config.smoothing  # Mixup smooths its own targets
-        self.scheduler.step_update(step)
+        self._set_learning_rate(step)
         self.optimizer.zero_grad(set_to_none=True)
+        subnets, mean_loss = self._backward(step, images, targets)
         total = torch.zeros(3, dtype=torch.float64, device=self.device)
-        for subnet in subnets:
-            with precision(config.amp, self.device):
-                logits = self.net(images, subnet)
-            loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing) / len(subnets)
-            loss.backward()
-            total[0] += loss.detach()
+        total[0] = mean_loss
         total[1] = signals[0] if signals else 0
         self.ranks.sum(total)
         self.ranks.average_gradients(self.net.parameters())
+        method.before_update(step, self.context)
         gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         total[2] = norm  # of the averaged gradients: the same on every rank
@@ -254,8 +250,39 @@ class Trainer:
             self._update(norm)
             progress.skipped_in_a_row = 0
         self._record(step, mean, skipped, subnets)
+        done = method.after_step(step, self.context)
+        if self.ema is not None and not skipped:
+            self.ema.update(self.net)
+        if done and self.log is not None:
+            self.log.write("method", step, step // self.run.steps_per_epoch, **done)
         progress.step += 1
         return mean, int(received > 0 and (signals[0] if signals else signal.SIGINT))
+
+    def _set_learning_rate(self, step: int) -> None:
+        self.scheduler.step_update(step)
+        rate = self.method.learning_rate(step)
+        if rate is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group.get("lr_scale", 1.0)
+
+    def _backward(self, step: int, images: Tensor, targets: Tensor) -> tuple[tuple[Subnet, ...], Tensor]:
+        """Gradients of every subnet of a step. Returns: the subnets, and the mean of their losses."""
+        config, method = self.config, self.method
+        subnets = method.subnets(step)
+        soft = method.teacher_logits(images, self.context)
+        if soft is None and config.distill == "ema":
+            with torch.no_grad(), precision(config.amp, self.device):
+                soft = self.ema.module(images, method.extremes(step)[1])
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for subnet in subnets:
+            with precision(config.amp, self.device):
+                logits = self.net(images, subnet)
+            loss = self.objective(logits, targets, soft)
+            (loss / len(subnets) if config.gradients == "mean" else loss).backward()
+            total += loss.detach() / len(subnets)
+            if soft is None and config.distill == "inplace":
+                soft = logits.detach()  # the first subnet is the largest: the others learn from it
+        return subnets, total
 
     def _update(self, norm: Tensor) -> None:
         if self.net.unused_blocks == "zero":
@@ -293,7 +320,7 @@ class Trainer:
         skipped = f", skipped {self.progress.skipped}" if self.progress.skipped else ""
         return (
             f"loss {loss:.3f}, lr {rate:.1e}, stage {stage + 1}/{len(self.method.stages)} "
-            f"(embed {groups}){skipped}"
+            f"({self.run.space.group_axis} {groups}){skipped}"
         )
 
     # -- evaluation and checkpoints ----------------------------------------------------------------------
@@ -331,6 +358,8 @@ class Trainer:
             "generator": torch.get_rng_state(),
             "versions": versions(),
         }
+        if self.ema is not None:
+            state["ema"] = self.ema.module.state_dict()
         checkpoint.save(self.run.checkpoint_path, state)
         self.curves.flush()
         progress.checkpoint_step = progress.step

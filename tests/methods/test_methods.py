@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from growtas.errors import GrowtasError, UsageError
 from growtas.methods import Method, MethodSettings, create_method, method_names
 from growtas.methods.base import _REGISTRY, register
+from growtas.methods.options import parse_options
 from growtas.space import load_space
 
 DIGITS = load_space("digits")
@@ -108,17 +110,85 @@ def test_unknown_new_region_names_the_nearest():
 def test_a_seventh_method_is_one_class():
     @register("always-smallest")
     class AlwaysSmallest(Method):
-        def subnets(self, step):
-            return (self.space.smallest(),)
+        def sample(self, step, rng):
+            return self.space.smallest()
 
     try:
         assert "always-smallest" in method_names()
         method = create_method("always-smallest", settings())
         assert method.subnets(7) == (DIGITS.smallest(),)
-        assert method.begin_stage(0, None, None) == {} and method.state_dict() == {}
+        assert method.begin_stage(0, None) == {} and method.state_dict() == {}
         with pytest.raises(GrowtasError, match="does not keep"):
             method.load_state_dict({"sampler": 1})
         with pytest.raises(ValueError, match="taken"):
             register("uniform")(AlwaysSmallest)
     finally:
         del _REGISTRY["always-smallest"]
+
+
+# -- what every method may be combined with ------------------------------------------------------------------
+
+
+def test_sandwich_trains_the_largest_first_then_the_smallest_then_random_ones():
+    method = create_method("growtas", settings(sandwich=True, subnets_per_step=3, transition="midpoint"))
+    alone = create_method("growtas", settings(transition="midpoint"))
+    for step, groups in ((0, (0, 1)), (8 * 400, (0, 1, 2))):
+        largest, smallest, *drawn = method.subnets(step)
+        assert (smallest, largest) == (DIGITS.smallest(groups), DIGITS.largest(groups))
+        assert len(drawn) == 3 and drawn[0] == alone.subnets(step)[0] and len(set(drawn)) > 1
+
+
+def test_in_place_distillation_puts_its_teacher_first():
+    method = create_method("uniform", settings(distill="inplace", subnets_per_step=2))
+    assert method.subnets(5)[0] == DIGITS.largest() and len(method.subnets(5)) == 3
+    both = create_method("uniform", settings(distill="inplace", sandwich=True))
+    assert both.subnets(5)[:2] == (DIGITS.largest(), DIGITS.smallest()) and len(both.subnets(5)) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"distill": "in-place"}, "Did you mean 'inplace'"),
+        ({"subnets_per_step": 0}, "must be 1 or more"),
+        ({"new_region_moments": "rest"}, "Did you mean 'reset'"),
+    ],
+)
+def test_options_that_are_not_possible(given, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        settings(**given)
+
+
+@dataclass(frozen=True)
+class ExampleOptions:
+    images: int = 64
+    share: float = 0.1
+    data: str = "noise"
+    depths: str | None = None
+    sort: bool = False
+
+
+def test_options_are_read_as_their_types():
+    text = "images=1e2,share=2,data=train,depths=13,14,sort=true"
+    assert parse_options(ExampleOptions, text, "it") == ExampleOptions(100, 2.0, "train", "13,14", True)
+    assert parse_options(ExampleOptions, "", "it") == ExampleOptions()
+    assert parse_options(ExampleOptions, "depths=none", "it") == ExampleOptions()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("image=3", "has no option 'image'. Did you mean 'images'"),
+        ("images=2.5", "images='2.5' of method 'x' is not possible; it must be a whole number"),
+        ("sort=maybe", "true or false"),
+        ("64", "key=value"),
+        ("images=1,images=2", "twice"),
+    ],
+)
+def test_options_that_cannot_be_read(text, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        parse_options(ExampleOptions, text, "method 'x'")
+
+
+def test_a_method_without_options_says_so():
+    with pytest.raises(UsageError, match="Method 'uniform' has no option 'stages'. It has none"):
+        create_method("uniform", settings(options="stages=3"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from growtas.errors import UsageError
-from growtas.methods import MethodSettings, create_method
+from growtas.methods import MethodSettings, TrainingContext, create_method
 from growtas.methods.regions import initialise, new_region, used, used_by
 from growtas.space import SearchSpace, Subnet, load_space
 from growtas.supernet import Supernet
@@ -227,10 +227,11 @@ def test_growth_initialises_what_no_earlier_stage_used():
         MethodSettings(space, 10, 9, 4, stages="1/0/0,1,2", transition="3,6", new_region="standard"),
     )
     net = trained_net()
+    training = TrainingContext(net, None, torch.device("cpu"), None, None)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    assert method.begin_stage(0, net, None) == {}
-    assert method.begin_stage(1, net, None) == {"new_region": "standard", "new_entries": 0}
+    assert method.begin_stage(0, training) == {}
+    assert method.begin_stage(1, training) == {"new_region": "standard", "new_entries": 0}
     assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())
-    done = method.begin_stage(2, net, None)
+    done = method.begin_stage(2, training)
     changed = sum(int((p != before[n]).sum()) for n, p in net.named_parameters())
     assert done["new_entries"] == changed > 0
