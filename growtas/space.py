@@ -1,310 +1,37 @@
-"""Search spaces: what may be sampled, as plain frozen values. No torch.
-
-A vision-transformer space after AutoFormer (Chen et al., ICCV 2021): ``embed_dim`` and ``depth`` are chosen
-once per subnet, ``num_heads`` and ``mlp_ratio`` once per layer. A *group* is the set of subnets of one
-embed_dim (GrowTAS, supplement, "Detailed Definition of Subspace"); groups count from 0, smallest first.
-"""
+"""Search spaces of every family by name, file or plain values, and private random streams. No torch."""
 
 from __future__ import annotations
 
-import dataclasses
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from growtas.choices import listed
 from growtas.errors import UsageError, nearest
-from growtas.subnet import Subnet, plain_number
+from growtas.mobilenet_space import MobileNetSpace
+from growtas.subnet import Subnet
+from growtas.vit_space import SearchSpace
+
+__all__ = [
+    "MobileNetSpace",
+    "SearchSpace",
+    "Space",
+    "Subnet",
+    "load_space",
+    "preset_names",
+    "seeded_rng",
+    "space_from_dict",
+]
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
-
-
-_CHOICES = ("embed_dim", "mlp_ratio", "num_heads", "depth")
-
-
-@dataclass(frozen=True)
-class SearchSpace:
-    """The choices of a vision-transformer space and the size of the supernet that holds them.
-
-    Args:
-        name: how runs and tables call it.
-        embed_dim, mlp_ratio, num_heads, depth: the choices, ascending.
-        super_embed_dim, super_mlp_ratio, super_num_heads, super_depth: sizes of the shared weights; the
-            largest choices where not given. AutoFormer's supernets are larger than any subnet.
-        image_size: pixels of the square input.
-        patch_size: pixels of a square patch; divides image_size.
-        in_channels: channels of the input.
-        head_dim: channels of one attention head, fixed, so that ``q`` is ``num_heads * head_dim`` wide.
-        max_relative_position: clamp of the relative distance, in patches.
-        schedule_params: the size C, in parameters, that the size-aware transition rule uses; the largest
-            subnet's where None (GrowTAS, supplement, "Dynamic Transition Scheduling").
-
-    Raises:
-        UsageError: a choice is empty, unordered or larger than the supernet, or sizes do not fit.
-    """
-
-    name: str
-    embed_dim: tuple[int, ...]
-    mlp_ratio: tuple[float, ...]
-    num_heads: tuple[int, ...]
-    depth: tuple[int, ...]
-    super_embed_dim: int | None = None
-    super_mlp_ratio: float | None = None
-    super_num_heads: int | None = None
-    super_depth: int | None = None
-    image_size: int = 224
-    patch_size: int = 16
-    in_channels: int = 3
-    head_dim: int = 64
-    max_relative_position: int = 14
-    schedule_params: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in _CHOICES:
-            choices = getattr(self, name)
-            if not isinstance(choices, list | tuple) or not choices:
-                raise UsageError(f"{name} of space {self.name!r} must be a list of choices, not {choices!r}.")
-            if not all(isinstance(c, int | float) and not isinstance(c, bool) and c > 0 for c in choices):
-                raise UsageError(
-                    f"{name} of space {self.name!r} must hold positive numbers, not {choices!r}."
-                )
-            if name != "mlp_ratio" and any(c != int(c) for c in choices):
-                raise UsageError(f"{name} of space {self.name!r} must hold whole numbers, not {choices!r}.")
-            choices = tuple(plain_number(c) for c in choices)
-            if list(choices) != sorted(set(choices)):
-                raise UsageError(f"{name} of space {self.name!r} must ascend without repeats: {choices}.")
-            object.__setattr__(self, name, choices)
-            limit = getattr(self, f"super_{name}")
-            if limit is None:
-                object.__setattr__(self, f"super_{name}", choices[-1])
-            elif limit < choices[-1]:
-                raise UsageError(
-                    f"{name}={choices[-1]} of space {self.name!r} is over its supernet's {name}, {limit}; "
-                    f"raise super_{name} or drop the choice."
-                )
-        for name in ("image_size", "patch_size", "in_channels", "head_dim", "max_relative_position"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UsageError(
-                    f"{name} of space {self.name!r} must be a positive whole number, not {value!r}."
-                )
-        if self.image_size % self.patch_size:
-            raise UsageError(
-                f"image_size={self.image_size} of space {self.name!r} is no multiple of "
-                f"patch_size={self.patch_size}."
-            )
-
-    # -- sizes -------------------------------------------------------------------------------------------
-
-    @property
-    def grid_size(self) -> int:
-        """Patches along one side of the image."""
-        return self.image_size // self.patch_size
-
-    @property
-    def num_patches(self) -> int:
-        """Patches of the image."""
-        return self.grid_size**2
-
-    @property
-    def num_tokens(self) -> int:
-        """Patches and the cls token."""
-        return self.num_patches + 1
-
-    @property
-    def super_hidden_dim(self) -> int:
-        """MLP width of the supernet."""
-        return int(self.super_embed_dim * self.super_mlp_ratio)
-
-    # -- groups and counting -----------------------------------------------------------------------------
-
-    @property
-    def groups(self) -> tuple[int, ...]:
-        """The embed_dim of each group, smallest first; group i is the set of subnets of ``groups[i]``."""
-        return self.embed_dim
-
-    def group_of(self, subnet: Subnet) -> int:
-        """The number of the group that a subnet belongs to, from 0."""
-        self.validate(subnet)
-        return self.embed_dim.index(subnet.embed_dim)
-
-    def _group_dims(self, groups: Sequence[int] | None) -> tuple[int, ...]:
-        if groups is None:
-            return self.embed_dim
-        for group in groups:
-            if not 0 <= group < len(self.embed_dim):
-                raise UsageError(
-                    f"Group {group} does not exist: space {self.name!r} has the groups "
-                    f"0 to {len(self.embed_dim) - 1}."
-                )
-        if not groups:
-            raise UsageError("At least one group is needed to choose a subnet from.")
-        return tuple(self.embed_dim[group] for group in sorted(set(groups)))
-
-    def count(self, groups: Sequence[int] | None = None) -> int:
-        """The exact number of subnets, of the whole space or of some groups."""
-        per_layer = len(self.num_heads) * len(self.mlp_ratio)
-        return len(self._group_dims(groups)) * sum(per_layer**depth for depth in self.depth)
-
-    def smallest(self, groups: Sequence[int] | None = None) -> Subnet:
-        """The subnet with the smallest choice everywhere."""
-        return self._uniform_subnet(self._group_dims(groups)[0], 0)
-
-    def largest(self, groups: Sequence[int] | None = None) -> Subnet:
-        """The subnet with the largest choice everywhere."""
-        return self._uniform_subnet(self._group_dims(groups)[-1], -1)
-
-    def _uniform_subnet(self, embed_dim: int, which: int) -> Subnet:
-        depth = self.depth[which]
-        return Subnet(embed_dim, depth, (self.num_heads[which],) * depth, (self.mlp_ratio[which],) * depth)
-
-    # -- choosing ----------------------------------------------------------------------------------------
-
-    def sample(self, rng: random.Random, groups: Sequence[int] | None = None) -> Subnet:
-        """Draw a subnet: embed_dim uniform over the groups, every other choice uniform (AutoFormer).
-
-        Args:
-            rng: a private ``random.Random``; the module-level generator is never used.
-            groups: numbers of the groups to draw from; all where None.
-
-        Raises:
-            UsageError: a group does not exist.
-
-        Example:
-            >>> load_space("digits").sample(random.Random(0), groups=(0, 1)).embed_dim in (24, 36)
-            True
-        """
-        embed_dim = rng.choice(self._group_dims(groups))
-        depth = rng.choice(self.depth)
-        heads = tuple(rng.choice(self.num_heads) for _ in range(depth))
-        ratios = tuple(rng.choice(self.mlp_ratio) for _ in range(depth))
-        return Subnet(embed_dim, depth, heads, ratios)
-
-    def mutate(
-        self,
-        subnet: Subnet,
-        rng: random.Random,
-        p_depth: float = 0.4,
-        p_layer: float = 0.2,
-        p_embed: float = 0.4,
-    ) -> Subnet:
-        """A mutated copy, as AutoFormer's evolution makes it.
-
-        Args:
-            subnet: the parent.
-            rng: a private generator.
-            p_depth: probability of a new depth (extended at random or cut at the end).
-            p_layer: probability of a new ratio, and of a new head count, of each layer.
-            p_embed: probability of a new embed_dim.
-        """
-        depth, embed_dim = subnet.depth, subnet.embed_dim
-        if rng.random() < p_depth:
-            depth = rng.choice(self.depth)
-        ratios = [
-            rng.choice(self.mlp_ratio) if i >= subnet.depth or rng.random() < p_layer else subnet.mlp_ratio[i]
-            for i in range(depth)
-        ]
-        heads = [
-            rng.choice(self.num_heads) if i >= subnet.depth or rng.random() < p_layer else subnet.num_heads[i]
-            for i in range(depth)
-        ]
-        if rng.random() < p_embed:
-            embed_dim = rng.choice(self.embed_dim)
-        return Subnet(embed_dim, depth, tuple(heads), tuple(ratios))
-
-    def crossover(self, first: Subnet, second: Subnet, rng: random.Random) -> Subnet:
-        """A child of two parents of equal depth: each choice from either, by a fair coin.
-
-        Raises:
-            UsageError: the depths differ (the published code zips such parents into malformed subnets).
-        """
-        if first.depth != second.depth:
-            raise UsageError(f"Crossover needs parents of one depth, not {first.depth} and {second.depth}.")
-        heads = tuple(rng.choice(pair) for pair in zip(first.num_heads, second.num_heads, strict=True))
-        ratios = tuple(rng.choice(pair) for pair in zip(first.mlp_ratio, second.mlp_ratio, strict=True))
-        return Subnet(rng.choice((first.embed_dim, second.embed_dim)), first.depth, heads, ratios)
-
-    def neighbours(self, subnet: Subnet) -> Iterator[Subnet]:
-        """Every subnet one step away in one choice: the next smaller or larger embed_dim, depth (the new
-        last layer copies the old one), or one layer's heads or ratio."""
-        self.validate(subnet)
-        for embed_dim in _adjacent(self.embed_dim, subnet.embed_dim):
-            yield dataclasses.replace(subnet, embed_dim=embed_dim)
-        for depth in _adjacent(self.depth, subnet.depth):
-            grown = max(0, depth - subnet.depth)
-            heads = subnet.num_heads[:depth] + subnet.num_heads[-1:] * grown
-            ratios = subnet.mlp_ratio[:depth] + subnet.mlp_ratio[-1:] * grown
-            yield Subnet(subnet.embed_dim, depth, heads, ratios)
-        for name in ("num_heads", "mlp_ratio"):
-            values = getattr(subnet, name)
-            for i, value in enumerate(values):
-                for other in _adjacent(getattr(self, name), value):
-                    yield dataclasses.replace(subnet, **{name: values[:i] + (other,) + values[i + 1 :]})
-
-    # -- membership --------------------------------------------------------------------------------------
-
-    def validate(self, subnet: Subnet) -> None:
-        """Check that a subnet belongs to the space.
-
-        Raises:
-            UsageError: the sentence names the choice, its value and what is allowed.
-        """
-        for name in ("embed_dim", "depth"):
-            value = getattr(subnet, name)
-            if value not in getattr(self, name):
-                raise UsageError(
-                    f"{name}={value} is outside space {self.name!r}, "
-                    f"which offers {_listed(getattr(self, name))}."
-                )
-        for name in ("num_heads", "mlp_ratio"):
-            for layer, value in enumerate(getattr(subnet, name)):
-                if value not in getattr(self, name):
-                    raise UsageError(
-                        f"{name}={value} of layer {layer} is outside space {self.name!r}, "
-                        f"which offers {_listed(getattr(self, name))}."
-                    )
-
-    def __contains__(self, subnet: object) -> bool:
-        try:
-            self.validate(subnet)
-        except (UsageError, AttributeError):
-            return False
-        return True
-
-    # -- files -------------------------------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """The space as plain values, as a YAML file holds it."""
-        data = dataclasses.asdict(self)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SearchSpace:
-        """Build and check a space from plain values.
-
-        Raises:
-            UsageError: a field is missing or unknown (the nearest known one is named), or does not fit.
-        """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        for key in data:
-            if key not in fields:
-                raise UsageError(f"A space has no field {key!r}.{nearest(str(key), fields)}")
-        missing = [name for name in ("name", *_CHOICES) if name not in data]
-        if missing:
-            raise UsageError(f"The space lacks {_listed(missing)}.")
-        return cls(**data)
-
-
-def _adjacent(choices: Sequence[float], value: float) -> list:
-    index = choices.index(value)
-    return [choices[i] for i in (index - 1, index + 1) if 0 <= i < len(choices)]
-
-
-def _listed(values: Sequence) -> str:
-    return ", ".join(str(value) for value in values)
+Space = SearchSpace | MobileNetSpace  # of either family
+FAMILIES: dict[str, type[SearchSpace] | type[MobileNetSpace]] = {
+    "vit": SearchSpace,
+    "mobilenetv3": MobileNetSpace,
+}
 
 
 def preset_names() -> tuple[str, ...]:
@@ -312,7 +39,22 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml")))
 
 
-def load_space(space: str | Path | SearchSpace) -> SearchSpace:
+def space_from_dict(data: Mapping[str, Any]) -> Space:
+    """Build and check a space of the family that its values name (``vit`` where they name none).
+
+    Args:
+        data: plain values, as a YAML file or ``space.to_dict()`` gives them.
+
+    Raises:
+        UsageError: the family is unknown, or its space refuses the values.
+    """
+    family = data.get("family", "vit")
+    if family not in FAMILIES:
+        raise UsageError(f"There is no family {family!r} of spaces.{nearest(str(family), FAMILIES)}")
+    return FAMILIES[family].from_dict(data)
+
+
+def load_space(space: str | Path | Space) -> Space:
     """Load a search space.
 
     Args:
@@ -328,7 +70,7 @@ def load_space(space: str | Path | SearchSpace) -> SearchSpace:
         >>> load_space("autoformer-tiny").count()
         1056964608
     """
-    if isinstance(space, SearchSpace):
+    if isinstance(space, Space):
         return space
     path = PRESET_FOLDER / f"{space}.yaml"
     if str(space) not in preset_names():
@@ -336,14 +78,14 @@ def load_space(space: str | Path | SearchSpace) -> SearchSpace:
         if not path.suffix and not path.exists():
             raise UsageError(f"There is no space {str(space)!r}.{nearest(str(space), preset_names())}")
         if not path.is_file():
-            raise UsageError(f"The space file {path} does not exist. Presets: {_listed(preset_names())}.")
+            raise UsageError(f"The space file {path} does not exist. Presets: {listed(preset_names())}.")
     try:
         data = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(data, dict):
         raise UsageError(f"{path} must hold the fields of a space, one per line, such as 'embed_dim: [192]'.")
-    return SearchSpace.from_dict({"name": path.stem, **data})
+    return space_from_dict({"name": path.stem, **data})
 
 
 def seeded_rng(*key: object) -> random.Random:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from growtas.errors import UsageError
+from growtas.mobilenet_subnet import MobileNetSubnet
 
 
 def plain_number(value: float) -> int | float:
@@ -116,3 +117,24 @@ class Subnet:
                 f"A subnet has the fields embed_dim, depth, num_heads and mlp_ratio, not {given}."
             )
         return cls(**data)
+
+
+AnySubnet = Subnet | MobileNetSubnet  # of either family
+
+
+def parse_subnet(text: str) -> AnySubnet:
+    """Read the text form of a subnet of either family; those of MobileNetV3 spaces begin with k.
+
+    Raises:
+        UsageError: the text has neither form.
+    """
+    return (MobileNetSubnet if text.strip().startswith("k") else Subnet).parse(text)
+
+
+def subnet_from_json(data: str | Mapping[str, Any]) -> AnySubnet:
+    """Read the JSON form of a subnet of either family; those of MobileNetV3 spaces have a kernel.
+
+    Raises:
+        UsageError: the fields are those of neither.
+    """
+    return (MobileNetSubnet if "kernel" in data else Subnet).from_json(data)

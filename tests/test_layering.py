@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors", "version"},
     {"atomic"},
+    {"choices", "mobilenet_block", "mobilenet_subnet"},
     {"subnet"},
+    {"vit_space", "mobilenet_space"},
     {"space"},
     {"cost"},
     {"kernels"},
@@ -31,7 +33,10 @@ LAYERS = [
     {"__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-TORCH_FREE = ("errors", "version", "atomic", "subnet", "space", "cost")
+TORCH_FREE = (
+    *("errors", "version", "atomic", "subnet", "space", "cost"),
+    *("choices", "mobilenet_block", "vit_space", "mobilenet_subnet", "mobilenet_space"),
+)
 
 
 def modules() -> dict[str, Path]:

@@ -1,0 +1,108 @@
+"""What the search spaces of every family share: checks of choices and of groups, as sentences. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from growtas.errors import UsageError
+
+
+def listed(values: Sequence) -> str:
+    """Values as they stand in a sentence."""
+    return ", ".join(str(value) for value in values)
+
+
+def adjacent(choices: Sequence[float], value: float) -> list:
+    """The next smaller and the next larger choice, where there is one."""
+    index = choices.index(value)
+    return [choices[i] for i in (index - 1, index + 1) if 0 <= i < len(choices)]
+
+
+def outside(space: str, name: str, value: Any, choices: Sequence, where: str = "") -> str:
+    """The sentence about a choice that a space does not offer; ``where`` such as ``" of layer 3"``."""
+    return f"{name}={value}{where} is outside space {space!r}, which offers {listed(choices)}."
+
+
+def check_choices(space: str, name: str, choices: Any) -> None:
+    """Check one list of choices of a space.
+
+    Raises:
+        UsageError: it is no list, empty, not ascending, or holds something but positive numbers.
+    """
+    if not isinstance(choices, list | tuple) or not choices:
+        raise UsageError(f"{name} of space {space!r} must be a list of choices, not {choices!r}.")
+    if not all(isinstance(c, int | float) and not isinstance(c, bool) and c > 0 for c in choices):
+        raise UsageError(f"{name} of space {space!r} must hold positive numbers, not {choices!r}.")
+    if list(choices) != sorted(set(choices)):
+        raise UsageError(f"{name} of space {space!r} must ascend without repeats: {tuple(choices)}.")
+
+
+def check_whole(space: str, name: str, choices: Sequence[float]) -> None:
+    """Check that choices are whole. Raises: UsageError if one is not."""
+    if any(c != int(c) for c in choices):
+        raise UsageError(f"{name} of space {space!r} must hold whole numbers, not {list(choices)!r}.")
+
+
+def check_size(space: str, name: str, value: Any) -> None:
+    """Check one size of a space. Raises: UsageError unless it is a whole number above 0."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"{name} of space {space!r} must be a positive whole number, not {value!r}.")
+
+
+def check_stages(space: str, name: str, values: Any, count: int) -> None:
+    """Check that a list has one entry per stage. Raises: UsageError if not."""
+    if not isinstance(values, list | tuple) or not values:
+        raise UsageError(
+            f"{name} of space {space!r} must be a list with one entry per stage, not {values!r}."
+        )
+    if len(values) != count:
+        raise UsageError(
+            f"{name} of space {space!r} has {len(values)} entries for {count} stages: each needs one."
+        )
+
+
+def check_groups(space: str, groups: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    """The numbers of the wanted groups, ascending; all where None.
+
+    Args:
+        space: its name.
+        groups: what the caller asked for.
+        count: how many groups the space has.
+
+    Raises:
+        UsageError: a group does not exist, or none was asked for.
+    """
+    if groups is None:
+        return tuple(range(count))
+    for group in groups:
+        if not 0 <= group < count:
+            raise UsageError(
+                f"Group {group} does not exist: space {space!r} has the groups 0 to {count - 1}."
+            )
+    if not groups:
+        raise UsageError("At least one group is needed to choose a subnet from.")
+    return tuple(sorted(set(groups)))
+
+
+def entries(space: str, name: str, value: Any, count: int) -> tuple:
+    """One entry per place, of a number for all places or of a list.
+
+    Args:
+        space: its name, for the sentence.
+        name: of the choice.
+        value: a number, or ``count`` numbers.
+        count: how many places there are.
+
+    Raises:
+        UsageError: the list has another length, or it is no number and no list.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return (value,) * count
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise UsageError(f"{name} of a subnet of {space!r} is a number or a list, not {value!r}.")
+    if len(value) != count:
+        raise UsageError(
+            f"{name} of a subnet of {space!r} needs one number, or {count} of them; {len(value)} were given."
+        )
+    return tuple(value)
