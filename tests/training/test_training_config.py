@@ -45,6 +45,7 @@ def test_resolved_settings_are_complete_and_stay():
     config = TrainConfig("digits").resolved()
     assert config.resolved() == config
     open_ended = {"out", "transition_params", "transition_beta", "clip_grad", "workers", "data_folder"}
+    open_ended |= {"ema_decay", "resolutions", "initial"}
     assert {k for k, v in config.to_dict().items() if v is None} == open_ended
 
 
@@ -100,3 +101,22 @@ def test_every_setting_is_documented():
     for field in dataclasses.fields(TrainConfig):
         assert f"\n    {field.name}: " in text, field.name
     assert SPACE.name == "small"
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [(None, ()), ("128,160", (128, 160)), ("128-136/4", (128, 132, 136)), ("32-34", (32, 33, 34))],
+)
+def test_resolutions(text, sizes):
+    assert TrainConfig("t", resolutions=text).resolution_sizes() == sizes
+
+
+@pytest.mark.parametrize("text", ["a", "128-", "160-128", "0", "128-160/0"])
+def test_resolutions_that_cannot_be(text):
+    with pytest.raises(UsageError, match="such as '128,160,192'"):
+        TrainConfig("t", resolutions=text)
+
+
+def test_averaged_weights_must_be_kept_to_learn_from_them():
+    with pytest.raises(UsageError, match="set ema_decay"):
+        TrainConfig("t", distill="ema")
