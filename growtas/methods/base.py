@@ -57,6 +57,7 @@ class MethodSettings:
         distill: ``none``; ``inplace`` (the largest subnet, trained first in every step, teaches the others);
             ``ema`` (the averaged weights' largest subnet teaches).
         options: of the method itself, ``"key=value,key=value"``.
+        lr: the run's highest learning rate, for methods that have a schedule of their own.
 
     Raises:
         UsageError: a value is unknown or not possible.
@@ -78,6 +79,7 @@ class MethodSettings:
     sandwich: bool = False
     distill: str = "none"
     options: str = ""
+    lr: float = 1e-3
 
     def __post_init__(self) -> None:
         choices = {"new_region": NEW_REGIONS, "new_region_moments": NEW_REGION_MOMENTS, "distill": DISTILL}
@@ -120,7 +122,9 @@ class Method(ABC):
 
     Attributes:
         Options: the dataclass of the method's own options.
+        gradients: ``mean`` or ``sum`` of a step's subnets, where the run does not say.
         options: those of the run.
+        continues: whether the method only makes sense on weights that another run has trained.
         stages: the stages of the run, the first at epoch 0; one stage of every group unless overridden.
 
     Raises:
@@ -129,6 +133,8 @@ class Method(ABC):
 
     name: ClassVar[str]
     Options: ClassVar[type] = NoOptions
+    gradients: ClassVar[str] = "mean"
+    continues: ClassVar[bool] = False
     stages: tuple[Stage, ...]
 
     def __init__(self, settings: MethodSettings) -> None:

@@ -73,7 +73,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "amp": ("none", "bfloat16"),
     "new_region": ("keep", "standard", "near_zero", "pretrained"),
     "new_region_moments": ("keep", "reset"),
-    "gradients": ("mean", "sum"),
+    "gradients": ("auto", "mean", "sum"),
     "distill": ("none", "inplace", "ema"),
     "interpolation": ("bicubic", "bilinear", "nearest", "random"),
 }
@@ -133,8 +133,9 @@ class TrainConfig:
             newly uses.
         new_region_moments: ``reset`` sets the optimizer's moments of those weights to zero; ``keep``.
         method_options: of the method itself, ``key=value,key=value``; see docs/methods.md.
-        subnets_per_step: random subnets of each update; their gradients are added up.
-        gradients: ``mean`` divides the sum by the number of subnets, ``sum`` does not.
+        subnets_per_step: random subnets of each update.
+        gradients: of an update's subnets: their ``mean``, their ``sum``, or ``auto``, what the method's source
+            does (``sum`` for shrinking, ``mean`` for the others).
         sandwich: train the largest and the smallest subnet in every update besides the random ones.
         distill: ``none``; ``inplace``: the largest subnet is trained first in every update and teaches the
             others; ``ema``: the largest subnet of the averaged weights (see ema_decay) teaches.
@@ -208,7 +209,7 @@ class TrainConfig:
     new_region_moments: str = "keep"
     method_options: str = ""
     subnets_per_step: int = 1
-    gradients: str = "mean"
+    gradients: str = "auto"
     sandwich: bool = False
     distill: str = "none"
     distill_weight: float = 1.0

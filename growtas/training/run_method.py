@@ -26,5 +26,6 @@ def create_run_method(run: Run) -> Method:
         sandwich=config.sandwich,
         distill=config.distill,
         options=config.method_options,
+        lr=config.lr,
     )
     return create_method(config.method, settings)
