@@ -1,23 +1,33 @@
-"""Exact parameters and multiply-accumulates of a subnet, and AutoFormer's published figure. No torch."""
+"""Exact parameters and multiply-accumulates of a subnet, and AutoFormer's published figure. No torch.
+
+The functions take subnets and spaces of either family; :mod:`growtas.mobilenet_cost` says what is counted in
+a MobileNetV3 network.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
-from growtas.space import SearchSpace, Subnet
+from growtas import mobilenet_cost
+from growtas.errors import UsageError
+from growtas.space import MobileNetSpace, SearchSpace, Space
+from growtas.subnet import AnySubnet, Subnet
 
 
-def parameters(subnet: Subnet, space: SearchSpace, num_classes: int = 1000) -> int:
+def parameters(subnet: AnySubnet, space: Space, num_classes: int = 1000) -> int:
     """The exact number of parameters of a subnet, relative-position tables and head included.
 
     Args:
         subnet: the architecture.
-        space: gives patch, channel, head and table sizes.
+        space: gives the sizes that the subnet does not choose.
         num_classes: outputs of the head.
 
     Returns:
-        Parameters of the extracted model; equals the published counts of AutoFormer and PreNAS.
+        Parameters of the extracted model; equals the published counts of AutoFormer, PreNAS and OFA.
     """
+    if isinstance(space, MobileNetSpace):
+        return mobilenet_cost.parameters(subnet, space, num_classes)
     d, head_dim = subnet.embed_dim, space.head_dim
     patch_inputs = space.in_channels * space.patch_size**2
     total = (patch_inputs + 1) * d + (space.num_tokens + 1) * d + 2 * d + num_classes * (d + 1)
@@ -28,17 +38,25 @@ def parameters(subnet: Subnet, space: SearchSpace, num_classes: int = 1000) -> i
     return total
 
 
-def macs(subnet: Subnet, space: SearchSpace, num_classes: int = 1000) -> int:
-    """Multiply-accumulates of one image's forward pass, matrix products only.
+def macs(subnet: AnySubnet, space: Space, num_classes: int = 1000, image_size: int | None = None) -> int:
+    """Multiply-accumulates of one image's forward pass, matrix products and convolutions only.
 
-    The two relative-position products are counted dense, (N, N, head_dim) each per head, as the published
-    architecture defines them; growtas computes them with far fewer.
+    In a vision transformer the two relative-position products are counted dense, (N, N, head_dim) each per
+    head, as the published architecture defines them; growtas computes them with far fewer.
 
     Args:
         subnet: the architecture.
-        space: gives token, patch and head sizes.
+        space: gives the sizes that the subnet does not choose.
         num_classes: outputs of the head.
+        image_size: pixels of the square image; the space's where None.
+
+    Raises:
+        UsageError: the image size is no multiple of a vision transformer's patch size.
     """
+    if isinstance(space, MobileNetSpace):
+        return mobilenet_cost.macs(subnet, space, num_classes, image_size)
+    if image_size is not None:
+        space = dataclasses.replace(space, image_size=image_size)
     n, d = space.num_tokens, subnet.embed_dim
     total = space.num_patches * space.in_channels * space.patch_size**2 * d + d * num_classes
     for heads, hidden in zip(subnet.num_heads, subnet.hidden_dims, strict=True):
@@ -57,7 +75,14 @@ def published_flops(subnet: Subnet, space: SearchSpace, num_classes: int = 1000)
         subnet: the architecture.
         space: gives token, patch and head sizes.
         num_classes: outputs of the head.
+
+    Raises:
+        UsageError: the space is not one of vision transformers.
     """
+    if not isinstance(space, SearchSpace):
+        raise UsageError(
+            f"Space {space.name!r} is not one of AutoFormer's; growtas.cost.macs is the exact count."
+        )
     d, tokens = subnet.embed_dim, space.num_tokens
     n, clamp = tokens + 1, space.max_relative_position
     patch_inputs = space.in_channels * space.patch_size**2
@@ -69,18 +94,23 @@ def published_flops(subnet: Subnet, space: SearchSpace, num_classes: int = 1000)
     return total
 
 
+def _range(
+    space: Space, groups: Sequence[int] | None, measure: Callable[[AnySubnet], int]
+) -> tuple[int, int]:
+    if isinstance(space, MobileNetSpace):
+        smallest = mobilenet_cost.cheapest(space, groups, measure)
+    else:
+        smallest = space.smallest(groups)
+    return measure(smallest), measure(space.largest(groups))
+
+
 def parameter_range(
-    space: SearchSpace, num_classes: int = 1000, groups: Sequence[int] | None = None
+    space: Space, num_classes: int = 1000, groups: Sequence[int] | None = None
 ) -> tuple[int, int]:
     """Parameters of the smallest and of the largest subnet of a space or of some of its groups."""
-    return (
-        parameters(space.smallest(groups), space, num_classes),
-        parameters(space.largest(groups), space, num_classes),
-    )
+    return _range(space, groups, lambda subnet: parameters(subnet, space, num_classes))
 
 
-def macs_range(
-    space: SearchSpace, num_classes: int = 1000, groups: Sequence[int] | None = None
-) -> tuple[int, int]:
+def macs_range(space: Space, num_classes: int = 1000, groups: Sequence[int] | None = None) -> tuple[int, int]:
     """Multiply-accumulates of the smallest and of the largest subnet of a space or of some of its groups."""
-    return macs(space.smallest(groups), space, num_classes), macs(space.largest(groups), space, num_classes)
+    return _range(space, groups, lambda subnet: macs(subnet, space, num_classes))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import growtas
 from growtas import cost
-from growtas.space import SearchSpace, Subnet, load_space
+from growtas.errors import UsageError
+from growtas.mobilenet_subnet import MobileNetSubnet
+from growtas.space import MobileNetSpace, SearchSpace, Subnet, load_space
 
 
 def searched(embed_dim: int, ratios: str, heads: str) -> Subnet:
@@ -98,6 +102,101 @@ def test_published_code_on_the_golden_space():
         subnet = Subnet.from_json(case["subnet"])
         assert cost.parameters(subnet, space, 10) == case["params"]
         assert cost.published_flops(subnet, space, 10) == case["complexity"]
+
+
+def test_ofa_at_its_ends():
+    """7.66 M and 3.41 M parameters, 566 M and 121 M MACs at 224 pixels, as published."""
+    space = load_space("ofa-mobilenetv3")
+    assert cost.parameter_range(space) == (3_410_792, 7_664_760)
+    assert cost.macs_range(space) == (121_278_672, 566_170_656)
+    assert cost.macs(space.largest(), space, image_size=128) < cost.macs(space.largest(), space) / 3
+    with pytest.raises(UsageError, match="macs is the exact count"):
+        cost.published_flops(space.largest(), space)
+
+
+def test_ofa_against_the_published_code():
+    """Parameters that the published code counts, running statistics and kernel matrices left aside."""
+    cases = [
+        (3, 3, 2, 2_142_602),
+        (7, 6, 4, 6_396_570),
+        (
+            [7, 5, 7, 5, 7, 7, 7, 7, 3, 5, 3, 7, 3, 3, 3, 5, 5, 3, 5, 7],
+            [3, 6, 3, 3, 6, 3, 4, 4, 3, 4, 3, 3, 3, 6, 6, 4, 3, 3, 3, 3],
+            [2, 2, 2, 2, 3],
+            2_730_154,
+        ),
+        (
+            [5, 3, 7, 7, 7, 3, 3, 7, 3, 5, 5, 3, 5, 5, 3, 3, 5, 3, 5, 5],
+            [6, 6, 3, 6, 6, 6, 4, 3, 4, 4, 4, 4, 6, 4, 3, 4, 4, 6, 3, 3],
+            [3, 2, 4, 3, 3],
+            3_578_898,
+        ),
+    ]
+    space = load_space("ofa-mobilenetv3")
+    for kernel, expand, depth, parameters in cases:
+        assert cost.parameters(space.subnet(kernel, expand, depth), space, 10) == parameters
+
+
+@pytest.mark.parametrize("measure", [cost.parameters, cost.macs])
+def test_no_subnet_of_a_group_is_cheaper(measure):
+    """Which block is the widest matters: in a listed space the ends of each group are those of the list."""
+    two_stages = {"widths": (24, 40), "strides": (2, 2), "squeeze_excite": (False, True)}
+    two_stages["activations"] = ("relu", "h-swish")
+    space = MobileNetSpace("two", (3,), (2, 4), (1, 2), **two_stages)
+    rng = random.Random(0)
+    every = {space.sample(rng) for _ in range(2000)}
+    assert len(every) == space.count() == 36
+    of_range = cost.parameter_range if measure is cost.parameters else cost.macs_range
+    for group in (0, 1):
+        costs = [measure(subnet, space) for subnet in every if space.group_of(subnet) == group]
+        assert of_range(space, groups=[group]) == (min(costs), max(costs))
+
+
+def test_mobilenet_costs_equal_a_plain_network():
+    """The formulas against modules put together by the geometry alone, at an odd size."""
+    space, rng = load_space("ofa-mobilenetv3"), random.Random(5)
+    for size in (224, 52):
+        subnet = space.sample(rng)
+        net = plain_mobilenet(space, subnet, num_classes=9).eval()
+        assert sum(p.numel() for p in net.parameters()) == cost.parameters(subnet, space, 9)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(torch.randn(1, 3, size, size))
+        assert counter.get_total_flops() == 2 * cost.macs(subnet, space, 9, size)
+
+
+def plain_mobilenet(space: MobileNetSpace, subnet: MobileNetSubnet, num_classes: int) -> nn.Module:
+    def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Module:
+        padding = kernel // 2
+        layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+        return nn.Sequential(layer, nn.BatchNorm2d(outputs))
+
+    stem, first = space.stem_width, space.first_width
+    layers = [conv(space.in_channels, stem, 3, space.stem_stride), conv(stem, stem, 3, groups=stem)]
+    layers.append(conv(stem, first))
+    for b in space.blocks(subnet):
+        layers += [conv(b.in_width, b.mid_width)]
+        layers += [conv(b.mid_width, b.mid_width, b.kernel, b.stride, groups=b.mid_width)]
+        if b.squeeze_width:
+            layers.append(SqueezeExcite(b.mid_width, b.squeeze_width))
+        layers.append(conv(b.mid_width, b.out_width))
+    layers += [conv(space.widths[-1], space.final_width), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers.append(nn.Linear(space.final_width, space.feature_width, bias=False))
+    return nn.Sequential(*layers, nn.Linear(space.feature_width, num_classes))
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, width: int, squeeze_width: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(width, squeeze_width, 1), nn.Conv2d(squeeze_width, width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.up(self.down(x.mean((2, 3), keepdim=True)))
+
+
+def test_macs_at_another_size():
+    space = load_space("autoformer-tiny")
+    larger = dataclasses.replace(space, image_size=256)
+    assert cost.macs(space.largest(), space, image_size=256) == cost.macs(larger.largest(), larger)
 
 
 @pytest.mark.parametrize("name", ["digits", "autoformer-tiny"])

@@ -19,6 +19,7 @@ LAYERS = [
     {"subnet"},
     {"vit_space", "mobilenet_space"},
     {"space"},
+    {"mobilenet_cost"},
     {"cost"},
     {"kernels"},
     {"ops"},
@@ -35,7 +36,7 @@ LAYERS = [
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 TORCH_FREE = (
     *("errors", "version", "atomic", "subnet", "space", "cost"),
-    *("choices", "mobilenet_block", "vit_space", "mobilenet_subnet", "mobilenet_space"),
+    *("choices", "mobilenet_block", "vit_space", "mobilenet_cost", "mobilenet_subnet", "mobilenet_space"),
 )
 
 
