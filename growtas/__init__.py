@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from growtas.space import SearchSpace, load_space
     from growtas.subnet import Subnet
     from growtas.supernet import Supernet
-    from growtas.training import train
+    from growtas.training import finetune, train
 
 _HOME = {
     "GrowtasError": "growtas.errors",
@@ -26,6 +26,7 @@ _HOME = {
     "Supernet": "growtas.supernet",
     "UsageError": "growtas.errors",
     "extract": "growtas.export",
+    "finetune": "growtas.training",
     "load_space": "growtas.space",
     "search": "growtas.searching",
     "train": "growtas.training",
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "cost",
     "extract",
+    "finetune",
     "load_space",
     "ops",
     "search",

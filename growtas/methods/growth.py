@@ -7,7 +7,7 @@ from typing import Any
 
 from growtas.methods import schedule
 from growtas.methods.base import Method, MethodSettings, TrainingContext, register
-from growtas.methods.regions import initialise, new_region, used
+from growtas.methods.regions import initialise, new_region, reset_moments, used
 from growtas.space import Subnet
 
 
@@ -38,7 +38,7 @@ class Growth(Method):
         return self.space.sample(rng, self.stages[self.stage_of(step)].groups)
 
     def begin_stage(self, stage: int, training: TrainingContext) -> dict[str, Any]:
-        """Initialise the new region as ``new_region`` says; the optimizer is left as it is."""
+        """Initialise the new region as ``new_region`` says, and reset its moments where they are to be."""
         net = training.net
         if stage == 0:
             return {}
@@ -46,4 +46,7 @@ class Growth(Method):
         new = new_region(net, earlier, self.stages[stage].groups)
         how = self.settings.new_region
         count = initialise(net, new, used(net, earlier), how, self.settings.seed, stage)
-        return {"new_region": how, "new_entries": count}
+        done = {"new_region": how, "new_entries": count}
+        if self.settings.new_region_moments == "reset":
+            done["reset_moments"] = reset_moments(net, training.optimizer, new)
+        return done

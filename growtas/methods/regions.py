@@ -139,6 +139,34 @@ def initialise(net: VisionTransformer, new: Masks, trained: Masks, how: str, see
     return count
 
 
+@torch.no_grad()
+def reset_moments(net: VisionTransformer, optimizer: torch.optim.Optimizer, new: Masks) -> int:
+    """Set what an optimizer remembers of the new entries to zero: momentum, first and second moments.
+
+    Only state of a tensor's own shape belongs to its entries; counts of steps stay. AdamW remembers nothing
+    of entries whose gradient was always zero, so this changes nothing there; it does where weight decay is
+    part of the gradient, as in SGD.
+
+    Args:
+        net: the supernet.
+        optimizer: of its parameters; its state is changed in place.
+        new: masks of the entries.
+
+    Returns:
+        How many numbers were not zero before.
+    """
+    count = 0
+    for name, parameter in net.named_parameters():
+        if name not in new or parameter not in optimizer.state:
+            continue
+        mask = new[name].to(parameter.device)
+        for value in optimizer.state[parameter].values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                count += int(torch.count_nonzero(value[mask]))
+                value[mask] = 0
+    return count
+
+
 def _norm_parameters(net: nn.Module) -> dict[str, float]:
     """The starting value of every parameter of a normalisation, by name."""
     return {

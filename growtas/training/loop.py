@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -29,6 +29,7 @@ from growtas.training.distributed import Ranks
 from growtas.training.evaluate import evaluate, precision, watched_subnets
 from growtas.training.guards import Interrupted, stop_signals
 from growtas.training.images import seed_globally
+from growtas.training.initial import load_into
 from growtas.training.inputs import at_resolution, checked_resolutions, draw_images
 from growtas.training.loader import TrainingLoader, worker_count
 from growtas.training.log import Curves, RunLog
@@ -60,14 +61,21 @@ class Trainer:
         device: to compute on.
         ranks: the processes that share the work.
         state: the checkpoint to continue from; None for the beginning.
+        initial: weights to begin with, where there is no checkpoint; random ones where None.
 
     Raises:
-        UsageError: method, optimizer or batch do not fit.
+        UsageError: method, optimizer, batch or initial weights do not fit.
         GrowtasError: the checkpoint does not belong to the run.
     """
 
     def __init__(
-        self, run: Run, splits: Splits, device: torch.device, ranks: Ranks, state: dict | None = None
+        self,
+        run: Run,
+        splits: Splits,
+        device: torch.device,
+        ranks: Ranks,
+        state: dict | None = None,
+        initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.run, self.splits, self.device, self.ranks = run, splits, device, ranks
         self.config = config = run.config
@@ -75,6 +83,8 @@ class Trainer:
         self.method = create_run_method(run)
         seed_globally("weights", config.seed)
         self.net = run.new_net().to(device).train()
+        if initial is not None:
+            load_into(self.net, initial, config.initial)
         self.optimizer = create_optimizer(self.net, config, device)
         self.scheduler = create_scheduler(self.optimizer, run)
         self.mixup = None

@@ -1,4 +1,7 @@
-"""A run is a folder: config.yaml, log.jsonl, checkpoint.pt, tensorboard/. Nothing else is written."""
+"""A run is a folder: config.yaml, log.jsonl, checkpoint.pt, tensorboard/. Nothing else is written.
+
+A run that continues another's weights has a copy of those besides, initial.safetensors.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import yaml
 
 from growtas import atomic
 from growtas.errors import GrowtasError, UsageError
-from growtas.space import SearchSpace
+from growtas.space import Space, space_from_dict
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.version import __version__
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from growtas.training.data import Splits
 
 CONFIG_NAME = "config.yaml"
+INITIAL_NAME = "initial.safetensors"
 FORMAT = 1
 _HEADER = "# Everything needed to repeat this run. Continue it with: growtas train --resume FOLDER\n"
 
@@ -41,7 +45,7 @@ class Run:
 
     path: Path
     config: TrainConfig
-    space: SearchSpace
+    space: Space
     num_classes: int
     steps_per_epoch: int
     images: Mapping[str, int] = field(hash=False)
@@ -93,7 +97,7 @@ class Run:
             return cls(
                 path=path,
                 config=TrainConfig.from_dict(data["train"]),
-                space=SearchSpace.from_dict(data["space"]),
+                space=space_from_dict(data["space"]),
                 num_classes=data["num_classes"],
                 steps_per_epoch=data["steps_per_epoch"],
                 images=data["images"],
@@ -127,7 +131,7 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to belong to this run."""
         settings = self.config.to_dict()
-        for name in ("out", "data", "download", *RUNTIME):  # data and out may have moved
+        for name in ("out", "data", "download", "initial", *RUNTIME):  # folders may have moved
             settings.pop(name)
         return {**settings, "space": self.space.to_dict(), "num_classes": self.num_classes}
 
@@ -204,7 +208,7 @@ def versions() -> dict[str, str]:
 
 
 def check_free(path: Path) -> None:
-    """Raises: UsageError: the folder holds something else than a killed process's temporary files."""
+    """Raises: UsageError: the folder holds something else than what a killed process left unfinished."""
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; choose a folder for the run.")
     if not path.is_dir():
@@ -215,6 +219,8 @@ def check_free(path: Path) -> None:
             "folder. Nothing was changed."
         )
     held = sorted(entry.name for entry in path.iterdir() if not is_leftover(entry))
+    if held == [INITIAL_NAME]:  # a run that was killed while its folder was made: config.yaml comes last
+        return
     if held:
         raise UsageError(
             f"{path} is not empty (it holds {', '.join(held[:3])}); choose another folder for the run. "

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.space import SearchSpace, load_space
-from growtas.training import checkpoint
+from growtas.training import checkpoint, initial
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.data import Splits, load_splits
 from growtas.training.distributed import Ranks, choose_device
@@ -76,6 +78,7 @@ def begin(config: TrainConfig, space: SearchSpace | None = None) -> Run:
     if config.out is None:
         raise UsageError("Give out=FOLDER: where the run is written.")
     path = Path(config.out)
+    source = None if config.initial is None else Run.open(config.initial)
     device = choose_device(config.device)
     ranks = Ranks.start(device)
     try:
@@ -85,9 +88,11 @@ def begin(config: TrainConfig, space: SearchSpace | None = None) -> Run:
         run = Run(
             path, config, space, splits.num_classes, loader.steps_per_epoch, splits.summary(), versions()
         )
-        with preserved_generators():
-            trainer = Trainer(run, splits, device, ranks)  # checks every setting before a file is written
-            ranks.on_first(lambda: _create(run))
+        weights = None if source is None else initial.of_source(source, run)
+        with preserved_generators():  # the trainer checks every setting before a file is written
+            trainer = Trainer(run, splits, device, ranks, initial=weights)
+            initial.check_needed(trainer.method, config.initial)
+            ranks.on_first(lambda: _create(run, weights))
             with _locked(run, ranks) as log:
                 _run(trainer, run, log, 0)
         return run
@@ -95,10 +100,13 @@ def begin(config: TrainConfig, space: SearchSpace | None = None) -> Run:
         ranks.stop()
 
 
-def _create(run: Run) -> None:
+def _create(run: Run, weights: Mapping[str, Tensor] | None) -> None:
+    """Write what a run begins with. Args: weights: of another run; the folder is a run once all is there."""
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(run.path)
+        if weights is not None:
+            initial.write(run, weights)
         run.write_config()
     except OSError as error:
         raise GrowtasError(f"The run folder {run.path} could not be written: {error.strerror}.") from error
@@ -136,7 +144,8 @@ def _resume(path: str | Path | Run, given: Mapping[str, Any]) -> Run:
         with _locked(run, ranks) as log, preserved_generators():
             state = ranks.on_first(lambda: _load_checkpoint(run))
             if state is None or state["step"] < run.steps:
-                trainer = Trainer(run, run.splits(), device, ranks, state)
+                weights = initial.read(run) if state is None else None
+                trainer = Trainer(run, run.splits(), device, ranks, state, weights)
                 _run(trainer, run, log, state["log_offset"] if state else 0)
             else:
                 checkpoint.check_belongs(state, run.identity(), run.checkpoint_path)

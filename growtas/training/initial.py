@@ -1,0 +1,93 @@
+"""The weights that a run begins with, where they are those of another one.
+
+They are copied into the new folder when it is made: from then on the run needs nothing but itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from growtas import atomic
+from growtas.errors import GrowtasError, UsageError
+from growtas.methods import Method
+from growtas.training import checkpoint
+from growtas.training.run import INITIAL_NAME, Run
+
+
+def of_source(source: Run, run: Run) -> dict[str, Tensor]:
+    """The weights at the end of a run: those that were trained, not their average where there is one.
+
+    Args:
+        source: the run.
+        run: the one that is to begin with them.
+
+    Raises:
+        UsageError: it is not finished, or its weights mean something else in the new run.
+        GrowtasError: its checkpoint cannot be used.
+    """
+    theirs, own = source.config.qkv_bias, run.config.qkv_bias
+    if theirs != own:
+        raise UsageError(
+            f"The run {source.path} was trained with qkv_bias={theirs!r}, this one has {own!r}; "
+            f"set qkv_bias={theirs!r}."
+        )
+    state = checkpoint.load(source.checkpoint_path) if source.checkpoint_path.exists() else None
+    if state is not None:
+        checkpoint.check_belongs(state, source.identity(), source.checkpoint_path)
+    done = state["step"] if state else 0
+    if done < source.steps:
+        raise UsageError(
+            f"The run {source.path} is not finished: its checkpoint holds {done:,} of {source.steps:,} "
+            f"steps. Finish it first, with: growtas train --resume {source.path}"
+        )
+    return state["weights"]
+
+
+def write(run: Run, weights: Mapping[str, Tensor]) -> None:
+    """Put weights into a run's folder. Raises: OSError, GrowtasError (a full disk): no file is left."""
+    content = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
+    atomic.write_bytes(run.path / INITIAL_NAME, content)
+
+
+def read(run: Run) -> dict[str, Tensor] | None:
+    """The weights that a run's folder says it begins with; None where it begins with random ones.
+
+    Raises:
+        GrowtasError: the file is missing, truncated or another one.
+    """
+    if run.config.initial is None:
+        return None
+    path = run.path / INITIAL_NAME
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise GrowtasError(
+            f"{path}, the weights that this run begins with, is missing or truncated ({error}). Put it back, "
+            "or start the run again in another folder."
+        ) from error
+
+
+def load_into(net: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raises: UsageError: the weights of ``source`` are not those of a network like this one."""
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UsageError(
+            f"The weights of {source} do not fit this run ({str(error).splitlines()[-1].strip()}): the space "
+            "and the number of classes must be the same. Nothing was changed."
+        ) from error
+
+
+def check_needed(method: Method, source: str | None) -> None:
+    """Raises: UsageError: the method continues trained weights, but no run that has some was named."""
+    if method.continues and source is None:
+        raise UsageError(
+            f"method {method.name!r} is a second phase: it continues the weights of a finished run. Train "
+            f"one with another method first, then call growtas.finetune(RUN, method={method.name!r}), or on "
+            f"the command line: growtas finetune RUN --method {method.name}"
+        )
