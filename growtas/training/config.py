@@ -17,52 +17,13 @@ from typing import Any
 
 from growtas.errors import UsageError, nearest
 from growtas.methods.schedule import MAX_PARAMS
-
-REFERENCE_BATCH = 512  # the published learning rate is 5e-4 per 512 images
-WARMUP_SHARE = 0.1  # a run too short for the recipe's warm-up spends at most this part of it warming up
-
-PUBLISHED: dict[str, Any] = {
-    "epochs": 500,
-    "batch_size": 1024,
-    "lr_per_512": 5e-4,
-    "min_lr": 1e-5,
-    "warmup_lr": 1e-6,
-    "warmup_epochs": 20,
-    "weight_decay": 0.05,
-    "smoothing": 0.1,
-    "mixup": 0.8,
-    "cutmix": 1.0,
-    "drop_path": 0.1,
-    "auto_augment": "rand-m9-mstd0.5-inc1",
-    "color_jitter": 0.4,
-    "reprob": 0.25,
-    "hflip": 0.5,
-    "shift": 0,
-}
-"""AutoFormer's recipe, the same for T, S and B."""
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {
-        "epochs": 60,
-        "batch_size": 32,
-        "lr": 3e-3,
-        "min_lr": 1e-5,
-        "warmup_lr": 1e-6,
-        "warmup_epochs": 4,
-        "weight_decay": 0.05,
-        "smoothing": 0.1,
-        "mixup": 0.0,
-        "cutmix": 0.0,
-        "drop_path": 0.0,
-        "auto_augment": "none",
-        "color_jitter": 0.0,
-        "reprob": 0.0,
-        "hflip": 0.0,
-        "shift": 0,
-    },
-}
-RECIPES["glyphs"] = RECIPES["digits"] | {"batch_size": 64}
-"""What replaces the published recipe for data that is named here."""
+from growtas.training.recipes import (
+    PUBLISHED,
+    PUBLISHED_CONVOLUTIONAL,
+    RECIPES,
+    REFERENCE_BATCH,
+    WARMUP_SHARE,
+)
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "sched": ("cosine", "constant", "poly", "rsqrt", "tanh", "wsd"),
@@ -134,8 +95,8 @@ class TrainConfig:
         new_region_moments: ``reset`` sets the optimizer's moments of those weights to zero; ``keep``.
         method_options: of the method itself, ``key=value,key=value``; see docs/methods.md.
         subnets_per_step: random subnets of each update.
-        gradients: of an update's subnets: their ``mean``, their ``sum``, or ``auto``, what the method's source
-            does (``sum`` for shrinking, ``mean`` for the others).
+        gradients: of an update's subnets: their ``mean``, their ``sum``, or ``auto``, what the method's
+            source does (``sum`` for shrinking, ``mean`` for the others).
         sandwich: train the largest and the smallest subnet in every update besides the random ones.
         distill: ``none``; ``inplace``: the largest subnet is trained first in every update and teaches the
             others; ``ema``: the largest subnet of the averaged weights (see ema_decay) teaches.
@@ -149,7 +110,7 @@ class TrainConfig:
         transition_params: size C of the size-aware rule; the space's own where None.
         transition_max_params: its C_max.
         transition_beta: its beta in epochs; a tenth of the epochs where None.
-        opt: a timm optimizer name.
+        opt: a timm optimizer name (adamw; sgd for convolutional spaces on published data).
         lr: peak learning rate; 5e-4 per 512 images where None (digits 3e-3).
         min_lr: at the end of the schedule (1e-5).
         warmup_lr: at the first update (1e-6).
@@ -222,7 +183,7 @@ class TrainConfig:
     transition_params: float | None = None
     transition_max_params: float = MAX_PARAMS
     transition_beta: float | None = None
-    opt: str = "adamw"
+    opt: str | None = None
     lr: float | None = None
     min_lr: float | None = None
     warmup_lr: float | None = None
@@ -326,9 +287,14 @@ class TrainConfig:
         if value is not None and not (math.isfinite(value) and holds(value)):
             raise UsageError(f"{name}={value} is not possible; it must be {allowed}.")
 
-    def resolved(self) -> TrainConfig:
-        """The same settings with every None that a recipe knows filled in."""
-        recipe = dict(RECIPES.get(self.data.partition(":")[0], PUBLISHED))
+    def resolved(self, convolutional: bool = False) -> TrainConfig:
+        """The same settings with every None that a recipe knows filled in.
+
+        Args:
+            convolutional: the space is one of convolutional networks, whose published recipe is another.
+        """
+        published = PUBLISHED_CONVOLUTIONAL if convolutional else PUBLISHED
+        recipe = dict(RECIPES.get(self.data.partition(":")[0], published))
         rate = recipe.pop("lr_per_512", None)
         values = {name: value for name, value in recipe.items() if getattr(self, name) is None}
         epochs = values.get("epochs", self.epochs)

@@ -10,7 +10,8 @@ import yaml
 from runs import SPACE
 
 from growtas.errors import UsageError
-from growtas.training.config import PUBLISHED, RECIPES, TrainConfig
+from growtas.training.config import TrainConfig
+from growtas.training.recipes import PUBLISHED, RECIPES
 
 
 def test_published_recipe():
