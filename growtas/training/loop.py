@@ -278,6 +278,7 @@ class Trainer:
     def _backward(self, step: int, images: Tensor, targets: Tensor) -> tuple[tuple[Subnet, ...], Tensor]:
         """Gradients of every subnet of a step. Returns: the subnets, and the mean of their losses."""
         config, method = self.config, self.method
+        how = method.gradients if config.gradients == "auto" else config.gradients
         subnets = method.subnets(step)
         soft = method.teacher_logits(images, self.context)
         if soft is None and config.distill == "ema":
@@ -288,7 +289,7 @@ class Trainer:
             with precision(config.amp, self.device):
                 logits = self.net(images, subnet)
             loss = self.objective(logits, targets, soft)
-            (loss / len(subnets) if config.gradients == "mean" else loss).backward()
+            (loss / len(subnets) if how == "mean" else loss).backward()
             total += loss.detach() / len(subnets)
             if soft is None and config.distill == "inplace":
                 soft = logits.detach()  # the first subnet is the largest: the others learn from it

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from growtas.errors import GrowtasError, UsageError, nearest
+from growtas.mobilenet_space import MobileNetSpace
 from growtas.space import SearchSpace, load_space
 from growtas.training import checkpoint, initial
 from growtas.training.config import RUNTIME, TrainConfig
@@ -73,8 +74,8 @@ def begin(config: TrainConfig, space: SearchSpace | None = None) -> Run:
 
     Returns, Raises: as :func:`train`.
     """
-    config = config.resolved()
     space = space or load_space(config.space)
+    config = config.resolved(convolutional=isinstance(space, MobileNetSpace))
     if config.out is None:
         raise UsageError("Give out=FOLDER: where the run is written.")
     path = Path(config.out)
