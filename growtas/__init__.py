@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from growtas.space import SearchSpace, load_space
     from growtas.subnet import Subnet
     from growtas.supernet import Supernet
-    from growtas.training import finetune, train
+    from growtas.training import train
+    from growtas.training.finetune import finetune
 
 _HOME = {
     "GrowtasError": "growtas.errors",
@@ -26,7 +27,7 @@ _HOME = {
     "Supernet": "growtas.supernet",
     "UsageError": "growtas.errors",
     "extract": "growtas.export",
-    "finetune": "growtas.training",
+    "finetune": "growtas.training.finetune",
     "load_space": "growtas.space",
     "search": "growtas.searching",
     "train": "growtas.training",

@@ -178,18 +178,33 @@ def _train(args: list[str]) -> int:
     if resumes:  # a setting counts as given only where it stands in the arguments
         parameters = [_optional(parameter) for parameter in parameters]
     values = _parse([*parameters, folder], help_text, args, "train")
-    if resumes:
-        flags = {arg.removeprefix("--no-").removeprefix("--").replace("-", "_") for arg in args}
-        values = {
-            k: v for k, v in values.items() if v is not None and (not isinstance(v, bool) or k in flags)
-        }
 
     import growtas
 
-    run = growtas.train(**values)
-    if os.environ.get("RANK", "0") == "0":  # torchrun starts one process per GPU; one of them speaks
-        _report_training(run)
+    run = growtas.train(**(_given(values, args) if resumes else values))
+    _report_training(run)
     return 0
+
+
+def _finetune(args: list[str]) -> int:
+    """train a finished run's weights further: GrowTAS+"""
+    import growtas
+    from growtas.training.config import TrainConfig
+
+    own = _parameters(growtas.finetune, {"run": _positional(str), "out": str | None})[:-1]  # not **settings
+    kept = {"space", "initial", *(parameter.name for parameter in own)}
+    others = [_optional(p) for p in _parameters(TrainConfig, {}) if p.name not in kept]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *others)]
+    purpose, _, own_help = _help_text(growtas.finetune).partition("\n    settings:")[0].partition("Args:")
+    help_text = f"{purpose}Args:{_help_text(TrainConfig).partition('Args:')[2]}{own_help}"  # the last counts
+    _report_training(growtas.finetune(**_given(_parse(parameters, help_text, args, "finetune"), args)))
+    return 0
+
+
+def _given(values: Mapping[str, Any], args: Sequence[str]) -> dict[str, Any]:
+    """The values that stand in the arguments; tyro's flags cannot be None, so those are looked for there."""
+    flags = {arg.removeprefix("--no-").removeprefix("--").replace("-", "_") for arg in args}
+    return {k: v for k, v in values.items() if v is not None and (not isinstance(v, bool) or k in flags)}
 
 
 def _optional(parameter: inspect.Parameter) -> inspect.Parameter:
@@ -200,6 +215,8 @@ def _optional(parameter: inspect.Parameter) -> inspect.Parameter:
 
 
 def _report_training(run: Run) -> None:
+    if os.environ.get("RANK", "0") != "0":  # torchrun starts one process per GPU; one of them speaks
+        return
     from growtas.training.log import read_log
 
     finish = list(read_log(run.path, "finish"))[-1]
@@ -392,6 +409,7 @@ def _demo(args: list[str]) -> int:
 
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "train": _train,
+    "finetune": _finetune,
     "search": _search,
     "extract": _extract,
     "evaluate": _evaluate,

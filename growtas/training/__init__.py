@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from growtas.training.config import TrainConfig
-    from growtas.training.finetune import finetune
     from growtas.training.run import Run
     from growtas.training.start import begin, train
 
@@ -15,11 +14,10 @@ _HOME = {
     "Run": "growtas.training.run",
     "TrainConfig": "growtas.training.config",
     "begin": "growtas.training.start",
-    "finetune": "growtas.training.finetune",
     "train": "growtas.training.start",
 }
 
-__all__ = ["Run", "TrainConfig", "begin", "finetune", "train"]
+__all__ = ["Run", "TrainConfig", "begin", "train"]
 
 
 def __getattr__(name: str) -> Any:
