@@ -20,7 +20,7 @@ from growtas.nn.block import Block
 from growtas.nn.linear import PartialLayerNorm, PatchEmbedding, SlicedLinear
 from growtas.ops.qkv import BIAS_LAYOUTS
 from growtas.ops.reference import qkv_bias_rows, qkv_rows
-from growtas.space import SearchSpace, Subnet, load_space
+from growtas.space import SearchSpace, Subnet
 
 UNUSED_BLOCKS = ("skip", "zero")
 
@@ -99,6 +99,8 @@ class VisionTransformer(nn.Module):
 
     Source: AutoFormer (Chen et al., ICCV 2021): global average pooling, relative position, ``change_qkv``.
     """
+
+    needs_calibration = False  # there are no statistics of batches
 
     def __init__(
         self,
@@ -260,7 +262,8 @@ class VisionTransformer(nn.Module):
             UsageError: the subnet is outside the space.
 
         Example:
-            >>> Supernet("digits", 10).subnet_shapes(load_space("digits").smallest())["norm.weight"]
+            >>> net = growtas.Supernet("digits", 10)
+            >>> net.subnet_shapes(net.space.smallest())["norm.weight"]
             (24,)
         """
         return _parameter_shapes(self._chosen(subnet), self.num_classes)
@@ -303,33 +306,3 @@ def _parameter_shapes(dims: ViTDims, num_classes: int) -> Mapping[str, tuple[int
 def _check_option(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UsageError(f"{name}={value!r} is unknown.{nearest(str(value), known)}")
-
-
-def Supernet(  # noqa: N802 - it is used as a class: growtas.Supernet(space)
-    space: SearchSpace | str,
-    num_classes: int = 1000,
-    qkv_bias: str = "interleaved",
-    drop_path_rate: float = 0.0,
-    unused_blocks: str = "skip",
-) -> VisionTransformer:
-    """Build the supernet of a space.
-
-    Args:
-        space: a search space, the name of a preset or the path of a YAML file.
-        num_classes: outputs of the head.
-        qkv_bias: ``interleaved`` or ``published``; see :class:`VisionTransformer`.
-        drop_path_rate: of the last block.
-        unused_blocks: ``skip`` or ``zero``; see :class:`VisionTransformer`.
-
-    Returns:
-        The network; call it as ``net(images, subnet)``.
-
-    Example:
-        >>> net = Supernet("digits", num_classes=10)
-        >>> net(torch.randn(2, 1, 8, 8), net.space.smallest()).shape
-        torch.Size([2, 10])
-    """
-    space = load_space(space)
-    return VisionTransformer(
-        ViTDims.of_space(space), num_classes, space, qkv_bias, drop_path_rate, unused_blocks
-    )

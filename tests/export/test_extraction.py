@@ -8,7 +8,7 @@ import torch
 from growtas import cost, export, ops
 from growtas.errors import GrowtasError, UsageError
 from growtas.space import Subnet, load_space
-from growtas.supernet.vit import Supernet, VisionTransformer
+from growtas.supernet import Supernet, VisionTransformer
 
 DIGITS = load_space("digits")
 

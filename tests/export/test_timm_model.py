@@ -14,7 +14,7 @@ from timm.optim import create_optimizer_v2
 from growtas import cost, export
 from growtas.errors import GrowtasError, UsageError
 from growtas.space import Subnet, load_space
-from growtas.supernet.vit import Supernet
+from growtas.supernet import Supernet
 
 DIGITS = load_space("digits")
 SUBNET = Subnet(36, 4, (2, 3, 2, 3), (3, 2, 2, 3))

@@ -14,7 +14,7 @@ from growtas.errors import UsageError
 from growtas.searching import read_result
 from growtas.searching.evaluate import Evaluator, weights_hash
 from growtas.space import load_space
-from growtas.supernet.vit import Supernet
+from growtas.supernet import Supernet
 
 DIGITS = load_space("digits")
 SMALL = {"population": 6, "generations": 3, "parents": 4, "batch_size": 32, "workers": 0}
