@@ -11,10 +11,13 @@ import pytest
 
 import growtas
 from growtas import cli, demo, doctor
+from growtas.methods import method_names
+from growtas.methods.base import _REGISTRY
 from growtas.methods.schedule import stage_groups, transition_epochs
 from growtas.ops.backend import BACKENDS, KERNELS
 from growtas.space import preset_names
 from growtas.training import TrainConfig
+from growtas.training.log import read_log
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -66,7 +69,7 @@ def test_the_table_of_presets_is_the_codes():
     assert set(rows) == set(preset_names())
     for name, (count, low, high, sizes) in rows.items():
         space = growtas.load_space(name)
-        ends = growtas.cost.parameter_range(space, 10 if name == "digits" else 1000)
+        ends = growtas.cost.parameter_range(space, {"digits": 10, "glyphs": 62}.get(name, 1000))
         assert (count, low, high) == (f"{space.count():,}", *(f"{end:,}" for end in ends))
         assert sizes == f"{space.image_size}, {space.patch_size}"
 
@@ -91,6 +94,27 @@ def test_the_tables_of_stages_and_transitions_are_the_codes():
     for rule, first, second in rows:
         expected = transition_epochs(rule.split(",")[0], 3, 500, sizes.get(rule, 0.0))
         assert (int(first), int(second)) == expected
+
+
+def test_the_table_of_methods_is_the_codes():
+    rows = {row[0].strip("`") for row in table(DOCS / "methods.md", "`--method`")}
+    assert rows == set(method_names())
+
+
+def test_a_seventh_method_is_the_pages_thirty_lines(tmp_path):
+    (source,) = blocks(DOCS / "methods.md", "python")
+    assert len([line for line in source.splitlines() if line.strip()]) <= 30
+    try:
+        exec(compile(source, "methods.md", "exec"), {"__name__": __name__})
+        run = growtas.train(
+            "digits", method="nearing", method_options="most=60", epochs=2, eval_every=0, out=tmp_path / "run"
+        )
+        subnets = [record["subnets"][0] for record in read_log(run.path, "step")]
+    finally:
+        _REGISTRY.pop("nearing", None)
+    sizes = [growtas.cost.parameters(growtas.Subnet.parse(text), run.space, 10) for text in subnets]
+    distances = [abs(size - 25_000) for size in sizes]
+    assert len(distances) == 70 and sum(distances[35:]) < sum(distances[:35]) / 2
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,4 +1,4 @@
-"""Data by name: ``digits``, ``folder:PATH`` or a timm data set, cut into training, search and test split.
+"""Data by name (``digits``, ``glyphs``, ``folder:PATH`` or timm's), cut into training, search and test split.
 
 The search split is held out of the training images, so that a search never ranks subnets by images they were
 trained on (the published code does); the test split is left for the very end.
@@ -6,6 +6,7 @@ trained on (the published code does); the test split is left for the very end.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from growtas.errors import UsageError, nearest
 from growtas.space import SearchSpace, seeded_rng
+from growtas.training.glyphs import PAPER, glyph_images
 from growtas.training.images import EVALUATION_CROP, FileImages, MemoryImages
 
 Split = MemoryImages | FileImages
@@ -42,6 +44,13 @@ SEARCH_PER_CLASS = 100  # as many per class as the published search looks at
 SEARCH_SHARE = 0.1
 DIGITS_SEARCH_SHARE = 0.2  # a tenth of the digits would be 14 per class: too few to rank subnets by
 DIGITS_TEST_SHARE = 0.2
+
+GLYPH_CLASSES = 62
+GLYPHS = 16_000  # training images, unless the name says how many
+GLYPH_SEARCH = 20  # per class, rendered beside the training images
+GLYPH_TEST = 100  # per class
+GLYPH_SEED = 0  # of the pixels; not the run's seed, so that all runs see the same images
+GLYPH_MOMENTS = 2048  # training images whose mean and deviation normalise, however many there are
 
 
 @dataclass(frozen=True)
@@ -83,11 +92,13 @@ def load_splits(
     """Load data by name.
 
     Args:
-        data: ``digits``; ``folder:PATH`` with PATH/train/CLASS/* and PATH/val/CLASS/*; or a timm name such as
+        data: ``digits``; ``glyphs`` or ``glyphs:COUNT``, rendered characters, with 16000 or COUNT training
+            images; ``folder:PATH`` with PATH/train/CLASS/* and PATH/val/CLASS/*; or a timm name such as
             ``torch/cifar10`` or ``hfds/OWNER/NAME``.
         space: gives image size and channels.
         seed: determines which training images are held out for the search. The search split has 100 images of
-            each class, or a tenth where there are fewer than 1000; a fifth of the digits.
+            each class, or a tenth where there are fewer than 1000; a fifth of the digits; 20 of each class of
+            the glyphs.
         data_folder: where timm data sets are stored.
         download: let timm download into ``data_folder``.
         interpolation: of the evaluation's resize.
@@ -108,6 +119,8 @@ def load_splits(
         raise UsageError(f"data must be a name such as 'digits' or 'folder:PATH', not {data!r}.")
     if data == "digits":
         return _digits(space, seed)
+    if data.partition(":")[0] == "glyphs":
+        return _glyphs(data, space, seed)
     if space.in_channels not in (1, 3):
         raise UsageError(
             f"Image files have 3 channels (or 1, their mean), but space {space.name!r} takes "
@@ -189,9 +202,13 @@ def preprocessing(data: str, space: SearchSpace, interpolation: str = "bicubic")
     Returns:
         ``mean`` and ``std`` per channel, ``interpolation`` and ``crop_pct``.
     """
-    if data == "digits":
-        images, _, rest, _ = _digit_images()
-        mean, std = images[rest].mean().item(), images[rest].std().item()
+    name = data.partition(":")[0]
+    if name in ("digits", "glyphs"):
+        if name == "digits":
+            images, _, rest, _ = _digit_images()
+            mean, std = images[rest].mean().item(), images[rest].std().item()
+        else:
+            mean, std = _glyph_moments()
         channels = space.in_channels
         return {
             "mean": (mean,) * channels,
@@ -237,6 +254,38 @@ def _digits(space: SearchSpace, seed: int) -> Splits:
         for part in ([rest[i] for i in kept], [rest[i] for i in held], test)
     ]
     return Splits("digits", 10, *parts)
+
+
+# -- glyphs ----------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4)  # training, search and test of one process ask for the same images
+def _rendered(count: int, part: str) -> tuple[Tensor, Tensor]:
+    """(n, 1, 28, 28) images in 0 to 1 and their labels; not to be written to."""
+    images, labels = glyph_images(count, GLYPH_SEED, part)
+    return torch.from_numpy(images).float().div_(255)[:, None], torch.from_numpy(labels)
+
+
+def _glyph_moments() -> tuple[float, float]:
+    images, _ = _rendered(GLYPH_MOMENTS, "train")
+    return images.mean(dtype=torch.float64).item(), images.std().item()
+
+
+def _glyphs(data: str, space: SearchSpace, seed: int) -> Splits:
+    """Rendered characters; the test images are of other fonts than those of training and search."""
+    _, colon, text = data.partition(":")
+    if colon and not (text.isascii() and text.isdigit() and int(text)):
+        raise UsageError(f"{data!r} names no number of training images; write 'glyphs:16000', or 'glyphs'.")
+    count = int(text) if colon else GLYPHS
+    mean, std = _glyph_moments()
+    images, labels = _rendered(count + GLYPH_SEARCH * GLYPH_CLASSES, "train")
+    kept, held = hold_out(labels.tolist(), seed, 1.0, GLYPH_SEARCH)
+    test = _rendered(GLYPH_TEST * GLYPH_CLASSES, "test")
+    parts = [
+        MemoryImages((images - mean) / std, labels, float((sum(PAPER) / 2 - mean) / std), space)
+        for images, labels in ((images[kept], labels[kept]), (images[held], labels[held]), test)
+    ]
+    return Splits(data, GLYPH_CLASSES, *parts)
 
 
 # -- folders ---------------------------------------------------------------------------------------------
@@ -287,7 +336,7 @@ def _folder(path: Path) -> tuple[Dataset, Dataset, int]:
 
 def _timm(name: str, root: str | None, download: bool) -> tuple[Dataset, Dataset, int | None]:
     """A map-style timm data set, its training and its evaluation part."""
-    known = ("digits", "folder:PATH", *TIMM_NAMES)
+    known = ("digits", "glyphs", "folder:PATH", *TIMM_NAMES)
     prefix, _, rest = name.partition("/")
     if prefix in STREAMS and rest:
         raise UsageError(

@@ -6,6 +6,7 @@ whose augmentation depends on the seed, the epoch and the number of the image al
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -85,8 +86,10 @@ class MemoryImages(Dataset):
             (B, C, S, S) float32 and (B,) int64.
         """
         images = self.images[indices]
-        generator = torch.Generator().manual_seed(stream_seed("augment", config.seed, epoch))
-        draws = torch.rand(config.repeated_augmentation, len(self), 3, generator=generator)[copies, indices]
+        if not (config.hflip or config.shift):
+            return self._fit(images), self.labels[indices]
+        draws = _augmentation_draws(config.seed, epoch, config.repeated_augmentation, len(self))
+        draws = draws[copies, indices]
         if config.hflip:
             flipped = draws[:, 2] < config.hflip
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
@@ -102,6 +105,13 @@ class MemoryImages(Dataset):
         rows, columns = offsets[:, :1] + place, offsets[:, 1:] + place
         batch = torch.arange(len(images))[:, None, None]
         return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=2)  # every batch of an epoch asks for the same
+def _augmentation_draws(seed: int, epoch: int, copies: int, count: int) -> Tensor:
+    """(copies, count, 3) random numbers of an epoch: two for the shift of each image, one for its flip."""
+    generator = torch.Generator().manual_seed(stream_seed("augment", seed, epoch))
+    return torch.rand(copies, count, 3, generator=generator)
 
 
 class FileImages(Dataset):
