@@ -156,7 +156,7 @@ class TrainConfig:
         checkpoint_every_seconds: seconds between checkpoints within an epoch; 0 for none.
         tensorboard: write TensorBoard curves.
         initial: the folder of a finished run whose last weights this one begins with; see
-            :func:`growtas.finetune`.
+            growtas finetune.
 
     Raises:
         UsageError: a value makes no sense; the sentence names it and what is allowed.
