@@ -344,7 +344,7 @@ def spaces(space: str | None = None, num_classes: int | None = None) -> None:
 
     Args:
         space: a preset or the path of a YAML file; all presets where not given.
-        num_classes: outputs of the head, which count as parameters (1000; digits 10).
+        num_classes: outputs of the head, which count as parameters (1000; digits 10, glyphs 62).
     """
     from growtas.space import load_space, preset_names
 
@@ -359,7 +359,7 @@ def spaces(space: str | None = None, num_classes: int | None = None) -> None:
 def _space_row(space: SearchSpace, num_classes: int | None) -> tuple[str, ...]:
     from growtas import cost
 
-    classes = num_classes or (10 if space.name == "digits" else 1000)
+    classes = num_classes or {"digits": 10, "glyphs": 62}.get(space.name, 1000)
     low, high = cost.parameter_range(space, classes)
     choices = (space.embed_dim, space.num_heads, space.mlp_ratio, space.depth)
     listed = (", ".join(str(choice) for choice in values) for values in choices)
