@@ -105,6 +105,8 @@ class TrainingContext:
             of the split ``train`` or ``search``, on the device, not augmented: a function of the run's seed
             and the key, the same on every rank.
         autocast: ``autocast()`` is the context manager of the run's precision.
+        restart_average: ``restart_average()`` begins the run's average of the weights, if it keeps one, anew
+            with the weights as they are: for who puts them in another order.
     """
 
     net: VisionTransformer
@@ -112,6 +114,7 @@ class TrainingContext:
     device: torch.device
     draw_images: Callable[..., tuple[Tensor, Tensor]]
     autocast: Callable[[], AbstractContextManager]
+    restart_average: Callable[[], None] = lambda: None
 
 
 class Method(ABC):

@@ -24,9 +24,10 @@ from growtas.errors import GrowtasError
 from growtas.methods import TrainingContext
 from growtas.space import Subnet
 from growtas.training import checkpoint
+from growtas.training.calibration import calibration
 from growtas.training.data import Splits
 from growtas.training.distributed import Ranks
-from growtas.training.evaluate import evaluate, precision, watched_subnets
+from growtas.training.evaluate import evaluate, watched_subnets
 from growtas.training.guards import Interrupted, stop_signals
 from growtas.training.images import seed_globally
 from growtas.training.initial import load_into
@@ -35,6 +36,7 @@ from growtas.training.loader import TrainingLoader, worker_count
 from growtas.training.log import Curves, RunLog
 from growtas.training.objective import Objective
 from growtas.training.optimizer import create_optimizer, create_scheduler
+from growtas.training.precision import precision
 from growtas.training.run import Run, versions
 from growtas.training.run_method import create_run_method
 
@@ -107,8 +109,11 @@ class Trainer:
             device,
             draw_images=partial(draw_images, splits, config.seed, device),
             autocast=partial(precision, config.amp, device),
+            restart_average=lambda: self.ema and self.ema.set(self.net),
         )
         self.watched = watched_subnets(run.space, config.eval_subnets)
+        self.workers = worker_count(config.workers, ranks.world)
+        self.calibrate = calibration(self.net, splits.train, config.amp, self.workers)
         self.progress = Progress()
         if state is not None:
             self._restore(state)
@@ -337,10 +342,8 @@ class Trainer:
     # -- evaluation and checkpoints ----------------------------------------------------------------------
 
     def _evaluate(self, epoch: int) -> None:
-        workers = worker_count(self.config.workers, self.ranks.world)
-        results = evaluate(
-            self.net, self.watched, self.splits.search, self.device, self.config.amp, workers, self.ranks
-        )
+        options = (self.device, self.config.amp, self.workers, self.ranks, self.calibrate)
+        results = evaluate(self.net, self.watched, self.splits.search, *options)
         if self.log is not None:
             self.log.write("eval", self.progress.step, epoch, split="search", results=results)
             top1 = {f"search_top1__{result['name']}": result["top1"] for result in results}
