@@ -20,6 +20,7 @@ VARIANTS = {
         "ema_decay": 0.9,
     },
     "moments reset at the transition": {"method": "growtas", "new_region_moments": "reset"},
+    "prenas, whose choice is in the checkpoint": {"method": "prenas", "method_options": "images=4"},
 }
 
 
