@@ -11,6 +11,7 @@ from growtas.version import __version__
 
 if TYPE_CHECKING:
     from growtas import cost, ops
+    from growtas.comparing import compare
     from growtas.errors import GrowtasError, UsageError
     from growtas.export import extract
     from growtas.searching import search
@@ -26,6 +27,7 @@ _HOME = {
     "Subnet": "growtas.subnet",
     "Supernet": "growtas.supernet",
     "UsageError": "growtas.errors",
+    "compare": "growtas.comparing",
     "extract": "growtas.export",
     "finetune": "growtas.training.finetune",
     "load_space": "growtas.space",
@@ -41,6 +43,7 @@ __all__ = [
     "Supernet",
     "UsageError",
     "__version__",
+    "compare",
     "cost",
     "extract",
     "finetune",

@@ -407,12 +407,29 @@ def _demo(args: list[str]) -> int:
     return 0
 
 
+def _compare(args: list[str]) -> int:
+    """train several methods on equal terms, and tell where they differ"""
+    from growtas import compare
+
+    names = tuple[str, ...] | None
+    types = {"out": _positional(str), "space": str | None, "lr": str | None}
+    values = options(compare, args, "compare", types | {n: names for n in ("methods", "limits", "settings")})
+    made = compare(**values)
+    print(made)
+    for file in made.files:
+        print(f"wrote {file}")
+    for name, reason in made.failed.items():
+        print(f"growtas: {name} failed: {reason}", file=sys.stderr)
+    return 1 if made.failed else 0
+
+
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "train": _train,
     "finetune": _finetune,
     "search": _search,
     "extract": _extract,
     "evaluate": _evaluate,
+    "compare": _compare,
     "spaces": _spaces,
     "warmup": _warmup,
     "doctor": _doctor,

@@ -29,7 +29,7 @@ LAYERS = [
     {"training"},
     {"searching", "export"},
     {"plotting", "doctor", "warmup"},
-    {"demo"},
+    {"demo", "comparing"},
     {"cli"},
     {"__main__"},
 ]
@@ -70,7 +70,13 @@ def imported(path: Path) -> set[str]:
 def test_arrows_go_one_way(name):
     own = name.split(".")[0]
     assert own in RANK, f"growtas.{own} has no layer: add it to the map in this test and in docs"
-    public = {"Supernet": "supernet", "load_space": "space", "train": "training", "search": "searching"}
+    public = {
+        "Supernet": "supernet",
+        "load_space": "space",
+        "train": "training",
+        "search": "searching",
+        "compare": "comparing",
+    }
     for other in imported(modules()[name]):
         other = public.get(other, other)
         if other == own or other not in RANK:

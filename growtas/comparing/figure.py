@@ -1,0 +1,62 @@
+"""The picture of a comparison: paired differences with their intervals. Imports matplotlib."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from growtas import atomic
+from growtas.comparing.plan import Recorded
+from growtas.comparing.summary import Summary
+from growtas.plotting import GROUP_COLOURS, GROUP_MARKERS, STYLE
+
+_SPREAD = 0.7  # of the room of one measure that the methods share
+
+
+def draw(path: Path, recorded: Recorded, summary: Summary) -> Path:
+    """Draw the difference of every method to the baseline per group and limit, and save it.
+
+    Args:
+        path: of a ``.png`` file; written atomically.
+        recorded: the plan and the methods.
+        summary: with at least one difference.
+
+    Returns:
+        The path.
+    """
+    rows = [r for r in summary.rows if r.difference is not None and r.measure.family != "extreme"]
+    measures = list(dict.fromkeys(row.measure for row in rows))
+    specs = list(dict.fromkeys(row.spec for row in rows))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(6.5, 1.6 * len(measures)), 4.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        axes.axhline(0, color="black", linewidth=1)
+        for number, spec in enumerate(specs):
+            own = {row.measure: row.difference for row in rows if row.spec == spec}
+            shift = _SPREAD * ((number + 0.5) / len(specs) - 0.5)
+            places = [index + shift for index in range(len(measures))]
+            found = [own[measure] for measure in measures]
+            ends = [
+                [f.mean - f.low if f.low is not None else 0.0 for f in found],
+                [f.high - f.mean if f.low is not None else 0.0 for f in found],
+            ]
+            axes.errorbar(
+                places, [f.mean for f in found], ends, label=str(spec), linestyle="none", capsize=3,
+                marker=GROUP_MARKERS[number % len(GROUP_MARKERS)],
+                color=GROUP_COLOURS[number % len(GROUP_COLOURS)],
+            )  # fmt: skip
+        labels = [measure.label.replace(", ", "\n") for measure in measures]
+        axes.set_xticks(range(len(measures)), labels)
+        axes.set_ylabel(f"top-1, difference to {recorded.methods[0]} (points)")
+        axes.set_title(
+            f"{recorded.plan.data}, {recorded.seeds} paired seeds: mean and 95 % confidence interval"
+        )
+        axes.grid(axis="y", alpha=0.25)
+        axes.legend(frameon=False, fontsize=9, ncols=min(4, len(specs)))
+        with atomic.replace(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
+    return path

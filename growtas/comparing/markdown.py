@@ -1,0 +1,208 @@
+"""The report of a comparison as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from growtas.comparing.plan import RATE_NAME, Recorded, read_json
+from growtas.comparing.statistics import Interval
+from growtas.comparing.summary import Cells, Row, Summary
+
+_FAMILIES = {
+    "random": "Random subnets of each group",
+    "extreme": "Smallest and largest subnet of each group",
+    "searched": "Best subnet found under each limit",
+}
+
+
+def report_text(recorded: Recorded, cells: Cells, summary: Summary) -> str:
+    """The whole report.
+
+    Args:
+        recorded: the plan, methods and seeds.
+        cells: the finished ones.
+        summary: their numbers.
+    """
+    plan = recorded.plan
+    parts = [f"# Methods on {plan.data}, space {plan.space.name}", _setting(recorded, cells)]
+    if summary.missing:
+        listed = ", ".join(f"{spec} seed {seed}" for spec, seed in summary.missing)
+        total = len(recorded.methods) * recorded.seeds
+        parts.append(f"**Not finished: {len(summary.missing)} of {total} cells**: {listed}.")
+    if cells:
+        parts.append(_verdict(recorded, summary))
+        for family, title in _FAMILIES.items():
+            rows = [row for row in summary.rows if row.measure.family == family]
+            if rows:
+                parts += _family(title, rows, str(recorded.methods[0]))
+        if plan.limits:
+            parts += ["Parameters of the subnets found, mean over seeds:", _found(recorded, cells)]
+        parts += ["## Training time", _times(recorded, summary)]
+        parts += ["## Made by", _made_by(cells)]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its columns padded so that it reads as text, too.
+
+    Args:
+        header: of the columns; the first is set left, the others right.
+        rows: of as many cells.
+    """
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * (width - 1) + ":" if i else ":" + "-" * (width - 1) for i, width in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *map(line, rows)])
+
+
+def difference_text(found: Interval, digits: int = 2) -> str:
+    """A difference with its interval, in bold where that excludes zero."""
+    if found.low is None:
+        return f"{found.mean:+.{digits}f} (one pair)"
+    text = f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+    return f"**{text}**" if found.excludes(0.0) else text
+
+
+# -- parts -----------------------------------------------------------------------------------------------
+
+
+def _setting(recorded: Recorded, cells: Cells) -> str:
+    plan, recipe = recorded.plan, recorded.plan.recipe()
+    images = plan.images
+    shared = ", ".join(f"{name}={value}" for name, value in plan.settings.items())
+    sentences = [
+        f"{len(recorded.methods)} methods, {recorded.seeds} paired seeds (0 to {recorded.seeds - 1}): runs "
+        "of a seed begin with the same weights and see the same images in the same order.",
+        f"{recipe['epochs']} epochs of {images['train']:,} images in batches of {recipe['batch_size']}"
+        f"{'; ' + shared if shared else ''}.",
+        _rate(recorded),
+        f"Top-1 in per cent on the {images['test']:,} images of the test split, with inherited weights; per "
+        f"group {plan.subnets} random subnets, the same for every run.",
+        f"Searches: {plan.population} x {plan.generations} evaluations on the {images['search']:,} images of "
+        "the search split; the subnet found is then judged on the test split.",
+        "Brackets are 95 % confidence intervals of the mean paired difference to "
+        f"{recorded.methods[0]} (Student's t).",
+    ]
+    return "\n".join(sentences)
+
+
+def _rate(recorded: Recorded) -> str:
+    plan = recorded.plan
+    rate = plan.rate()
+    if plan.lr == "recipe":
+        return f"Learning rate {rate:g}, the recipe's."
+    if plan.lr != "auto":
+        return f"Learning rate {rate:g}, as given."
+    if rate is None:
+        return "The learning rate is not chosen yet."
+    chosen = read_json(plan.path / RATE_NAME)
+    tried = ", ".join(f"{each['lr']:g}: {each['top1']:.2f} %" for each in chosen["tried"])
+    rates = [each["lr"] for each in chosen["tried"]]
+    edge = " It lies at the edge of what was tried." if rate in (min(rates), max(rates)) else ""
+    return (
+        f"Learning rate {rate:g} for every method, chosen with uniform sampling on the search split with a "
+        f"seed of its own ({tried}).{edge}"
+    )
+
+
+def _verdict(recorded: Recorded, summary: Summary) -> str:
+    """Which intervals exclude zero, in plain sentences."""
+    compared = [row for row in summary.rows if row.difference is not None]
+    with_interval = [row for row in compared if row.difference.low is not None]
+    lines = ["## What can be said"]
+    if not compared:
+        return f"{lines[0]}\n\nNo other method has a seed in common with {recorded.methods[0]} yet."
+    if not with_interval:
+        return f"{lines[0]}\n\nOne pair of runs has no interval: no difference can be claimed."
+    decided = [row for row in with_interval if row.decided]
+    lines.append(
+        f"{len(decided)} of {len(with_interval)} intervals exclude zero. Where methods do not differ at all, "
+        f"about {max(1, round(0.05 * len(with_interval)))} of {len(with_interval)} would by chance."
+    )
+    for row in decided:
+        better = "better" if row.difference.mean > 0 else "worse"
+        lines.append(
+            f"- {row.spec} is {better} than {recorded.methods[0]} on {row.measure.label}: "
+            f"{difference_text(row.difference).strip('*')} points over {row.difference.count} pairs."
+        )
+    for spec in recorded.methods[1:]:
+        own = [row for row in with_interval if row.spec == spec]
+        if own and not any(row.decided for row in own):
+            lines.append(f"- {spec}: every interval includes zero; no difference is shown.")
+    return "\n".join([f"{lines[0]}\n", f"{lines[1]}\n", *lines[2:]])
+
+
+def _family(title: str, rows: Sequence[Row], baseline: str) -> list[str]:
+    measures = list(dict.fromkeys(row.measure for row in rows))
+    header = ["method", "seeds", *(measure.label for measure in measures)]
+    levels, differences = [], []
+    for spec in dict.fromkeys(row.spec for row in rows):
+        own = {row.measure: row for row in rows if row.spec == spec}
+        count = str(own[measures[0]].level.count)
+        levels.append([str(spec), count, *(f"{own[m].level.mean:.2f}" for m in measures)])
+        if own[measures[0]].difference is not None:
+            pairs = str(own[measures[0]].difference.count)
+            differences.append([str(spec), pairs, *(difference_text(own[m].difference) for m in measures)])
+    parts = [f"## {title}", "Mean top-1:", table(header, levels)]
+    if differences:
+        parts += [f"Difference to {baseline}:", table(["method", "pairs", *header[2:]], differences)]
+    return parts
+
+
+def _found(recorded: Recorded, cells: Cells) -> str:
+    limits = recorded.plan.limits
+    rows = []
+    for spec in recorded.methods:
+        own = [cell for (which, _), cell in cells.items() if which == spec]
+        if own:
+            sums = [math.fsum(cell["searched"][i]["params"] for cell in own) for i in range(len(limits))]
+            rows.append([str(spec), *(f"{total / len(own):,.0f}" for total in sums)])
+    return table(["method", *(limit.label for limit in limits)], rows)
+
+
+def _times(recorded: Recorded, summary: Summary) -> str:
+    rows = []
+    for time in summary.times:
+        ratio = "1" if time.spec == recorded.methods[0] else "-"
+        if time.ratio is not None:
+            ratio = f"{time.ratio.mean:.3f}"
+            if time.ratio.low is not None:
+                ratio += f" [{time.ratio.low:.3f}, {time.ratio.high:.3f}]"
+        seconds = ["-" if found is None else f"{found.mean:,.1f}" for found in (time.cpu, time.wall)]
+        rows.append([str(time.spec), *seconds, ratio])
+    what = (
+        "processor time, since cells ran side by side and their wall time depends on their neighbours"
+        if summary.clock == "cpu"
+        else "wall time; it is comparable where one cell ran at a time"
+    )
+    lines = [
+        f"Seconds of training alone, mean over seeds; a second phase counts its first one in. The ratio to "
+        f"{recorded.methods[0]} is of {what}."
+    ]
+    unknown = sum(time.unknown for time in summary.times)
+    if unknown:
+        lines.append(
+            f"Left out: {unknown} cells of which a process was killed, so that their time is unknown."
+        )
+    header = ["method", "CPU s", "wall s", f"ratio to {recorded.methods[0]}"]
+    return " ".join(lines) + "\n\n" + table(header, rows)
+
+
+def _made_by(cells: Cells) -> str:
+    lines = []
+    made = [cell["made_by"] for cell in cells.values()]
+    for name in ("growtas", "commit", "torch", "timm", "numpy", "python", "platform", "cores", "device"):
+        values = list(dict.fromkeys(str(each.get(name)) for each in made if each.get(name) is not None))
+        if values:
+            lines.append(f"- {name}: {', '.join(values)}")
+        if name == "commit" and len(values) > 1:
+            lines.append("  (not all cells were made by the same code)")
+    return "\n".join(lines)

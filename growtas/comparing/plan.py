@@ -1,0 +1,270 @@
+"""The settings of a comparison, kept in its folder, and what follows from them for each cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from growtas import atomic
+from growtas.comparing.limits import Limit, read_limits
+from growtas.comparing.specs import MethodSpec, read_methods
+from growtas.errors import GrowtasError, UsageError
+from growtas.space import load_space, seeded_rng
+from growtas.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from growtas.space import SearchSpace
+    from growtas.subnet import Subnet
+
+PLAN_NAME = "compare.json"
+SPACE_NAME = "space.yaml"
+RATE_NAME = "rate.json"
+CELLS, RATES = "cells", "rates"
+FORMAT = 1
+RATE_SEED = 1_000_000  # of the runs that choose the learning rate: no compared run has it
+RATE_FACTORS = (0.5, 1.0, 2.0)
+_DRAWS = 50  # tries per wanted subnet of a group
+
+# Of no use in a cell: they take time from training, and compare evaluates afterwards.
+QUIET = {"eval_every": 0, "eval_subnets": 0, "tensorboard": False}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every cell of a comparison has in common.
+
+    Args:
+        path: the folder.
+        space: the search space.
+        data: as :func:`growtas.train` names it.
+        epochs: of training; the recipe's where None.
+        lr: ``auto``, ``recipe`` or a number as text.
+        settings: further settings of training.
+        limits: of the searches.
+        subnets: random subnets evaluated per group.
+        population, generations: of each search.
+        images: classes and sizes of the splits.
+    """
+
+    path: Path
+    space: SearchSpace
+    data: str
+    epochs: int | None
+    lr: str
+    settings: Mapping[str, Any] = field(hash=False)
+    limits: tuple[Limit, ...]
+    subnets: int
+    population: int
+    generations: int
+    images: Mapping[str, int] = field(hash=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the head."""
+        return self.images["num_classes"]
+
+    def identity(self) -> dict[str, Any]:
+        """What may not change in a folder, as plain values, space aside."""
+        return {
+            "data": self.data,
+            "epochs": self.epochs,
+            "lr": self.lr,
+            "settings": dict(self.settings),
+            "limits": [str(limit) for limit in self.limits],
+            "subnets": self.subnets,
+            "population": self.population,
+            "generations": self.generations,
+            "images": dict(self.images),
+        }
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings of training with which a plain run would be made, every default filled in."""
+        values = self.config({}).resolved().to_dict()
+        return {name: value for name, value in values.items() if name not in ("out", "seed", "method")}
+
+    def config(self, own: Mapping[str, Any]) -> TrainConfig:
+        """The settings of a run before the recipe. Args: own: of its method, its seed and its rate."""
+        epochs = {} if self.epochs is None else {"epochs": self.epochs}
+        shared = {"space": self.space.name, "data": self.data, **epochs, **QUIET, **self.settings}
+        return TrainConfig.from_dict({**shared, **own})
+
+    # -- cells -------------------------------------------------------------------------------------------
+
+    def cell_path(self, spec: MethodSpec, seed: int) -> Path:
+        """The folder of a cell's run."""
+        return self.path / CELLS / spec.folder / f"seed-{seed}"
+
+    def rate_path(self, rate: float) -> Path:
+        """The folder of a run that tries a learning rate."""
+        return self.path / RATES / f"lr-{rate:g}"
+
+    def cell_config(self, spec: MethodSpec, seed: int, rate: float) -> TrainConfig:
+        """The settings of a cell's run: those of all methods of a seed differ only in what ``spec`` gives.
+
+        Args:
+            spec: of a method that begins anew.
+            seed: of the run.
+            rate: the learning rate.
+        """
+        return self.config({"method": spec.name, "seed": seed, "lr": rate, **spec.settings()})
+
+    def rate_config(self, rate: float) -> TrainConfig:
+        """The settings of a run that tries a learning rate."""
+        return self.cell_config(MethodSpec("uniform"), RATE_SEED, rate)
+
+    # -- learning rate -----------------------------------------------------------------------------------
+
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates to try; one alone needs no trial."""
+        if self.lr not in ("auto", "recipe"):
+            return (float(self.lr),)
+        rate = self.config({}).resolved().lr
+        return tuple(factor * rate for factor in RATE_FACTORS) if self.lr == "auto" else (rate,)
+
+    def rate(self) -> float | None:
+        """The learning rate of every cell; None where it is still to be chosen."""
+        rates = self.rates()
+        if len(rates) == 1:
+            return rates[0]
+        file = self.path / RATE_NAME
+        return read_json(file)["lr"] if file.exists() else None
+
+    # -- subnets -----------------------------------------------------------------------------------------
+
+    def group_subnets(self, group: int) -> dict[str, list[Subnet]]:
+        """The subnets of a group that every cell is judged by: ``random``, ``smallest``, ``largest``.
+
+        The random ones differ from each other and depend on the space and the number alone.
+        """
+        rng = seeded_rng("compared subnets", group)
+        drawn: dict[Subnet, None] = {}
+        wanted = min(self.subnets, self.space.count((group,)))
+        for _ in range(_DRAWS * wanted):
+            if len(drawn) == wanted:
+                break
+            drawn[self.space.sample(rng, (group,))] = None
+        return {
+            "random": list(drawn),
+            "smallest": [self.space.smallest((group,))],
+            "largest": [self.space.largest((group,))],
+        }
+
+
+# -- files -----------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises: GrowtasError: the file cannot be understood."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise GrowtasError(f"{path} cannot be read ({error}); remove it to have it made again.") from error
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Replace a file, atomically."""
+    atomic.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a folder holds.
+
+    Args:
+        plan: the common settings.
+        methods: every one that was ever asked for here, the baseline first.
+        seeds: the most that were ever asked for.
+    """
+
+    plan: Plan
+    methods: tuple[MethodSpec, ...]
+    seeds: int
+
+
+def read_plan(path: Path) -> Recorded | None:
+    """The comparison that a folder holds; None where it holds nothing yet.
+
+    Raises:
+        UsageError: it is a file, or holds something else.
+        GrowtasError: it cannot be understood.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file; choose a folder for the comparison.")
+    file = path / PLAN_NAME
+    if not file.is_file():
+        held = [e.name for e in path.iterdir() if not e.name.startswith(".")] if path.is_dir() else []
+        if set(held) - {SPACE_NAME}:
+            raise UsageError(
+                f"{path} holds no comparison but {', '.join(sorted(held)[:3])}; choose another folder."
+            )
+        return None
+    data = read_json(file)
+    try:
+        if data["format"] != FORMAT:
+            raise GrowtasError(f"{file} has format {data['format']}; this version reads format {FORMAT}.")
+        settings = dict(data["settings"])
+        limits = read_limits(settings.pop("limits"))
+        plan = Plan(path=path, space=load_space(path / SPACE_NAME), limits=limits, **settings)
+        recorded = Recorded(plan, read_methods(data["methods"]), data["seeds"])
+    except (KeyError, TypeError, UsageError) as error:
+        raise GrowtasError(f"{file} is not the plan of a comparison ({error}).") from error
+    now = plan.recipe()
+    for name, value in data["recipe"].items():
+        if name in now and now[name] != value:
+            raise UsageError(
+                f"The recipe has changed since {path} was begun: {name} was {value} and is {now[name]}. "
+                "Runs of both would not be comparable; use the version of growtas that began it, or "
+                "another folder."
+            )
+    return recorded
+
+
+def write_plan(recorded: Recorded) -> None:
+    """Write the plan and its space. Raises: GrowtasError: the disk is full."""
+    plan = recorded.plan
+    plan.path.mkdir(parents=True, exist_ok=True)
+    if not (plan.path / SPACE_NAME).exists():
+        atomic.write_text(plan.path / SPACE_NAME, yaml.safe_dump(plan.space.to_dict(), sort_keys=False))
+    data = {
+        "format": FORMAT,
+        "settings": plan.identity(),
+        "recipe": plan.recipe(),
+        "methods": [str(spec) for spec in recorded.methods],
+        "seeds": recorded.seeds,
+    }
+    write_json(plan.path / PLAN_NAME, data)
+
+
+def check_same(old: Plan, new: Plan) -> None:
+    """Raises: UsageError: the plans differ; the sentence says in what."""
+    if old.space.to_dict() != new.space.to_dict():
+        raise UsageError(
+            f"{old.path} compares methods on the space {old.space.name!r}, which is not the "
+            f"{new.space.name!r} that was given. Choose another folder; nothing was changed."
+        )
+    before, now = old.identity(), new.identity()
+    for name, value in before.items():
+        if now[name] != value:
+            raise UsageError(
+                f"{old.path} compares methods with {name}={_text(value)}, but {name}={_text(now[name])} was "
+                "given. Methods and seeds can be added to a folder; for other settings choose another one. "
+                "Nothing was changed."
+            )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "none"
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def merged(old: Recorded, methods: tuple[MethodSpec, ...], seeds: int) -> Recorded:
+    """The same comparison with the methods and seeds that were asked for added."""
+    added = tuple(spec for spec in methods if spec not in old.methods)
+    return dataclasses.replace(old, methods=old.methods + added, seeds=max(old.seeds, seeds))

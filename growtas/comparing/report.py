@@ -1,0 +1,158 @@
+"""What a comparison found: report.md, report.json, report.csv, cells.csv and comparison.png."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from growtas import atomic
+from growtas.comparing.markdown import report_text
+from growtas.comparing.plan import Recorded, write_json
+from growtas.comparing.statistics import CONFIDENCE, Interval
+from growtas.comparing.summary import Cells, Summary, cell_values, read_cells, summarise
+
+TEXT, DATA, TABLE, CELLS, FIGURE = "report.md", "report.json", "report.csv", "cells.csv", "comparison.png"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`growtas.compare` found.
+
+    Args:
+        path: the folder.
+        text: the tables as Markdown, as report.md holds them.
+        summary: the numbers.
+        files: written.
+        failed: cells that failed in this call, by name, with the reason.
+    """
+
+    path: Path
+    text: str
+    summary: Summary
+    files: tuple[Path, ...]
+    failed: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def make_report(recorded: Recorded, failed: Mapping[str, str] | None = None) -> Comparison:
+    """Read the finished cells of a comparison and write what they say.
+
+    Args:
+        recorded: as its folder holds it.
+        failed: cells that failed just now, by name.
+
+    Raises:
+        GrowtasError: a cell's file is damaged, or the disk is full.
+    """
+    path = recorded.plan.path
+    cells = read_cells(recorded)
+    summary = summarise(recorded, cells)
+    text = report_text(recorded, cells, summary)
+    atomic.write_text(path / TEXT, text)
+    write_json(path / DATA, _data(recorded, summary))
+    atomic.write_text(path / TABLE, _table(summary))
+    atomic.write_text(path / CELLS, _cells(cells))
+    files = [path / name for name in (TEXT, DATA, TABLE, CELLS)]
+    if any(row.difference is not None for row in summary.rows):
+        from growtas.comparing.figure import draw
+
+        files.append(draw(path / FIGURE, recorded, summary))
+    return Comparison(path, text, summary, tuple(files), dict(failed or {}))
+
+
+def _interval(found: Interval | None) -> dict[str, Any] | None:
+    return None if found is None else dataclasses.asdict(found)
+
+
+def _data(recorded: Recorded, summary: Summary) -> dict[str, Any]:
+    return {
+        "plan": {"space": recorded.plan.space.name, **recorded.plan.identity()},
+        "lr": recorded.plan.rate(),
+        "baseline": str(recorded.methods[0]),
+        "methods": [str(spec) for spec in recorded.methods],
+        "seeds": recorded.seeds,
+        "confidence": CONFIDENCE,
+        "results": [
+            {
+                "method": str(row.spec),
+                "measure": row.measure.key,
+                "top1": _interval(row.level),
+                "difference": _interval(row.difference),
+                "excludes_zero": row.decided if row.difference is not None else None,
+            }
+            for row in summary.rows
+        ],
+        "training_time": [
+            {
+                "method": str(row.spec),
+                "cpu_seconds": _interval(row.cpu),
+                "wall_seconds": _interval(row.wall),
+                "ratio": _interval(row.ratio),
+                "ratio_of": summary.clock,
+            }
+            for row in summary.times
+        ],
+        "missing": [{"method": str(spec), "seed": seed} for spec, seed in summary.missing],
+    }
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _ends(found: Interval | None) -> list[Any]:
+    """Count, mean and ends to six digits; empty where there is none."""
+    if found is None:
+        return ["", "", "", ""]
+    numbers = (found.mean, found.low, found.high)
+    return [found.count, *("" if number is None else f"{number:.6g}" for number in numbers)]
+
+
+def _table(summary: Summary) -> str:
+    header = ["method", "measure", "seeds", "mean", "mean_low", "mean_high"]
+    header += ["pairs", "difference", "difference_low", "difference_high", "excludes_zero"]
+    rows = [
+        [
+            str(row.spec),
+            row.measure.key,
+            *_ends(row.level),
+            *_ends(row.difference),
+            "" if row.difference is None else str(row.decided).lower(),
+        ]
+        for row in summary.rows
+    ]
+    for time in summary.times:
+        for name, found in (("cpu seconds", time.cpu), ("wall seconds", time.wall)):
+            if found is not None:
+                rows.append([str(time.spec), name, *_ends(found), *_ends(None), ""])
+        if time.ratio is not None:
+            decided = str(time.ratio.excludes(1.0)).lower()
+            rows.append(
+                [str(time.spec), f"{summary.clock} time ratio (excludes one)", *_ends(time.ratio)]
+                + [*_ends(None), decided]
+            )
+    return _csv(header, rows)
+
+
+def _cells(cells: Cells) -> str:
+    rows = []
+    for (spec, seed), cell in cells.items():
+        for key, value in cell_values(cell).items():
+            rows.append([str(spec), seed, key, f"{value:.6g}"])
+        for found in cell["searched"]:
+            rows.append([str(spec), seed, f"parameters of {found['limit']}", found["params"]])
+        for name in ("cpu", "wall"):
+            seconds = cell["time"][name]
+            rows.append([str(spec), seed, f"{name} seconds", "" if seconds is None else seconds])
+    return _csv(["method", "seed", "measure", "value"], rows)

@@ -1,0 +1,183 @@
+"""From the cells of a comparison to means, paired differences and their intervals. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from growtas.comparing.plan import Plan, Recorded, read_json
+from growtas.comparing.specs import MethodSpec
+from growtas.comparing.statistics import Interval, mean_interval, paired_interval
+
+RESULT_NAME = "cell.json"
+Cells = Mapping[tuple[MethodSpec, int], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something that every cell has a number for, in per cent top-1 on the test split.
+
+    Args:
+        key: as in the files: ``group 24``, ``smallest 24``, ``largest 24``, ``all groups``, ``params=40000``.
+        family: ``random``, ``extreme`` or ``searched``.
+        label: for tables.
+    """
+
+    key: str
+    family: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method and one measure.
+
+    Args:
+        spec: the method.
+        measure: what of it.
+        level: mean over its seeds.
+        difference: to the baseline, over the seeds that both have; None for the baseline itself and where
+            there is no pair.
+    """
+
+    spec: MethodSpec
+    measure: Measure
+    level: Interval
+    difference: Interval | None
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval of the difference excludes zero."""
+        return self.difference is not None and self.difference.excludes(0.0)
+
+
+@dataclass(frozen=True)
+class TimeRow:
+    """What training by one method took.
+
+    Args:
+        spec: the method.
+        cpu, wall: mean seconds over the seeds of which they are known; None where of none.
+        ratio: to the baseline's, over pairs; None for the baseline and where there is no pair.
+        unknown: cells whose time is not known, since a process was killed.
+    """
+
+    spec: MethodSpec
+    cpu: Interval | None
+    wall: Interval | None
+    ratio: Interval | None
+    unknown: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything that is told of a comparison.
+
+    Args:
+        rows: per method and measure, methods in order.
+        times: per method.
+        clock: ``cpu`` or ``wall``: what the ratios compare.
+        missing: method and seed of each cell that is not finished.
+    """
+
+    rows: tuple[Row, ...]
+    times: tuple[TimeRow, ...]
+    clock: str
+    missing: tuple[tuple[MethodSpec, int], ...]
+
+
+def read_cells(recorded: Recorded) -> dict[tuple[MethodSpec, int], dict[str, Any]]:
+    """The results of every finished cell, by method and seed.
+
+    Raises:
+        GrowtasError: a file is damaged.
+    """
+    found = {}
+    for spec in recorded.methods:
+        for seed in range(recorded.seeds):
+            file = recorded.plan.cell_path(spec, seed) / RESULT_NAME
+            if file.exists():
+                found[spec, seed] = read_json(file)
+    return found
+
+
+def measures(plan: Plan) -> tuple[Measure, ...]:
+    """What the cells of a plan are compared by."""
+    axis = getattr(plan.space, "group_axis", "embed_dim")
+    values = plan.space.groups
+    return (
+        *(Measure(f"group {value}", "random", f"{axis} {value}") for value in values),
+        Measure("all groups", "random", "all groups"),
+        *(
+            Measure(f"{which} {value}", "extreme", f"{which} of {axis} {value}")
+            for value in values
+            for which in ("smallest", "largest")
+        ),
+        *(Measure(str(limit), "searched", limit.label) for limit in plan.limits),
+    )
+
+
+def cell_values(cell: Mapping[str, Any]) -> dict[str, float]:
+    """The number of one cell for each measure, by its key."""
+    values = {}
+    for group in cell["groups"]:
+        values[f"group {group['group']}"] = group["top1"]
+        values[f"smallest {group['group']}"] = group["smallest"]["top1"]
+        values[f"largest {group['group']}"] = group["largest"]["top1"]
+    values["all groups"] = math.fsum(group["top1"] for group in cell["groups"]) / len(cell["groups"])
+    return values | {found["limit"]: found["top1"] for found in cell["searched"]}
+
+
+def summarise(recorded: Recorded, cells: Cells) -> Summary:
+    """Means, paired differences and what is missing.
+
+    Args:
+        recorded: the plan, methods and seeds.
+        cells: as :func:`read_cells`.
+    """
+    values = {key: cell_values(cell) for key, cell in cells.items()}
+    baseline = recorded.methods[0]
+    rows = []
+    for spec in recorded.methods:
+        own = _seeds(recorded, values, spec)
+        pairs = [] if spec == baseline else [s for s in own if (baseline, s) in values]
+        for measure in measures(recorded.plan) if own else ():
+            key = measure.key
+            difference = None
+            if pairs:
+                ours, theirs = ([values[which, s][key] for s in pairs] for which in (spec, baseline))
+                difference = paired_interval(ours, theirs)
+            rows.append(Row(spec, measure, mean_interval([values[spec, s][key] for s in own]), difference))
+    missing = [
+        (spec, seed)
+        for spec in recorded.methods
+        for seed in range(recorded.seeds)
+        if (spec, seed) not in cells
+    ]
+    clock = "wall" if any(cell["time"]["device"] != "cpu" for cell in cells.values()) else "cpu"
+    times = tuple(_times(recorded, cells, spec, clock) for spec in recorded.methods)
+    return Summary(tuple(rows), times, clock, tuple(missing))
+
+
+def _seeds(recorded: Recorded, values: Mapping, spec: MethodSpec) -> list[int]:
+    return [seed for seed in range(recorded.seeds) if (spec, seed) in values]
+
+
+def _times(recorded: Recorded, cells: Cells, spec: MethodSpec, clock: str) -> TimeRow:
+    baseline = recorded.methods[0]
+    seeds = _seeds(recorded, cells, spec)
+
+    def known(which: MethodSpec, name: str) -> dict[int, float]:
+        times = {s: cells[which, s]["time"][name] for s in _seeds(recorded, cells, which)}
+        return {s: seconds for s, seconds in times.items() if seconds is not None}
+
+    ours, theirs = known(spec, clock), known(baseline, clock)
+    ratios = [] if spec == baseline else [ours[s] / theirs[s] for s in ours if theirs.get(s)]
+    means = {name: _mean(list(known(spec, name).values())) for name in ("cpu", "wall")}
+    return TimeRow(spec, means["cpu"], means["wall"], _mean(ratios), len(seeds) - len(ours))
+
+
+def _mean(values: Sequence[float]) -> Interval | None:
+    return mean_interval(values) if values else None
