@@ -1,7 +1,7 @@
 """Supernets: one set of shared weights that runs every subnet of a space."""
 
-from growtas.supernet.build import Supernet
+from growtas.supernet.build import AnySupernet, Supernet
 from growtas.supernet.mobilenet import MobileNetDims, MobileNetV3
 from growtas.supernet.vit import VisionTransformer, ViTDims
 
-__all__ = ["MobileNetDims", "MobileNetV3", "Supernet", "ViTDims", "VisionTransformer"]
+__all__ = ["AnySupernet", "MobileNetDims", "MobileNetV3", "Supernet", "ViTDims", "VisionTransformer"]

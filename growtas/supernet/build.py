@@ -8,6 +8,8 @@ from growtas.space import SearchSpace, load_space
 from growtas.supernet.mobilenet import MobileNetDims, MobileNetV3
 from growtas.supernet.vit import VisionTransformer, ViTDims
 
+AnySupernet = VisionTransformer | MobileNetV3
+
 
 def Supernet(  # noqa: N802 - it is used as a class: growtas.Supernet(space)
     space: SearchSpace | MobileNetSpace | str,
@@ -15,7 +17,7 @@ def Supernet(  # noqa: N802 - it is used as a class: growtas.Supernet(space)
     qkv_bias: str = "interleaved",
     drop_path_rate: float = 0.0,
     unused_blocks: str = "skip",
-) -> VisionTransformer | MobileNetV3:
+) -> AnySupernet:
     """Build the supernet of a space.
 
     Args:

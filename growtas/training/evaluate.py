@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,21 +11,22 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from growtas import cost
-from growtas.space import SearchSpace, Subnet, seeded_rng
-from growtas.supernet.vit import VisionTransformer
+from growtas.errors import UsageError
+from growtas.space import Space, seeded_rng
+from growtas.subnet import AnySubnet
+from growtas.training.calibration import kept_statistics, set_statistics, statistics
 from growtas.training.data import Split, evaluation_loader
 from growtas.training.distributed import Ranks
 from growtas.training.images import MemoryImages
+from growtas.training.precision import precision
+
+if TYPE_CHECKING:
+    from growtas.supernet import AnySupernet
 
 BATCH_SIZE = 256
 
 
-def precision(amp: str, device: torch.device) -> AbstractContextManager:
-    """The autocast region that ``amp`` names. Args: amp: none or bfloat16; device: to compute on."""
-    return torch.autocast(device.type, torch.bfloat16) if amp == "bfloat16" else nullcontext()
-
-
-def watched_subnets(space: SearchSpace, count: int) -> dict[str, Subnet]:
+def watched_subnets(space: Space, count: int) -> dict[str, AnySubnet]:
     """The smallest, the largest and ``count`` random subnets of a space, the same for every run."""
     rng = seeded_rng("watched subnets")
     drawn = {f"random-{i}": space.sample(rng) for i in range(count)}
@@ -33,36 +34,50 @@ def watched_subnets(space: SearchSpace, count: int) -> dict[str, Subnet]:
 
 
 def evaluate(
-    net: VisionTransformer,
-    subnets: dict[str, Subnet],
+    net: AnySupernet,
+    subnets: dict[str, AnySubnet],
     split: Split,
     device: torch.device,
     amp: str = "none",
     workers: int = 0,
     ranks: Ranks | None = None,
+    calibrate: Callable[[AnySubnet], None] | None = None,
 ) -> list[dict]:
     """Top-1 accuracy and cross-entropy of subnets with the weights they inherit.
 
     Args:
-        net: the supernet; its training mode is restored.
+        net: the supernet; its training mode and its BatchNorm statistics are restored.
         subnets: by name.
         split: images to evaluate on.
         device: to compute on.
         amp: ``none`` or ``bfloat16``.
         workers: processes that load images.
         ranks: processes that share the images.
+        calibrate: sets the BatchNorm statistics for a subnet; what :func:`calibration` gave.
 
     Returns:
         One dictionary per subnet: name, subnet, group, params, top1 (per cent), loss.
+
+    Raises:
+        UsageError: the network has BatchNorm, and nothing calibrates it.
     """
+    if net.needs_calibration and calibrate is None:
+        raise UsageError("A network with BatchNorm is calibrated for each subnet before it is evaluated.")
     ranks = ranks or Ranks()
     totals = torch.zeros(len(subnets), 2, dtype=torch.float64, device=device)
     was_training = net.training
     net.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), kept_statistics(net):
+        own = {}
+        if net.needs_calibration:
+            for name, subnet in subnets.items():
+                calibrate(subnet)
+                own[name] = statistics(net)
         for images, labels in _batches(split, workers, ranks):
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            for row, subnet in enumerate(subnets.values()):
+            for row, (name, subnet) in enumerate(subnets.items()):
+                if own:
+                    set_statistics(net, own[name])
                 with precision(amp, device):
                     logits = net(images, subnet).float()
                 totals[row, 0] += (logits.argmax(1) == labels).sum()
