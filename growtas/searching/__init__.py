@@ -2,6 +2,7 @@
 
 from growtas.searching.driver import read_result, search
 from growtas.searching.evolution import Evolution, EvolutionConfig
+from growtas.searching.feasible import feasible_set
 from growtas.searching.limits import FeasibleSet, Limits
 from growtas.searching.log import SearchLog
 from growtas.searching.result import Evaluation, SearchResult
@@ -14,6 +15,7 @@ __all__ = [
     "Limits",
     "SearchLog",
     "SearchResult",
+    "feasible_set",
     "read_result",
     "search",
 ]

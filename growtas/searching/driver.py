@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from growtas.errors import GrowtasError
 from growtas.searching.evolution import Evolution, EvolutionConfig
-from growtas.searching.limits import FeasibleSet, Limits
+from growtas.searching.feasible import feasible_set
+from growtas.searching.limits import Limits
 from growtas.searching.log import SearchLog, read_records
 from growtas.searching.result import Evaluation, SearchResult, best_of
-from growtas.space import Subnet
+from growtas.subnet import AnySubnet
 from growtas.version import __version__
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def search(
         crossovers=population // 2 if crossovers is None else crossovers,
     )
     run = _as_run(run)
-    feasible = FeasibleSet(run.space, run.num_classes, limits)
+    feasible = feasible_set(run.space, run.num_classes, limits)
 
     from growtas.searching.evaluate import Evaluator, weights_hash
     from growtas.training.distributed import choose_device
@@ -135,7 +136,7 @@ def read_result(path: str | os.PathLike) -> SearchResult:
     return SearchResult(best, history, result["test_top1"], result["feasible"], path)
 
 
-def evolve(evolution: Evolution, log: SearchLog, evaluate: Callable[[Subnet], float]) -> list[Evaluation]:
+def evolve(evolution: Evolution, log: SearchLog, evaluate: Callable[[AnySubnet], float]) -> list[Evaluation]:
     """Run an evolution to its end, taking from the log what stands there and appending what does not.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,13 +11,13 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from growtas.errors import UsageError, nearest
-from growtas.space import Subnet
+from growtas.subnet import AnySubnet
 from growtas.training.data import evaluation_loader
 from growtas.training.evaluate import precision
 from growtas.training.loader import worker_count
 
 if TYPE_CHECKING:
-    from growtas.supernet.vit import VisionTransformer
+    from growtas.supernet import AnySupernet
 
 AMP = ("none", "bfloat16")
 CACHE_BYTES = 2**30
@@ -36,19 +36,22 @@ class Evaluator:
         amp: ``"bfloat16"`` for autocast, ``"none"`` for float32.
         workers: processes that load images; as many as fit where None.
         cache_bytes: most memory for kept images.
+        calibrate: called before each subnet is evaluated, to set the BatchNorm statistics for it.
 
     Raises:
-        UsageError: an unknown amp, a batch size below 1, or no images.
+        UsageError: an unknown amp, a batch size below 1, no images, or a network with BatchNorm that nothing
+            calibrates.
     """
 
     def __init__(
         self,
-        net: VisionTransformer,
+        net: AnySupernet,
         dataset: Dataset,
         batch_size: int = 256,
         amp: str = "none",
         workers: int | None = None,
         cache_bytes: int = CACHE_BYTES,
+        calibrate: Callable[[AnySubnet], None] | None = None,
     ) -> None:
         if amp not in AMP:
             raise UsageError(f"amp={amp!r} is unknown.{nearest(str(amp), AMP)}")
@@ -56,21 +59,25 @@ class Evaluator:
             raise UsageError(f"batch_size={batch_size} must be 1 or more.")
         if not len(dataset):
             raise UsageError("There are no images to evaluate on: the split is empty.")
+        if net.needs_calibration and calibrate is None:
+            raise UsageError("A network with BatchNorm is calibrated for each subnet before it is evaluated.")
         self.net = net.eval()
         self.images = len(dataset)
         self._device = next(net.parameters()).device
         self._amp = amp
         self._loader = evaluation_loader(dataset, batch_size, worker_count(workers))
-        image_bytes = 4 * net.dims.in_channels * net.dims.image_size**2
-        self._fits = self.images * image_bytes <= cache_bytes
+        self._cache_bytes = cache_bytes
+        self._calibrate = calibrate
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
 
-    def top1(self, subnet: Subnet) -> float:
+    def top1(self, subnet: AnySubnet) -> float:
         """Per cent of the images classified correctly; logits that are not finite count as wrong.
 
         Args:
             subnet: of the net's space.
         """
+        if self._calibrate is not None:
+            self._calibrate(subnet)
         correct = torch.zeros((), dtype=torch.int64, device=self._device)
         with torch.inference_mode(), precision(self._amp, self._device):
             for images, labels in self._batches():
@@ -82,13 +89,15 @@ class Evaluator:
         if self._kept is not None:
             yield from self._kept
             return
-        kept = []
+        kept, fits = [], True
         for images, labels in tqdm(self._loader, desc="evaluate", unit="batch", leave=False, disable=None):
             batch = images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
-            if self._fits:
+            if not kept:
+                fits = self.images * batch[0][0].nbytes <= self._cache_bytes
+            if fits:
                 kept.append(batch)
             yield batch
-        if self._fits:
+        if fits:
             self._kept = kept
 
 

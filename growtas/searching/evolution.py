@@ -1,8 +1,9 @@
 """AutoFormer's evolutionary search as pure logic: ask for a generation, tell its scores. No torch.
 
 After Chen et al., "AutoFormer" (ICCV 2021), section 3.4 and its published code, with the faults of the code
-mended: the last generation is ranked like every other, crossover only pairs parents of equal depth, and no
-attempt is unbounded. Ties are broken toward fewer parameters, then toward the subnet evaluated first.
+mended: the last generation is ranked like every other, crossover only pairs parents that fit each other
+(vision transformers: of equal depth), and no attempt is unbounded. Ties are broken toward fewer parameters,
+then toward the subnet evaluated first.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from itertools import combinations
 
 from growtas.errors import UsageError
 from growtas.searching.limits import FeasibleSet
-from growtas.space import Subnet, seeded_rng
+from growtas.space import seeded_rng
+from growtas.subnet import AnySubnet
 
 # Sets of at most this many subnets are listed in full when drawing no longer finds new ones.
 _LISTABLE = 20_000
@@ -90,11 +92,11 @@ class Evolution:
         self.generation = -1  # of the candidates last asked for
         self.exhausted = False
         self._rng = seeded_rng("evolution", seed)
-        self._visited: set[Subnet] = set()
-        self._candidates: tuple[Subnet, ...] = ()
-        self._ranked: list[tuple[float, int, int, Subnet]] = []
+        self._visited: set[AnySubnet] = set()
+        self._candidates: tuple[AnySubnet, ...] = ()
+        self._ranked: list[tuple[float, int, int, AnySubnet]] = []
 
-    def ask(self) -> tuple[Subnet, ...]:
+    def ask(self) -> tuple[AnySubnet, ...]:
         """The next generation.
 
         Returns:
@@ -108,7 +110,7 @@ class Evolution:
             raise RuntimeError("tell() the scores of the last generation before asking for the next one.")
         if self.exhausted or self.generation + 1 == self.config.generations:
             return ()
-        candidates: list[Subnet] = []
+        candidates: list[AnySubnet] = []
         if self._ranked:
             candidates += self._children(self.config.mutations, self._mutation())
             candidates += self._children(self.config.crossovers, self._crossover())
@@ -137,23 +139,23 @@ class Evolution:
         self._candidates = ()
 
     @property
-    def parents(self) -> tuple[Subnet, ...]:
+    def parents(self) -> tuple[AnySubnet, ...]:
         """The best subnets of all generations so far, best first."""
         return tuple(subnet for *_, subnet in self._ranked[: self.config.parents])
 
     @property
-    def best(self) -> Subnet:
+    def best(self) -> AnySubnet:
         """The best subnet so far; needs one generation told."""
         return self._ranked[0][-1]
 
-    def _accept(self, subnet: Subnet) -> bool:
+    def _accept(self, subnet: AnySubnet) -> bool:
         if subnet in self._visited or subnet not in self.feasible:
             return False
         self._visited.add(subnet)
         return True
 
-    def _children(self, wanted: int, make: Callable[[], Subnet] | None) -> list[Subnet]:
-        children: list[Subnet] = []
+    def _children(self, wanted: int, make: Callable[[], AnySubnet] | None) -> list[AnySubnet]:
+        children: list[AnySubnet] = []
         for _ in range(_TRIES_PER_CANDIDATE * wanted if make else 0):
             child = make()
             if self._accept(child):
@@ -162,30 +164,32 @@ class Evolution:
                     break
         return children
 
-    def _mutation(self) -> Callable[[], Subnet]:
+    def _mutation(self) -> Callable[[], AnySubnet]:
         parents, config = self.parents, self.config
 
-        def mutate() -> Subnet:
+        def mutate() -> AnySubnet:
             rates = (config.p_depth, config.p_layer, config.p_embed)
             return self.feasible.space.mutate(self._rng.choice(parents), self._rng, *rates)
 
         return mutate
 
-    def _crossover(self) -> Callable[[], Subnet] | None:
-        pairs = [(a, b) for a, b in combinations(self.parents, 2) if a.depth == b.depth]
+    def _crossover(self) -> Callable[[], AnySubnet] | None:
+        can_cross = self.feasible.space.can_cross
+        pairs = [(a, b) for a, b in combinations(self.parents, 2) if can_cross(a, b)]
         if not pairs:
             return None  # random subnets take the place
         return lambda: self.feasible.space.crossover(*self._rng.choice(pairs), self._rng)
 
-    def _random(self, wanted: int) -> list[Subnet]:
-        found: list[Subnet] = []
+    def _random(self, wanted: int) -> list[AnySubnet]:
+        found: list[AnySubnet] = []
         for _ in range(_TRIES_PER_CANDIDATE * wanted):
             if len(found) == wanted:
                 return found
             subnet = self.feasible.sample(self._rng)
             if self._accept(subnet):
                 found.append(subnet)
-        if self.feasible.count <= _LISTABLE and len(found) < wanted:
+        count = self.feasible.count
+        if len(found) < wanted and count is not None and count <= _LISTABLE:
             left = [subnet for subnet in self.feasible if subnet not in self._visited]
             more = self._rng.sample(left, min(wanted - len(found), len(left)))
             self._visited.update(more)

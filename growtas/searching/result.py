@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from growtas.space import Subnet
+from growtas.subnet import AnySubnet, subnet_from_json
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Evaluation:
         generation: of the evolution that first asked for it, from 0.
     """
 
-    subnet: Subnet
+    subnet: AnySubnet
     top1: float
     params: int
     macs: int
@@ -35,7 +35,7 @@ class Evaluation:
     def from_json(cls, data: dict[str, Any]) -> Evaluation:
         """Read what :meth:`to_json` gave; further keys are left aside."""
         fields = {name: data[name] for name in ("top1", "params", "macs", "generation")}
-        return cls(subnet=Subnet.from_json(data["subnet"]), **fields)
+        return cls(subnet=subnet_from_json(data["subnet"]), **fields)
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,26 @@ class SearchResult:
             one evaluated first.
         history: every evaluation in order.
         test_top1: per cent of the test split's images that the best subnet classifies correctly.
-        feasible: how many subnets of the space meet the limits.
+        feasible: how many subnets of the space meet the limits; None where they are too many to count.
         path: the log, from which the same result can be read again.
     """
 
     best: Evaluation
     history: tuple[Evaluation, ...]
     test_top1: float
-    feasible: int
+    feasible: int | None
     path: Path
+
+    @property
+    def among(self) -> str:
+        """How many subnets meet the limits, as it stands in a sentence."""
+        return "more than can be counted" if self.feasible is None else f"{self.feasible:,}"
 
     def __str__(self) -> str:
         return (
             f"{self.best.subnet}: {self.best.params:,} parameters, {self.best.macs:,} MACs, "
             f"top-1 {self.best.top1:.2f} % on the search split and {self.test_top1:.2f} % on the test split; "
-            f"the best of {len(self.history)} evaluated among {self.feasible:,} within the limits."
+            f"the best of {len(self.history)} evaluated among {self.among} within the limits."
         )
 
 

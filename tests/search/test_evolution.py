@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from growtas import cost
 from growtas.errors import UsageError
 from growtas.searching.evolution import Evolution, EvolutionConfig
-from growtas.searching.limits import FeasibleSet, Limits
+from growtas.searching.feasible import feasible_set
+from growtas.searching.limits import Limits
 from growtas.space import Subnet, load_space
 
 DIGITS = load_space("digits")
@@ -48,7 +49,7 @@ def test_candidates_are_new_well_formed_and_within_the_limits(config, seed, spot
     ceiling = low + spot * (high - low)
     limits = Limits(max_params=ceiling, min_params=max(1, min(ceiling - width * (high - low), ceiling)))
     try:
-        feasible = FeasibleSet(DIGITS, 10, limits)
+        feasible = feasible_set(DIGITS, 10, limits)
     except UsageError as error:
         assert "parameters" in str(error)  # an empty window: said, not searched
         return
@@ -65,7 +66,7 @@ def test_candidates_are_new_well_formed_and_within_the_limits(config, seed, spot
 
 
 def test_the_last_generation_is_ranked():
-    evolution = Evolution(FeasibleSet(DIGITS, 10, Limits()), EvolutionConfig(10, 4, 3, 5, 5))
+    evolution = Evolution(feasible_set(DIGITS, 10, Limits()), EvolutionConfig(10, 4, 3, 5, 5))
     told = 0
     while candidates := evolution.ask():
         told += 1
@@ -76,7 +77,7 @@ def test_the_last_generation_is_ranked():
 
 
 def test_the_defaults_are_autoformers():
-    evolution = Evolution(FeasibleSet(TINY, 1000, Limits(max_params=6e6, min_params=5e6)), EvolutionConfig())
+    evolution = Evolution(feasible_set(TINY, 1000, Limits(max_params=6e6, min_params=5e6)), EvolutionConfig())
     generations = run(evolution)
     assert [len(generation) for generation in generations] == [50] * 20
     assert len(evolution.parents) == 10
@@ -85,7 +86,7 @@ def test_the_defaults_are_autoformers():
 def test_children_descend_from_the_parents():
     """Half of a generation are mutations, which share most choices with one of the ten parents; half are
     crossovers, each choice of which comes from a parent of the same depth."""
-    evolution = Evolution(FeasibleSet(TINY, 1000, Limits()), EvolutionConfig(), seed=3)
+    evolution = Evolution(feasible_set(TINY, 1000, Limits()), EvolutionConfig(), seed=3)
     evolution.tell([score(subnet) for subnet in evolution.ask()])
     parents = evolution.parents
     children = evolution.ask()
@@ -111,7 +112,7 @@ def is_cross(child: Subnet, a: Subnet, b: Subnet) -> bool:
 
 def test_without_two_parents_of_one_depth_random_subnets_take_the_place_of_crossovers():
     config = EvolutionConfig(population=30, generations=2, parents=3, mutations=0, crossovers=30)
-    evolution = Evolution(FeasibleSet(DIGITS, 10, Limits()), config, seed=0)
+    evolution = Evolution(feasible_set(DIGITS, 10, Limits()), config, seed=0)
     first = evolution.ask()
     chosen = {depth: next(s for s in first if s.depth == depth) for depth in DIGITS.depth}
     evolution.tell([float(subnet in chosen.values()) for subnet in first])
@@ -122,7 +123,7 @@ def test_without_two_parents_of_one_depth_random_subnets_take_the_place_of_cross
 
 
 def test_the_same_seed_and_scores_give_the_same_search():
-    feasible = FeasibleSet(DIGITS, 10, Limits(max_params=60_000))
+    feasible = feasible_set(DIGITS, 10, Limits(max_params=60_000))
     config = EvolutionConfig(12, 5, 4, 6, 6)
     first, second, other = (run(Evolution(feasible, config, seed)) for seed in (7, 7, 8))
     assert first == second
@@ -133,7 +134,7 @@ def test_the_same_seed_and_scores_give_the_same_search():
 
 def test_a_small_window_is_searched_to_its_last_subnet():
     """Where limits leave fewer subnets than the search wants, each is asked for once, and then it ends."""
-    feasible = FeasibleSet(DIGITS, 10, Limits(max_params=22_000))
+    feasible = feasible_set(DIGITS, 10, Limits(max_params=22_000))
     everything = set(feasible)
     evolution = Evolution(feasible, EvolutionConfig(), seed=1)
     assert 0 < len(everything) < 1000
@@ -145,19 +146,19 @@ def test_a_small_window_is_searched_to_its_last_subnet():
 
 def test_the_one_subnet_of_a_huge_space_is_found():
     smallest, _ = cost.parameter_range(TINY, 1000)
-    evolution = Evolution(FeasibleSet(TINY, 1000, Limits(max_params=smallest)), EvolutionConfig())
+    evolution = Evolution(feasible_set(TINY, 1000, Limits(max_params=smallest)), EvolutionConfig())
     assert run(evolution) == [(TINY.smallest(),)]
 
 
 def test_equal_scores_go_to_the_smaller_subnet():
-    evolution = Evolution(FeasibleSet(DIGITS, 10, Limits()), EvolutionConfig(20, 1, 5, 0, 0))
+    evolution = Evolution(feasible_set(DIGITS, 10, Limits()), EvolutionConfig(20, 1, 5, 0, 0))
     (candidates,) = run(evolution, score=lambda subnet: 90.0)
     sizes = [cost.parameters(subnet, DIGITS, 10) for subnet in candidates]
     assert cost.parameters(evolution.best, DIGITS, 10) == min(sizes)
 
 
 def test_a_generation_must_be_told_before_the_next():
-    evolution = Evolution(FeasibleSet(DIGITS, 10, Limits()), EvolutionConfig(4, 2, 2, 2, 2))
+    evolution = Evolution(feasible_set(DIGITS, 10, Limits()), EvolutionConfig(4, 2, 2, 2, 2))
     candidates = evolution.ask()
     with pytest.raises(RuntimeError, match="tell"):
         evolution.ask()

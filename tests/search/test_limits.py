@@ -7,7 +7,8 @@ import pytest
 
 from growtas import cost
 from growtas.errors import UsageError
-from growtas.searching.limits import FeasibleSet, Limits
+from growtas.searching.feasible import feasible_set
+from growtas.searching.limits import Limits
 from growtas.space import SearchSpace, Subnet, load_space, preset_names
 
 DIGITS = load_space("digits")
@@ -30,7 +31,7 @@ def every_subnet(space: SearchSpace) -> list[Subnet]:
 @pytest.mark.parametrize("name", preset_names())
 def test_without_limits_the_set_is_the_space(name):
     space = load_space(name)
-    feasible = FeasibleSet(space, 1000, Limits())
+    feasible = feasible_set(space, 1000, Limits())
     assert feasible.count == space.count()
     for seed in range(20):
         assert feasible.sample(random.Random(seed)) in space
@@ -52,7 +53,7 @@ def test_the_set_is_exactly_what_meets_the_limits(space, window):
         if limits.min_params <= cost.parameters(subnet, space, 10) <= limits.max_params
         and cost.macs(subnet, space, 10) <= limits.max_macs
     }
-    feasible = FeasibleSet(space, 10, limits)
+    feasible = feasible_set(space, 10, limits)
     listed = list(feasible)
     assert 0 < len(expected) < space.count()
     assert len(listed) == feasible.count == len(expected)
@@ -65,7 +66,7 @@ def test_the_set_is_exactly_what_meets_the_limits(space, window):
 
 def test_drawing_has_the_distribution_of_drawing_from_the_space_and_discarding():
     limits = Limits(max_params=45_000, min_params=25_000)
-    feasible, rng, other = FeasibleSet(DIGITS, 10, limits), random.Random(0), random.Random(1)
+    feasible, rng, other = feasible_set(DIGITS, 10, limits), random.Random(0), random.Random(1)
     drawn = Counter(shape(feasible.sample(rng)) for _ in range(6000))
     kept = [shape(s) for s in (DIGITS.sample(other) for _ in range(40_000)) if s in feasible]
     expected = Counter(kept)
@@ -80,7 +81,7 @@ def shape(subnet: Subnet) -> tuple:
 
 
 def test_an_outside_subnet_is_not_in_the_set():
-    feasible = FeasibleSet(DIGITS, 10, Limits())
+    feasible = feasible_set(DIGITS, 10, Limits())
     assert Subnet(25, 3, (2, 2, 2), (2, 2, 2)) not in feasible
 
 
@@ -99,7 +100,7 @@ def test_an_impossible_limit_states_the_range(limits, sentence):
     low, high = (f"{value:,}" for value in cost.parameter_range(DIGITS, 10))
     least, most = (f"{value:,}" for value in cost.macs_range(DIGITS, 10))
     with pytest.raises(UsageError) as caught:
-        FeasibleSet(DIGITS, 10, Limits(**limits))
+        feasible_set(DIGITS, 10, Limits(**limits))
     assert sentence.format(low=low, high=high, least=least) in str(caught.value)
     span = (least, most) if "max_macs" in limits else (low, high)
     assert "choose between {} and {}.".format(*span) in str(caught.value)
@@ -110,15 +111,15 @@ def test_a_window_between_two_subnets_names_them():
     counts = sorted({cost.parameters(subnet, DIGITS, 10) for subnet in every_subnet(DIGITS)})
     below, above = max(zip(counts, counts[1:], strict=False), key=lambda pair: pair[1] - pair[0])
     with pytest.raises(UsageError, match=f"nearest subnets have {below:,} and {above:,} parameters"):
-        FeasibleSet(DIGITS, 10, Limits(min_params=below + 1, max_params=above - 1))
+        feasible_set(DIGITS, 10, Limits(min_params=below + 1, max_params=above - 1))
 
 
 def test_limits_that_exclude_each_other_say_how():
     subnets = every_subnet(DIGITS)
     needed = min(cost.macs(s, DIGITS, 10) for s in subnets if cost.parameters(s, DIGITS, 10) >= 90_000)
     with pytest.raises(UsageError, match=f"within the parameter limits need {needed:,} MACs or more"):
-        FeasibleSet(DIGITS, 10, Limits(min_params=90_000, max_macs=needed - 1))
-    assert FeasibleSet(DIGITS, 10, Limits(min_params=90_000, max_macs=needed)).count > 0
+        feasible_set(DIGITS, 10, Limits(min_params=90_000, max_macs=needed - 1))
+    assert feasible_set(DIGITS, 10, Limits(min_params=90_000, max_macs=needed)).count > 0
 
 
 @pytest.mark.parametrize("value", [0, -5, float("nan"), float("inf"), True, "6M"])

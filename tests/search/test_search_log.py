@@ -15,7 +15,8 @@ import pytest
 from growtas.errors import GrowtasError, UsageError
 from growtas.searching.driver import evolve, read_result
 from growtas.searching.evolution import Evolution, EvolutionConfig
-from growtas.searching.limits import FeasibleSet, Limits
+from growtas.searching.feasible import feasible_set
+from growtas.searching.limits import Limits
 from growtas.searching.log import SearchLog
 from growtas.searching.result import Evaluation, best_of
 from growtas.space import Subnet, load_space
@@ -29,7 +30,7 @@ def accuracy(subnet: Subnet) -> float:
 
 
 def evolution() -> Evolution:
-    feasible = FeasibleSet(load_space("digits"), 10, Limits(max_params=50_000))
+    feasible = feasible_set(load_space("digits"), 10, Limits(max_params=50_000))
     return Evolution(feasible, EvolutionConfig(12, 5, 4, 6, 6), seed=5)
 
 
