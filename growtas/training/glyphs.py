@@ -76,6 +76,22 @@ def glyph_images(
     return images, np.arange(first, first + count) % len(CHARACTERS)
 
 
+def contact_sheet(part: str = "train", columns: int = 31, rows: int = 2, seed: int = 0) -> np.ndarray:
+    """The first images of a part side by side, to look at.
+
+    Args:
+        part: ``train`` or ``test``.
+        columns: images in a row; 31 are half the classes.
+        rows: of images.
+        seed: as in :func:`glyph_images`.
+
+    Returns:
+        (rows * 28, columns * 28) uint8.
+    """
+    images, _ = glyph_images(rows * columns, seed, part)
+    return images.reshape(rows, columns, SIZE, SIZE).swapaxes(1, 2).reshape(rows * SIZE, columns * SIZE)
+
+
 @dataclass
 class _Draws:
     """The random words of some images, taken one after another. Args: words: (n, k) uint64."""
@@ -113,12 +129,12 @@ def _chunk(numbers: np.ndarray, maps: np.ndarray, key: np.uint64) -> np.ndarray:
     x, y = _text_coordinates(draws)
     ink = _sampled(maps, draws.below(len(maps)), (numbers % len(CHARACTERS))[:, None, None], x, y)
     for side in (-1, 1):
-        there = draws.uniform(0, 1) < CLUTTER
-        strength = draws.uniform(*CLUTTER_INK) * there
-        offset = side * PIXELS_PER_EM * draws.uniform(*CLUTTER_EM)
-        font, character = draws.below(len(maps)), draws.below(len(CHARACTERS))
-        beside = _sampled(maps, font, character, x - offset, y)
-        ink = np.maximum(ink, strength * beside)
+        there = np.nonzero(draws.uniform(0, 1)[:, 0, 0] < CLUTTER)[0]
+        strength = draws.uniform(*CLUTTER_INK)[there]
+        offset = (side * PIXELS_PER_EM * draws.uniform(*CLUTTER_EM))[there]
+        font, character = draws.below(len(maps))[there], draws.below(len(CHARACTERS))[there]
+        beside = strength * _sampled(maps, font, character, x[there] - offset, y[there])
+        ink[there] = np.maximum(ink[there], beside)
     paper = draws.uniform(*PAPER)
     grey = paper + (draws.uniform(*INK) - paper) * ink
     grey += draws.uniform(*NOISE) * _noise(words[:, _DRAWS:]).reshape(-1, SIZE, SIZE)
