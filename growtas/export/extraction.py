@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from growtas.errors import GrowtasError, UsageError
-from growtas.export.timm_model import GrowtasViT, pretrained_cfg
-from growtas.space import Subnet
-from growtas.supernet.vit import VisionTransformer
+from growtas.export import timm_mobilenet, timm_model
+from growtas.export.timm_mobilenet import GrowtasMobileNet
+from growtas.export.timm_model import GrowtasViT
+from growtas.subnet import AnySubnet, parse_subnet
+from growtas.supernet import AnySupernet, MobileNetV3, VisionTransformer
 
 if TYPE_CHECKING:
     from growtas.training.run import Run
@@ -22,18 +24,26 @@ if TYPE_CHECKING:
 # where the library chooses another kernel for another row stride.
 TOLERANCE = 1e-4
 
+_FAMILIES = {
+    VisionTransformer: (GrowtasViT, timm_model.pretrained_cfg),
+    MobileNetV3: (GrowtasMobileNet, timm_mobilenet.pretrained_cfg),
+}
+"""Of each kind of supernet the standalone model, and timm's description of its input and head."""
+
 
 def extract(
-    net: VisionTransformer | Run | str | os.PathLike,
-    subnet: Subnet | str,
+    net: AnySupernet | Run | str | os.PathLike,
+    subnet: AnySubnet | str,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     tolerance: float = TOLERANCE,
-) -> GrowtasViT:
+) -> GrowtasViT | GrowtasMobileNet:
     """Copy a subnet's slices into a standalone timm model and check that its logits are the slice's.
 
     Args:
-        net: a supernet, a training run or its folder.
+        net: a supernet, a training run or its folder. A supernet's BatchNorm statistics are taken as they are
+            (:func:`growtas.training.calibration.recalibrate` sets them for a subnet); those of a run are
+            measured for the subnet on its training images.
         subnet: of the supernet's space, or its text such as ``"d24-h2,2,3-r2,3,2"``.
         mean: of the input's channels, as training normalised them; taken from a run's data where None.
         std: standard deviation of the same.
@@ -51,35 +61,25 @@ def extract(
         >>> vit = growtas.extract(run, found.best.subnet)
         >>> growtas.export.save(vit, "best")
     """
-    subnet = Subnet.parse(subnet) if isinstance(subnet, str) else subnet
-    if not isinstance(net, VisionTransformer):
-        net, preprocessing = _net_of_run(net)
-    else:
-        preprocessing = {}
+    subnet = parse_subnet(subnet) if isinstance(subnet, str) else subnet
+    preprocessing: dict[str, Any] = {}
+    if not isinstance(net, VisionTransformer | MobileNetV3):
+        net, preprocessing = _net_of_run(net, subnet)
     if net.space is None:
         raise UsageError(
             "A subnet is extracted from a supernet; this network is an extracted subnet already."
         )
     net.space.validate(subnet)
-    device, dtype = net.pos_embed.device, net.pos_embed.dtype
-    dims = net.dims.of_subnet(subnet)
-    args: dict[str, Any] = {
-        "embed_dim": subnet.embed_dim,
-        "num_heads": list(subnet.num_heads),
-        "mlp_ratio": list(subnet.mlp_ratio),
-        "img_size": dims.image_size,
-        "patch_size": dims.patch_size,
-        "in_chans": dims.in_channels,
-        "num_classes": net.num_classes,
-        "head_dim": dims.head_dim,
-        "max_relative_position": dims.max_relative_position,
-    }
+    like, dims = next(net.parameters()), net.dims
+    family, pretrained_cfg = next(pair for kind, pair in _FAMILIES.items() if isinstance(net, kind))
     cfg = pretrained_cfg(
         input_size=(dims.in_channels, dims.image_size, dims.image_size),
         num_classes=net.num_classes,
         **{**preprocessing, **_normalisation(mean, std, dims.in_channels, preprocessing)},
     )
-    model = timm.create_model("growtas_vit", pretrained_cfg=cfg, **args).to(device, dtype).eval()
+    args = family.args_of(net, subnet)
+    model = timm.create_model(family.architecture, pretrained_cfg=cfg, **args)
+    model = model.to(like.device, like.dtype).eval()
     model.load_state_dict(net.slice_state_dict(subnet))
     model.extraction_error, largest = _compare(net, model, subnet, batch_size=4, seed=0)
     if not model.extraction_error <= tolerance * largest:  # also where the difference is not a number
@@ -92,7 +92,7 @@ def extract(
 
 
 def verify(
-    net: VisionTransformer, model: torch.nn.Module, subnet: Subnet, batch_size: int = 4, seed: int = 0
+    net: AnySupernet, model: torch.nn.Module, subnet: AnySubnet, batch_size: int = 4, seed: int = 0
 ) -> float:
     """The largest difference between the logits of a supernet's slice and of an extracted model.
 
@@ -109,23 +109,30 @@ def verify(
     return _compare(net, model, subnet, batch_size, seed)[0]
 
 
-def _net_of_run(run: Run | str | os.PathLike) -> tuple[VisionTransformer, dict[str, Any]]:
-    """The supernet of a run or of its folder, and how its images were prepared, in timm's terms."""
+def _net_of_run(run: Run | str | os.PathLike, subnet: AnySubnet) -> tuple[AnySupernet, dict[str, Any]]:
+    """The supernet of a run or of its folder, and how its images were prepared, in timm's terms.
+
+    BatchNorm's statistics are measured for the subnet, on the run's training images.
+    """
+    from growtas.training.calibration import calibration
     from growtas.training.data import preprocessing
     from growtas.training.run import Run
 
     run = Run.open(run)
-    return run.load_net(), preprocessing(run.config.data, run.space, run.config.interpolation)
+    net = run.load_net()
+    if net.needs_calibration:
+        calibration(net, run.splits().train)(subnet)
+    return net, preprocessing(run.config.data, run.space, run.config.interpolation)
 
 
 def _compare(
-    net: VisionTransformer, model: torch.nn.Module, subnet: Subnet, batch_size: int, seed: int
+    net: AnySupernet, model: torch.nn.Module, subnet: AnySubnet, batch_size: int, seed: int
 ) -> tuple[float, float]:
     """The largest difference of the logits, and the largest logit."""
     dims = net.dims
     generator = torch.Generator().manual_seed(seed)
     shape = (batch_size, dims.in_channels, dims.image_size, dims.image_size)
-    images = torch.randn(shape, generator=generator).to(net.pos_embed)
+    images = torch.randn(shape, generator=generator).to(next(net.parameters()))
     training = net.training, model.training
     try:
         net.eval(), model.eval()

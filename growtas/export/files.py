@@ -13,14 +13,17 @@ from safetensors import SafetensorError
 
 from growtas import atomic, cost
 from growtas.errors import GrowtasError, UsageError
+from growtas.export.timm_mobilenet import GrowtasMobileNet
 from growtas.export.timm_model import GrowtasViT
-from growtas.space import SearchSpace
 from growtas.version import __version__
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 
+Model = GrowtasViT | GrowtasMobileNet
+ARCHITECTURES = (GrowtasViT.architecture, GrowtasMobileNet.architecture)
 
-def save(model: GrowtasViT, folder: str | os.PathLike, overwrite: bool = False) -> Path:
+
+def save(model: Model, folder: str | os.PathLike, overwrite: bool = False) -> Path:
     """Write a model's weights and the configuration with which timm builds and loads it again.
 
     Afterwards ``timm.create_model("local-dir:FOLDER", pretrained=True)`` gives the model in any process that
@@ -58,7 +61,7 @@ def save(model: GrowtasViT, folder: str | os.PathLike, overwrite: bool = False) 
     return folder
 
 
-def config(model: GrowtasViT) -> dict[str, Any]:
+def config(model: Model) -> dict[str, Any]:
     """What config.json holds: timm's fields, and under ``growtas`` what the subnet is and costs."""
     cfg = {
         k: v
@@ -67,9 +70,8 @@ def config(model: GrowtasViT) -> dict[str, Any]:
     }
     cfg.pop("architecture", None)
     cfg["num_classes"] = model.num_classes
-    space = _space_of(model)
     return {
-        "architecture": "growtas_vit",
+        "architecture": model.architecture,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
         "global_pool": model.global_pool,
@@ -79,13 +81,13 @@ def config(model: GrowtasViT) -> dict[str, Any]:
             "version": __version__,
             "subnet": str(model.subnet),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "macs": cost.macs(model.subnet, space, model.num_classes),
+            "macs": cost.macs(model.subnet, model.own_space(), model.num_classes),
             "extraction_error": getattr(model, "extraction_error", None),
         },
     }
 
 
-def load(folder: str | os.PathLike) -> GrowtasViT:
+def load(folder: str | os.PathLike) -> Model:
     """Read a saved model, in evaluation mode: timm's ``local-dir:`` with sentences for what can be wrong.
 
     Args:
@@ -102,8 +104,9 @@ def load(folder: str | os.PathLike) -> GrowtasViT:
                 f"{folder} holds no saved model: {name} is missing. Save one with growtas extract."
             )
     try:
-        if json.loads((folder / CONFIG_NAME).read_text()).get("architecture") != "growtas_vit":
-            raise UsageError(f"{folder / CONFIG_NAME} describes another model than growtas_vit.")
+        if json.loads((folder / CONFIG_NAME).read_text()).get("architecture") not in ARCHITECTURES:
+            known = " or ".join(ARCHITECTURES)
+            raise UsageError(f"{folder / CONFIG_NAME} describes another model than {known}.")
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise GrowtasError(f"{folder / CONFIG_NAME} is damaged ({error}). Save the model again.") from error
@@ -113,20 +116,3 @@ def load(folder: str | os.PathLike) -> GrowtasViT:
             f"{folder / WEIGHTS_NAME} is truncated or does not belong to its {CONFIG_NAME} ({reason}). "
             "Save the model again."
         ) from error
-
-
-def _space_of(model: GrowtasViT) -> SearchSpace:
-    """The space whose one subnet the model is: the form in which growtas.cost takes sizes."""
-    subnet, dims = model.subnet, model.dims
-    return SearchSpace(
-        "growtas_vit",
-        (subnet.embed_dim,),
-        tuple(sorted(set(subnet.mlp_ratio))),
-        tuple(sorted(set(subnet.num_heads))),
-        (subnet.depth,),
-        image_size=dims.image_size,
-        patch_size=dims.patch_size,
-        in_channels=dims.in_channels,
-        head_dim=dims.head_dim,
-        max_relative_position=dims.max_relative_position,
-    )

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from growtas.errors import UsageError
 from growtas.nn.linear import SlicedLinear
-from growtas.space import Subnet
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
 from growtas.supernet.vit import VisionTransformer, ViTDims
 
 POOLINGS = ("", "avg", "token")
@@ -55,6 +56,8 @@ class GrowtasViT(VisionTransformer):
         UsageError: the lists differ in length, a size is not positive, the image is not square, or the
             pooling is unknown.
     """
+
+    architecture = "growtas_vit"
 
     def __init__(
         self,
@@ -99,20 +102,41 @@ class GrowtasViT(VisionTransformer):
         self.global_pool = ""
         self.reset_classifier(num_classes, global_pool)
 
+    @staticmethod
+    def args_of(net: VisionTransformer, subnet: Subnet) -> dict[str, Any]:
+        """The arguments that build a subnet of a supernet."""
+        dims = net.dims.of_subnet(subnet)
+        return {
+            "embed_dim": subnet.embed_dim,
+            "num_heads": list(subnet.num_heads),
+            "mlp_ratio": list(subnet.mlp_ratio),
+            "img_size": dims.image_size,
+            "patch_size": dims.patch_size,
+            "in_chans": dims.in_channels,
+            "num_classes": net.num_classes,
+            "head_dim": dims.head_dim,
+            "max_relative_position": dims.max_relative_position,
+        }
+
+    def own_space(self) -> SearchSpace:
+        """The space whose one subnet the model is: the form in which growtas.cost takes sizes."""
+        subnet, dims = self.subnet, self.dims
+        return SearchSpace(
+            self.architecture,
+            (subnet.embed_dim,),
+            tuple(sorted(set(subnet.mlp_ratio))),
+            tuple(sorted(set(subnet.num_heads))),
+            (subnet.depth,),
+            image_size=dims.image_size,
+            patch_size=dims.patch_size,
+            in_channels=dims.in_channels,
+            head_dim=dims.head_dim,
+            max_relative_position=dims.max_relative_position,
+        )
+
     def model_args(self) -> dict[str, Any]:
         """The arguments that build this network again, as plain values."""
-        return {
-            "embed_dim": self.subnet.embed_dim,
-            "num_heads": list(self.subnet.num_heads),
-            "mlp_ratio": list(self.subnet.mlp_ratio),
-            "img_size": self.dims.image_size,
-            "patch_size": self.dims.patch_size,
-            "in_chans": self.dims.in_channels,
-            "num_classes": self.num_classes,
-            "head_dim": self.dims.head_dim,
-            "max_relative_position": self.dims.max_relative_position,
-            "global_pool": self.global_pool,
-        }
+        return {**self.args_of(self, self.subnet), "global_pool": self.global_pool}
 
     # -- forward -----------------------------------------------------------------------------------------
 

@@ -171,8 +171,12 @@ class MobileNetV3(nn.Module):
         blocks = self._blocks(subnet)
         x = self.forward_stem(images)
         for block, scale in zip(blocks, self._drop_path_scales(x, blocks), strict=True):
-            x = self.stages[block.stage][block.index](x, block, scale)
+            x = self.forward_block(x, block, scale)
         return self.forward_final(x)
+
+    def forward_block(self, x: Tensor, block: Block, scale: Tensor | None = None) -> Tensor:
+        """One block of the stages, at the geometry given; scale: (B,) factors of its branch, or None."""
+        return self.stages[block.stage][block.index](x, block, scale)
 
     def forward_final(self, x: Tensor) -> Tensor:
         """(B, last_width, s, s) to (B, final_width, s, s): the last convolution, which every subnet has."""
