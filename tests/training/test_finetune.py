@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import shutil
 import signal
@@ -13,6 +14,7 @@ from runs import SPACE, Child, assert_same_result, records
 import growtas
 from growtas import cli
 from growtas.errors import GrowtasError, UsageError
+from growtas.mobilenet_space import MobileNetSpace
 from growtas.space import Subnet, load_space
 from growtas.training import Run, TrainConfig, checkpoint
 from growtas.training.finetune import lr_share
@@ -77,6 +79,25 @@ def test_frozen_subnets_compute_what_they_did(source, tmp_path):
     for subnet in every_subnet((0, 1, 2)):
         same = torch.equal(before(images, subnet), after(images, subnet))
         assert same == (SPACE.group_of(subnet) == 0), subnet
+
+
+def test_frozen_weights_of_a_convolutional_space(tmp_path):
+    space = MobileNetSpace("conv", (3, 5), (2, 3), (1, 2), 8, 8, (16,), 16, 16, (1,), ("relu",), (True,))
+    space = dataclasses.replace(space, image_size=8, in_channels=1, dropout=0.0)
+    given = {"batch_size": 512, "eval_every": 0, "eval_subnets": 0, "tensorboard": False, "device": "cpu"}
+    source = growtas.train(space, method="uniform", epochs=1, **given, out=tmp_path / "run")
+    run = growtas.finetune(source, **{**LIVELY, "epochs": 4})
+    before, after = source.load_net().train(), run.load_net().train()  # batches' own statistics
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        mask = torch.zeros(old.shape, dtype=torch.bool)
+        for kernel, depth in itertools.product(space.kernel, space.depth):
+            box = before.subnet_shapes(space.subnet(kernel=kernel, expand=2, depth=depth)).get(name)
+            if box is not None:
+                mask[tuple(slice(size) for size in box)] = True
+        assert torch.equal(old[mask], new[mask]) and (mask.all() or (old[~mask] != new[~mask]).any()), name
+    images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for subnet in (space.smallest(), space.largest((0,)), space.largest()):
+        assert torch.equal(before(images, subnet), after(images, subnet)) == (space.group_of(subnet) == 0)
 
 
 def test_moments_and_norm_know_only_what_is_trained(source, tmp_path, monkeypatch):
