@@ -87,11 +87,14 @@ def search(
     feasible = feasible_set(run.space, run.num_classes, limits)
 
     from growtas.searching.evaluate import Evaluator, weights_hash
+    from growtas.training.calibration import calibration
     from growtas.training.distributed import choose_device
+    from growtas.training.loader import worker_count
 
     device = choose_device(device)
     net, splits = run.load_net(device), run.splits()
-    settings = {"batch_size": batch_size, "amp": amp, "workers": workers}
+    calibrate = calibration(net, splits.train, amp, worker_count(workers))
+    settings = {"batch_size": batch_size, "amp": amp, "workers": workers, "calibrate": calibrate}
     evaluator = Evaluator(net, splits.search, **settings)
     identity = {
         "seed": seed,
