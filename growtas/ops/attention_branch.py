@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from growtas.errors import UsageError
 from growtas.ops import backend
 from growtas.ops.qkv import check_qkv, empty_qkv
-from growtas.ops.registration import call, product_flops
+from growtas.ops.registration import call, product_flops, signed
 from growtas.ops.relative_attention import attention_flops, attention_kernel, check_grid
 
 
@@ -176,6 +176,7 @@ def _backward(
     )
 
 
+@signed
 class AttentionBranch(torch.autograd.Function):
     """See the head of the file for what is saved."""
 

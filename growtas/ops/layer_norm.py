@@ -8,7 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
 from growtas.ops import backend
-from growtas.ops.registration import call
+from growtas.ops.registration import call, signed
 
 
 def layer_norm(
@@ -58,6 +58,7 @@ def _backward(
     return dx.view(x.shape), dweight, dbias
 
 
+@signed
 class LayerNorm(torch.autograd.Function):
     """Saved: x, mean and rstd (fp32, one each per row). The normalised rows are recomputed."""
 

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
 from growtas.ops import backend
-from growtas.ops.registration import call, product_flops
+from growtas.ops.registration import call, product_flops, signed
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
@@ -58,6 +58,7 @@ def _backward(
     return x.new_empty(0) if dx is None else dx, dweight, x.new_empty(0) if dbias is None else dbias
 
 
+@signed
 class Linear(torch.autograd.Function):
     """Saved: x. Nothing is recomputed."""
 

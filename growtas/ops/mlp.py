@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
 from growtas.ops import backend
-from growtas.ops.registration import call, product_flops
+from growtas.ops.registration import call, product_flops, signed
 
 
 def mlp(
@@ -126,6 +126,7 @@ def _backward(
     return dx.view(x.shape), *(x.new_empty(0) if g is None else g for g in gradients)
 
 
+@signed
 class MLPBranch(torch.autograd.Function):
     """See the head of the file for what is saved."""
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 from growtas.errors import UsageError, nearest
 from growtas.ops import backend, reference
 from growtas.ops.composed import qkv_gradient
-from growtas.ops.registration import call, product_flops
+from growtas.ops.registration import call, product_flops, signed
 
 BIAS_LAYOUTS = ("interleaved", "published")
 
@@ -90,6 +90,7 @@ def _backward(
     return dx, dweight, x.new_empty(0) if dbias is None else dbias
 
 
+@signed
 class QKV(torch.autograd.Function):
     """Saved: x. Nothing is recomputed."""
 

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Function = TypeVar("Function", bound=type[torch.autograd.Function])
+
+
+def signed(function: Function) -> Function:
+    """Class decorator: read the signature of an autograd.Function's forward once.
+
+    ``apply`` of a Function with ``setup_context`` binds its arguments, and would read the signature in every
+    call: 20 microseconds, a third of a small operation.
+    """
+    forward = function.forward
+    forward.__signature__ = inspect.signature(forward)
+    return function
 
 
 def call(direct: Callable, operator: Callable, *args: Any) -> Any:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
 from growtas.ops import backend, reference
-from growtas.ops.registration import call, product_flops
+from growtas.ops.registration import call, product_flops, signed
 
 
 def check_grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:
@@ -110,6 +110,7 @@ def empty_gradient(qkv: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.empty_like(qkv) if run.__name__.startswith("cpu_") else qkv.new_empty(qkv.shape)
 
 
+@signed
 class RelativeAttention(torch.autograd.Function):
     """Saved: qkv, out and the log-sum-exp of the logits. The attention matrix is recomputed."""
 
