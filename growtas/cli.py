@@ -19,7 +19,7 @@ from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.version import __version__
 
 if TYPE_CHECKING:
-    from growtas.space import SearchSpace, Subnet
+    from growtas.subnet import AnySubnet
     from growtas.training.run import Run
 
 INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
@@ -300,15 +300,18 @@ def evaluate(
         raise UsageError(f"There is no split {split!r}.{nearest(split, SPLITS)}")
     from growtas import cost
     from growtas.searching.evaluate import Evaluator
+    from growtas.training.calibration import calibration
     from growtas.training.distributed import choose_device
     from growtas.training.run import Run
 
     opened = Run.open(run)
     chosen = _subnet(opened, subnet)
     opened.space.validate(chosen)
-    dataset = getattr(opened.splits(), split)
+    splits = opened.splits()
+    dataset = getattr(splits, split)
     net = opened.load_net(choose_device(device))
-    top1 = Evaluator(net, dataset, batch_size, amp, workers).top1(chosen)
+    calibrate = calibration(net, splits.train, amp, workers)
+    top1 = Evaluator(net, dataset, batch_size, amp, workers, calibrate=calibrate).top1(chosen)
     parameters = cost.parameters(chosen, opened.space, opened.num_classes)
     macs = cost.macs(chosen, opened.space, opened.num_classes)
     print(
@@ -326,49 +329,21 @@ def _evaluate(args: list[str]) -> int:
     return 0
 
 
-def _subnet(run: Run, text: str) -> Subnet:
+def _subnet(run: Run, text: str) -> AnySubnet:
     """A subnet by its sizes or by name."""
-    from growtas.space import Subnet
-
     if text in ("smallest", "largest"):
         return getattr(run.space, text)()
     if text != "best":
-        return Subnet.parse(text)
+        return run.space.parse(text)
     from growtas.searching import read_result
 
     return read_result(run.path).best.subnet
 
 
-def spaces(space: str | None = None, num_classes: int | None = None) -> None:
-    """The search spaces that come with growtas, or one space or YAML file in detail.
-
-    Args:
-        space: a preset or the path of a YAML file; all presets where not given.
-        num_classes: outputs of the head, which count as parameters (1000; digits 10, glyphs 62).
-    """
-    from growtas.space import load_space, preset_names
-
-    rows = [("space", "subnets", "parameters", "embed_dim", "heads", "MLP ratio", "depth", "image, patch")]
-    for name in [space] if space else preset_names():
-        rows.append(_space_row(load_space(name), num_classes))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _space_row(space: SearchSpace, num_classes: int | None) -> tuple[str, ...]:
-    from growtas import cost
-
-    classes = num_classes or {"digits": 10, "glyphs": 62}.get(space.name, 1000)
-    low, high = cost.parameter_range(space, classes)
-    choices = (space.embed_dim, space.num_heads, space.mlp_ratio, space.depth)
-    listed = (", ".join(str(choice) for choice in values) for values in choices)
-    sizes = f"{space.image_size}, {space.patch_size} px"
-    return (space.name, f"{space.count():,}", f"{low:,} to {high:,} ({classes} classes)", *listed, sizes)
-
-
 def _spaces(args: list[str]) -> int:
     """list the search spaces with their sizes"""
+    from growtas.listing import spaces
+
     spaces(**options(spaces, args, "spaces", {"space": _positional(str | None)}))
     return 0
 

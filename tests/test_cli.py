@@ -14,6 +14,7 @@ import pytest
 import growtas
 from growtas import cli
 from growtas.errors import GrowtasError, UsageError
+from growtas.listing import CLASSES
 
 SPACE = """\
 embed_dim: [8, 12, 16]
@@ -199,8 +200,8 @@ def test_spaces_shows_exact_numbers(capsys, folder):
     out = capsys.readouterr().out
     for preset in growtas.space.preset_names():
         space = growtas.load_space(preset)
-        low, high = growtas.cost.parameter_range(space, {"digits": 10, "glyphs": 62}.get(preset, 1000))
-        (row,) = (line for line in out.splitlines() if line.split()[0] == preset)
+        low, high = growtas.cost.parameter_range(space, CLASSES.get(preset, 1000))
+        (row,) = (line for line in out.splitlines() if line.split()[:1] == [preset])
         assert f" {space.count():,} " in row and f" {low:,} to {high:,} " in row
     assert cli.main(["spaces", str(folder / "small.yaml"), "--num-classes", "7"]) == 0
     assert "(7 classes)" in capsys.readouterr().out

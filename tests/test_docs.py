@@ -11,6 +11,7 @@ import pytest
 
 import growtas
 from growtas import cli, demo, doctor
+from growtas.listing import CLASSES, spaces
 from growtas.methods import method_names
 from growtas.methods.base import _REGISTRY
 from growtas.methods.schedule import stage_groups, transition_epochs
@@ -69,16 +70,17 @@ def test_the_table_of_presets_is_the_codes():
     assert set(rows) == set(preset_names())
     for name, (count, low, high, sizes) in rows.items():
         space = growtas.load_space(name)
-        ends = growtas.cost.parameter_range(space, {"digits": 10, "glyphs": 62}.get(name, 1000))
+        ends = growtas.cost.parameter_range(space, CLASSES.get(name, 1000))
         assert (count, low, high) == (f"{space.count():,}", *(f"{end:,}" for end in ends))
-        assert sizes == f"{space.image_size}, {space.patch_size}"
+        patch = getattr(space, "patch_size", None)
+        assert sizes == (f"{space.image_size}, {patch}" if patch else f"{space.image_size}")
 
 
 def test_the_spaces_page_runs(tmp_path):
     (yaml,) = blocks(DOCS / "search-spaces.md", "yaml")
     (tmp_path / "my-space.yaml").write_text(yaml)
     assert growtas.load_space(tmp_path / "my-space.yaml").name == "my-space"
-    (session,) = blocks(DOCS / "search-spaces.md", "python")
+    session = "".join(blocks(DOCS / "search-spaces.md", "python"))
     test = doctest.DocTestParser().get_doctest(session, {}, "search-spaces.md", None, None)
     assert test.examples
     assert doctest.DocTestRunner().run(test).failed == 0
@@ -140,7 +142,7 @@ def test_variables_and_options_exist(page):
 
 def options() -> set[str]:
     """The options of all verbs, as they are written in a shell."""
-    functions = (TrainConfig, growtas.search, cli.extract, cli.evaluate, cli.spaces, demo.demo, doctor.main)
+    functions = (TrainConfig, growtas.search, cli.extract, cli.evaluate, spaces, demo.demo, doctor.main)
     names = {name for function in functions for name in inspect.signature(function).parameters}
     return {name.replace("_", "-") for name in names | {"resume", "help"}}
 

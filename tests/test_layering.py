@@ -28,14 +28,14 @@ LAYERS = [
     {"methods"},
     {"training"},
     {"searching", "export"},
-    {"plotting", "doctor", "warmup"},
+    {"plotting", "doctor", "warmup", "listing"},
     {"demo", "comparing"},
     {"cli"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 TORCH_FREE = (
-    *("errors", "version", "atomic", "subnet", "space", "cost"),
+    *("errors", "version", "atomic", "subnet", "space", "cost", "listing"),
     *("choices", "mobilenet_block", "vit_space", "mobilenet_cost", "mobilenet_subnet", "mobilenet_space"),
 )
 
