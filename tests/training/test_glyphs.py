@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from runs import SMALL, SPACE
 
 import growtas
@@ -20,9 +21,10 @@ from growtas.training import fonts
 from growtas.training.config import TrainConfig
 from growtas.training.data import load_splits, preprocessing
 from growtas.training.fonts import CELL, CHARACTERS, TEST_FONTS, TRAINING_FONTS, coverage_maps
-from growtas.training.glyphs import glyph_images
+from growtas.training.glyphs import contact_sheet, glyph_images
 from growtas.training.log import read_log
 
+ROOT = Path(__file__).parents[2]
 GLYPHS = load_space("glyphs")
 COUNT = 1000
 DIGEST = {
@@ -69,7 +71,6 @@ def test_every_font_has_every_character(font):
 @pytest.mark.parametrize("font", TRAINING_FONTS + TEST_FONTS)
 def test_characters_look_as_freetype_draws_them(font):
     import matplotlib
-    from PIL import Image, ImageDraw, ImageFont
 
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
     zoom = 10  # the baseline lies on a whole pixel
@@ -131,6 +132,11 @@ def test_any_number_of_images_in_balance(count):
 def test_no_image_comes_twice():
     images, _ = glyph_images(62 * 8)
     assert len({image.tobytes() for image in images}) == len(images)
+
+
+def test_the_picture_in_the_documentation_is_of_these_images():
+    with Image.open(ROOT / "docs" / "images" / "glyphs.png") as picture:
+        assert np.array_equal(np.asarray(picture), contact_sheet(rows=2, columns=31))
 
 
 @pytest.mark.parametrize(
