@@ -247,7 +247,9 @@ def _search(args: list[str]) -> int:
     return 0
 
 
-def extract(run: str, out: str, subnet: str = "best", overwrite: bool = False) -> None:
+def extract(
+    run: str, out: str, subnet: str = "best", overwrite: bool = False, averaged: bool = False
+) -> None:
     """Save a subnet of a run as a standalone timm model, its logits compared with the supernet slice's.
 
     Args:
@@ -255,12 +257,13 @@ def extract(run: str, out: str, subnet: str = "best", overwrite: bool = False) -
         out: folder for model.safetensors and config.json.
         subnet: best (of the run's finished search), smallest, largest, or sizes such as d24-h2,2,3-r2,3,2.
         overwrite: replace another model in that folder.
+        averaged: take the moving average of the weights that a run with ema_decay keeps.
     """
     import growtas.export
     from growtas.training.run import Run
 
     opened = Run.open(run)
-    model = growtas.export.extract(opened, _subnet(opened, subnet))
+    model = growtas.export.extract(opened, _subnet(opened, subnet), averaged=averaged)
     folder = growtas.export.save(model, out, overwrite)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{model.subnet}: {parameters:,} parameters")
@@ -284,6 +287,7 @@ def evaluate(
     amp: str = "none",
     device: str = "auto",
     workers: int = 0,
+    averaged: bool = False,
 ) -> None:
     """Top-1 accuracy of a subnet of a run, with the weights that it inherits.
 
@@ -295,6 +299,7 @@ def evaluate(
         amp: bfloat16 for autocast, none for float32.
         device: such as cuda:1; auto is a GPU where there is one.
         workers: processes that load images.
+        averaged: take the moving average of the weights that a run with ema_decay keeps.
     """
     if split not in SPLITS:
         raise UsageError(f"There is no split {split!r}.{nearest(split, SPLITS)}")
@@ -309,7 +314,7 @@ def evaluate(
     opened.space.validate(chosen)
     splits = opened.splits()
     dataset = getattr(splits, split)
-    net = opened.load_net(choose_device(device))
+    net = opened.load_net(choose_device(device), averaged)
     calibrate = calibration(net, splits.train, amp, workers)
     top1 = Evaluator(net, dataset, batch_size, amp, workers, calibrate=calibrate).top1(chosen)
     parameters = cost.parameters(chosen, opened.space, opened.num_classes)

@@ -37,6 +37,7 @@ def extract(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     tolerance: float = TOLERANCE,
+    averaged: bool = False,
 ) -> GrowtasViT | GrowtasMobileNet:
     """Copy a subnet's slices into a standalone timm model and check that its logits are the slice's.
 
@@ -48,6 +49,7 @@ def extract(
         mean: of the input's channels, as training normalised them; taken from a run's data where None.
         std: standard deviation of the same.
         tolerance: largest allowed difference of the logits, relative to the largest logit.
+        averaged: of a run: take the moving average of the weights that it keeps with ema_decay.
 
     Returns:
         The model, in evaluation mode, on the supernet's device; ``model.extraction_error`` is the largest
@@ -64,7 +66,7 @@ def extract(
     subnet = parse_subnet(subnet) if isinstance(subnet, str) else subnet
     preprocessing: dict[str, Any] = {}
     if not isinstance(net, VisionTransformer | MobileNetV3):
-        net, preprocessing = _net_of_run(net, subnet)
+        net, preprocessing = _net_of_run(net, subnet, averaged)
     if net.space is None:
         raise UsageError(
             "A subnet is extracted from a supernet; this network is an extracted subnet already."
@@ -109,7 +111,9 @@ def verify(
     return _compare(net, model, subnet, batch_size, seed)[0]
 
 
-def _net_of_run(run: Run | str | os.PathLike, subnet: AnySubnet) -> tuple[AnySupernet, dict[str, Any]]:
+def _net_of_run(
+    run: Run | str | os.PathLike, subnet: AnySubnet, averaged: bool
+) -> tuple[AnySupernet, dict[str, Any]]:
     """The supernet of a run or of its folder, and how its images were prepared, in timm's terms.
 
     BatchNorm's statistics are measured for the subnet, on the run's training images.
@@ -119,7 +123,7 @@ def _net_of_run(run: Run | str | os.PathLike, subnet: AnySubnet) -> tuple[AnySup
     from growtas.training.run import Run
 
     run = Run.open(run)
-    net = run.load_net()
+    net = run.load_net(averaged=averaged)
     if net.needs_calibration:
         calibration(net, run.splits().train)(subnet)
     return net, preprocessing(run.config.data, run.space, run.config.interpolation)

@@ -41,6 +41,7 @@ def search(
     amp: str = "none",
     device: str = "auto",
     workers: int | None = None,
+    averaged: bool = False,
 ) -> SearchResult:
     """Find the most accurate subnet of a trained supernet within limits, by AutoFormer's evolution.
 
@@ -65,6 +66,7 @@ def search(
         amp: ``"bfloat16"`` for autocast, ``"none"`` for float32.
         device: such as ``"cuda:1"``; ``"auto"`` is a GPU where there is one.
         workers: processes that load images from files; as many as fit where None.
+        averaged: evaluate the moving average of the weights that a run with ema_decay keeps.
 
     Returns:
         The best subnet and every evaluation.
@@ -92,7 +94,7 @@ def search(
     from growtas.training.loader import worker_count
 
     device = choose_device(device)
-    net, splits = run.load_net(device), run.splits()
+    net, splits = run.load_net(device, averaged), run.splits()
     calibrate = calibration(net, splits.train, amp, worker_count(workers))
     settings = {"batch_size": batch_size, "amp": amp, "workers": workers, "calibrate": calibrate}
     evaluator = Evaluator(net, splits.search, **settings)

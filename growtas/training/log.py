@@ -4,10 +4,11 @@ Every line of log.jsonl is one JSON object with ``event``, ``step`` and ``epoch`
 last, ``time`` (seconds since 1970). The events:
 
 ========  ==========================================================================================
-stage     a stage begins: ``stage``, ``groups`` (those active), ``embed_dims`` (theirs), and what the
-          method did, such as ``new_region`` and ``new_entries``
+stage     a stage begins: ``stage``, ``groups`` (those active), ``embed_dims`` or ``expands`` (theirs), and
+          what the method did, such as ``new_region`` and ``new_entries``
 step      one update: ``stage``, ``groups``, ``loss``, ``lr``, ``subnets`` (as text) and ``group`` (the
           group of each); ``skipped`` is true where the loss (then null) or its gradient was not finite
+method    what a method that learns along reports
 eval      after an epoch: ``split`` and ``results``, a list of ``name`` (smallest, largest, random-0,
           ...), ``subnet``, ``group``, ``params``, ``top1`` (per cent) and ``loss``
 finish    the run is complete: ``skipped`` steps in total

@@ -135,21 +135,28 @@ class Run:
             settings.pop(name)
         return {**settings, "space": self.space.to_dict(), "num_classes": self.num_classes}
 
-    def load_net(self, device: str = "cpu") -> VisionTransformer:
+    def load_net(self, device: str = "cpu", averaged: bool = False) -> VisionTransformer:
         """The supernet with the checkpoint's weights, in evaluation mode.
 
         Args:
             device: where to put it.
+            averaged: take the moving average of the weights instead of the weights.
 
         Raises:
+            UsageError: the run keeps no average.
             GrowtasError: there is no checkpoint yet, or it does not belong to the run.
         """
         from growtas.training import checkpoint
 
         state = checkpoint.load(self.checkpoint_path)
         checkpoint.check_belongs(state, self.identity(), self.checkpoint_path)
+        if averaged and "ema" not in state:
+            raise UsageError(
+                f"The run {self.path} keeps no averaged weights; train it with ema_decay, such as 0.9999."
+            )
         net = self.new_net()
-        checkpoint.load_weights(net, state, self.checkpoint_path)
+        chosen = {"weights": state["ema" if averaged else "weights"]}
+        checkpoint.load_weights(net, chosen, self.checkpoint_path)
         return net.to(device).eval()
 
     def new_net(self) -> VisionTransformer:

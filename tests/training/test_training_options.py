@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from runs import SPACE
 from test_training_loop import CPU, one_step, only, trainer
 
+import growtas
 from growtas.errors import UsageError
+from growtas.training import checkpoint
 from growtas.training.images import seed_globally
 
 LARGEST, SMALLEST = SPACE.largest(), SPACE.smallest()
@@ -137,3 +139,15 @@ def test_drawn_images_depend_on_seed_and_key_alone(tmp_path):
     assert torch.equal(images, again) and not torch.equal(images, other)
     assert len(draw("search", 10**6)[0]) == len(made.splits.search)
     assert not torch.equal(images, draw("train", 20, "x", 1)[0])
+
+
+def test_averaged_weights_are_loaded_and_extracted(small, tmp_path):
+    run = growtas.train(**{**small, "epochs": 2}, ema_decay=0.5, out=tmp_path / "run")
+    state = checkpoint.load(run.checkpoint_path)
+    averaged = run.load_net(averaged=True).state_dict()
+    assert all(torch.equal(value, state["ema"][name]) for name, value in averaged.items())
+    assert not torch.equal(averaged["pos_embed"], run.load_net().state_dict()["pos_embed"])
+    model = growtas.extract(run, SMALLEST, averaged=True)
+    assert torch.equal(model.state_dict()["pos_embed"], averaged["pos_embed"][..., :8])
+    with pytest.raises(UsageError, match="keeps no averaged weights"):
+        growtas.train(**{**small, "epochs": 2}, out=tmp_path / "plain").load_net(averaged=True)
