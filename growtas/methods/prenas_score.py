@@ -80,7 +80,7 @@ def gradients(
 
 
 def box_sums(values: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-    """Sums over leading boxes.
+    """Sums over leading boxes, in float64 on the CPU, so that the order of adding is one.
 
     Args:
         values: (R, C).
@@ -89,9 +89,8 @@ def box_sums(values: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Ten
     Returns:
         (len(rows), len(columns)) float64: entry i, j is ``values[:rows[i], :columns[j]].sum()``.
     """
-    last_columns = torch.tensor(columns, device=values.device) - 1
-    last_rows = torch.tensor(rows, device=values.device) - 1
-    return values.double().cumsum(1)[:, last_columns].cumsum(0)[last_rows]
+    last_rows, last_columns = (torch.tensor(sizes) - 1 for sizes in (rows, columns))
+    return values.cpu().double().cumsum(1)[:, last_columns].cumsum(0)[last_rows]
 
 
 @torch.no_grad()
@@ -217,7 +216,7 @@ class _Saliency:
         """
         cut, own = [slice(None), slice(None)], [slice(None), slice(None)]
         cut[1 - axis], own[axis] = slice(self.dims[-1]), added
-        weight, gradient = (values[name][tuple(cut)].double() for values in (self.weights, self.found))
+        weight, gradient = (values[name][tuple(cut)].cpu().double() for values in (self.weights, self.found))
         scale = (weight.abs().sum() * gradient.abs().sum()).item()
         return (weight * gradient)[tuple(own)].abs().sum().item() / scale if scale else 0.0
 

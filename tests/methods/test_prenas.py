@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import pickle
 import random
 from collections import Counter
 
@@ -255,6 +256,27 @@ def test_noise_has_the_mean_and_deviation_of_each_channel(options, mean, std):
     torch.testing.assert_close(images.std((0, 2, 3)), torch.tensor(std).float(), rtol=0.02, atol=0)
 
 
+def test_every_rank_takes_the_choice_of_the_first(monkeypatch):
+    from growtas.methods.prenas import dist
+
+    sent = []
+
+    def broadcast(rows, src):
+        assert src == 0
+        if sent:
+            rows[:] = pickle.loads(sent[0])
+        else:
+            sent.append(pickle.dumps(rows))
+
+    alone = chosen_by(SPACE, 5, seed=2)[0].state_dict()
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: len(sent))
+    monkeypatch.setattr(dist, "broadcast_object_list", broadcast)
+    first = chosen_by(SPACE, 5, seed=1)[0].state_dict()
+    second = chosen_by(SPACE, 5, seed=2)[0].state_dict()
+    assert first == second != alone
+
+
 # -- state and errors ----------------------------------------------------------------------------------------
 
 
@@ -318,13 +340,12 @@ def test_a_convolutional_space_is_refused():
 # -- a run ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("data", ["noise", "train"])
-def test_a_run_trains_the_chosen_subnets_only(tmp_path, data):
+def test_a_run_trains_the_chosen_subnets_only(tmp_path):
     space = SearchSpace(**{**SPACE.to_dict(), "in_channels": 1})
     run = growtas.train(
         space=space,
         method="prenas",
-        method_options=f"bins=4,data={data},images=16",
+        method_options="bins=4,data=train,images=16",
         epochs=1,
         log_every=1,
         eval_subnets=0,
