@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from growtas.comparing import compare
     from growtas.errors import GrowtasError, UsageError
     from growtas.export import extract
+    from growtas.mobilenet_space import MobileNetSpace
+    from growtas.mobilenet_subnet import MobileNetSubnet
     from growtas.searching import search
     from growtas.space import SearchSpace, load_space
     from growtas.subnet import Subnet
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 _HOME = {
     "GrowtasError": "growtas.errors",
     "SearchSpace": "growtas.space",
+    "MobileNetSpace": "growtas.mobilenet_space",
+    "MobileNetSubnet": "growtas.mobilenet_subnet",
     "Subnet": "growtas.subnet",
     "Supernet": "growtas.supernet",
     "UsageError": "growtas.errors",
@@ -40,6 +44,8 @@ __all__ = [
     "GrowtasError",
     "SearchSpace",
     "Subnet",
+    "MobileNetSpace",
+    "MobileNetSubnet",
     "Supernet",
     "UsageError",
     "__version__",

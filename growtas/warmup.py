@@ -68,6 +68,8 @@ def warmup(
     """
     _check(batch, dtype)
     space = load_space(space)
+    if not isinstance(space, SearchSpace):
+        raise UsageError(f"Space {space.name!r} runs on torch's convolutions: it has no kernels to compile.")
     targets = _targets(arch)
     work = []
     for target in targets:

@@ -78,6 +78,11 @@ print(json.dumps([layers, kinds, len(found), len(expected), missing]))
 """
 
 
+def test_a_convolutional_space_has_nothing_to_compile():
+    with pytest.raises(UsageError, match="'digits-mobilenet' runs on torch's convolutions"):
+        warmup.warmup("digits-mobilenet")
+
+
 @pytest.mark.parametrize(
     ("space", "dtype", "batch", "signatures"),
     [

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.mobilenet_space import MobileNetSpace
-from growtas.space import SearchSpace, load_space
+from growtas.space import Space, load_space
 from growtas.training import checkpoint, initial
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.data import Splits, load_splits
@@ -25,7 +25,7 @@ from growtas.training.run import Run, check_free, remove_leftovers, versions
 
 
 def train(
-    space: str | Path | SearchSpace | None = None,
+    space: str | Path | Space | None = None,
     data: str | None = None,
     *,
     resume: str | Path | Run | None = None,
@@ -59,13 +59,13 @@ def train(
     if space is None:
         raise UsageError("Give space=NAME (such as 'digits'), or resume=FOLDER to continue a run.")
     found = load_space(space)
-    name = found.name if isinstance(space, SearchSpace) else str(space)
+    name = found.name if isinstance(space, Space) else str(space)
     given = {} if data is None else {"data": data}
     config = TrainConfig.from_dict({"space": name, **given, **settings})
     return begin(config, found)
 
 
-def begin(config: TrainConfig, space: SearchSpace | None = None) -> Run:
+def begin(config: TrainConfig, space: Space | None = None) -> Run:
     """Begin a run and train it to its end.
 
     Args:
@@ -113,7 +113,7 @@ def _create(run: Run, weights: Mapping[str, Tensor] | None) -> None:
         raise GrowtasError(f"The run folder {run.path} could not be written: {error.strerror}.") from error
 
 
-def _load_data(config: TrainConfig, space: SearchSpace, ranks: Ranks) -> Splits:
+def _load_data(config: TrainConfig, space: Space, ranks: Ranks) -> Splits:
     def load(download: bool) -> Splits:
         return load_splits(
             config.data, space, config.split_seed, config.data_folder, download, config.interpolation

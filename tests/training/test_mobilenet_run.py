@@ -13,6 +13,7 @@ from growtas.errors import UsageError
 from growtas.mobilenet_space import MobileNetSpace
 from growtas.searching.evaluate import Evaluator
 from growtas.training import checkpoint
+from growtas.searching import read_result
 from growtas.training.calibration import calibration
 from growtas.training.data import evaluation_loader
 from growtas.training.evaluate import evaluate
@@ -65,6 +66,21 @@ def test_the_run_is_searched_extracted_and_saved(folder, tmp_path):
 
 def test_calibration_is_what_makes_a_subnet_accurate(folder):
     run = Run.open(folder)
+def test_a_search_that_was_cut_off_ends_as_if_it_had_not_been(folder, tmp_path):
+    settings = {"max_params": 9_000, "population": 4, "generations": 3, "parents": 2}
+    whole = growtas.search(folder, out=tmp_path / "whole.jsonl", **settings)
+    lines = whole.path.read_bytes().splitlines(keepends=True)
+    (tmp_path / "cut.jsonl").write_bytes(b"".join(lines[:6]))
+    resumed = growtas.search(folder, out=tmp_path / "cut.jsonl", **settings)
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+    assert read_result(resumed.path) == resumed
+
+
+def test_a_space_that_is_given_is_known_by_its_name(folder):
+    run = Run.open(folder)
+    assert run.config.space == "tiny-mobilenet" and run.space == SPACE
+
+
     net, splits, largest = run.load_net(), run.splits(), SPACE.largest()
     top1 = Evaluator(net, splits.search, calibrate=calibration(net, splits.train)).top1(largest)
     assert top1 > Evaluator(run.load_net(), splits.search, calibrate=lambda subnet: None).top1(largest) + 5
