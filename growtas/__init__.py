@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from growtas.mobilenet_space import MobileNetSpace
     from growtas.mobilenet_subnet import MobileNetSubnet
     from growtas.searching import search
+    from growtas.searching.emission import emit
     from growtas.space import SearchSpace, load_space
     from growtas.subnet import Subnet
     from growtas.supernet import Supernet
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
 
 _HOME = {
     "GrowtasError": "growtas.errors",
-    "SearchSpace": "growtas.space",
     "MobileNetSpace": "growtas.mobilenet_space",
     "MobileNetSubnet": "growtas.mobilenet_subnet",
+    "SearchSpace": "growtas.space",
     "Subnet": "growtas.subnet",
     "Supernet": "growtas.supernet",
     "UsageError": "growtas.errors",
     "compare": "growtas.comparing",
+    "emit": "growtas.searching.emission",
     "extract": "growtas.export",
     "finetune": "growtas.training.finetune",
     "load_space": "growtas.space",
@@ -42,15 +44,16 @@ _MODULES = ("cost", "ops")
 
 __all__ = [
     "GrowtasError",
-    "SearchSpace",
-    "Subnet",
     "MobileNetSpace",
     "MobileNetSubnet",
+    "SearchSpace",
+    "Subnet",
     "Supernet",
     "UsageError",
     "__version__",
     "compare",
     "cost",
+    "emit",
     "extract",
     "finetune",
     "load_space",

@@ -247,6 +247,19 @@ def _search(args: list[str]) -> int:
     return 0
 
 
+def _emit(args: list[str]) -> int:
+    """the subnet that a trained sampler (focusformer) names for a budget"""
+    from growtas import cost, emit
+    from growtas.training.run import Run
+
+    values = options(emit, args, "emit", {"run": _positional(str)})
+    subnet, run = emit(**values), Run.open(values["run"])
+    parameters, macs = (count(subnet, run.space, run.num_classes) for count in (cost.parameters, cost.macs))
+    print(f"{subnet}: {parameters:,} parameters, {macs:,} MACs")
+    print(f"next: growtas evaluate {run.path} --subnet {subnet}")
+    return 0
+
+
 def extract(
     run: str, out: str, subnet: str = "best", overwrite: bool = False, averaged: bool = False
 ) -> None:
@@ -407,6 +420,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "train": _train,
     "finetune": _finetune,
     "search": _search,
+    "emit": _emit,
     "extract": _extract,
     "evaluate": _evaluate,
     "compare": _compare,
