@@ -189,3 +189,39 @@ def test_subnets_outside_the_space():
         Subnet(24, 3, (2, 2, 2), (2, 2))
     with pytest.raises(UsageError, match="Group 3 does not exist"):
         space.sample(random.Random(0), groups=[3])
+
+
+def test_subnets_by_number_and_by_list():
+    space = load_space("digits")
+    assert space.subnet(embed_dim=24, depth=3, num_heads=2, mlp_ratio=2) == space.smallest()
+    mixed = space.subnet(embed_dim=36, depth=4, num_heads=[2, 3, 2, 3], mlp_ratio=3)
+    assert mixed == Subnet(36, 4, (2, 3, 2, 3), (3, 3, 3, 3))
+    for choices, message in [
+        ((24, 6, 2, 2), "depth=6 is outside space 'digits', which offers 3, 4, 5"),
+        (
+            (24, 3, [2, 2], 2),
+            "num_heads of a subnet of 'digits' needs one number, or 3 of them; 2 were given",
+        ),
+        ((24, 3, 2, "2"), "mlp_ratio of a subnet of 'digits' is a number or a list, not '2'"),
+        ((24, 3, 2, [2, 2, 9]), "mlp_ratio=9 of layer 2 is outside"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            space.subnet(*choices)
+
+
+def test_reading_checks_the_space():
+    space = load_space("digits")
+    for read, given in (
+        (space.parse, "d25-h2,2,2-r2,2,2"),
+        (space.subnet_from_json, Subnet(25, 3, (2,) * 3, (2,) * 3).to_json()),
+    ):
+        with pytest.raises(UsageError, match="embed_dim=25 is outside space 'digits'"):
+            read(given)
+
+
+def test_only_parents_that_fit_are_crossed():
+    space = load_space("digits")
+    assert space.can_cross(space.smallest([0]), space.smallest([2]))
+    assert not space.can_cross(space.smallest(), space.largest())
+    ofa = load_space("ofa-mobilenetv3")
+    assert ofa.can_cross(ofa.smallest(), ofa.largest())
