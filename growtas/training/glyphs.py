@@ -30,14 +30,14 @@ CHUNK = 512  # images drawn at once: what they need stays in the cache
 EM = 22.0  # pixels
 HALF_TURN = 0.13  # largest tangent of half the angle of rotation: 15 degrees
 SHEAR = 0.2
-SCALE = (0.8, 1.15)  # width and height apart
+SCALE = (0.75, 1.15)  # width and height apart
 SHIFT = 2.5  # pixels
 PAPER = (0.0, 0.35)  # grey of the background
 INK = (0.55, 1.0)  # grey of the character
-CLUTTER = 0.6  # how often there is a neighbour, on each side
+CLUTTER = 0.8  # how often there is a neighbour, on each side
 CLUTTER_EM = (0.7, 1.1)  # distance of its middle
 CLUTTER_INK = (0.3, 0.8)  # its contrast, as a share of the character's
-NOISE = (0.02, 0.1)  # standard deviation of the noise, drawn for each image
+NOISE = (0.05, 0.15)  # standard deviation of the noise, drawn for each image
 
 _DRAWS = 32  # random words of an image before those of its pixels' noise
 _WORDS = _DRAWS + SIZE * SIZE
