@@ -219,10 +219,12 @@ def _evaluate(plan: Plan, run: Run, split: str) -> list[dict[str, Any]]:
     """Top-1 of the fixed subnets of every group with the weights they inherit."""
     from growtas import cost
     from growtas.searching.evaluate import Evaluator
+    from growtas.training.calibration import calibration
     from growtas.training.distributed import choose_device
 
-    net = run.load_net(choose_device(run.config.device))
-    evaluator = Evaluator(net, getattr(run.splits(), split), amp=run.config.amp)
+    net, splits, amp = run.load_net(choose_device(run.config.device)), run.splits(), run.config.amp
+    calibrate = calibration(net, splits.train, amp)
+    evaluator = Evaluator(net, getattr(splits, split), amp=amp, calibrate=calibrate)
     known: dict[Any, dict[str, Any]] = {}
 
     def judged(subnet: Any) -> dict[str, Any]:

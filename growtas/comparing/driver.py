@@ -212,11 +212,12 @@ def _check_runs(plan: Plan, specs: Sequence[MethodSpec]) -> None:
     from growtas.training.run import Run
 
     for spec in specs:
-        config = plan.cell_config(spec.first or spec, 0, plan.rates()[0]).resolved()
+        configs = [plan.cell_config(spec.first or spec, 0, plan.rates()[0]).resolved()]
         if spec.first is not None:
-            config = dataclasses.replace(config, method=spec.name, **spec.settings())
-        steps = max(1, plan.images["train"] // config.batch_size)
-        create_run_method(Run(plan.path, config, plan.space, plan.num_classes, steps, plan.images, {}))
+            configs.append(dataclasses.replace(configs[0], method=spec.name, **spec.settings()))
+        for config in configs:
+            steps = max(1, plan.images["train"] // config.batch_size)
+            create_run_method(Run(plan.path, config, plan.space, plan.num_classes, steps, plan.images, {}))
     for limit in plan.limits:
         limit.check(plan.space, plan.num_classes)
 

@@ -89,7 +89,7 @@ def _setting(recorded: Recorded, cells: Cells) -> str:
         f"Searches: {plan.population} x {plan.generations} evaluations on the {images['search']:,} images of "
         "the search split; the subnet found is then judged on the test split.",
         "Brackets are 95 % confidence intervals of the mean paired difference to "
-        f"{recorded.methods[0]} (Student's t).",
+        f"{recorded.methods[0]} (Student's t), bold where they exclude zero.",
     ]
     return "\n".join(sentences)
 
@@ -176,6 +176,8 @@ def _times(recorded: Recorded, summary: Summary) -> str:
             ratio = f"{time.ratio.mean:.3f}"
             if time.ratio.low is not None:
                 ratio += f" [{time.ratio.low:.3f}, {time.ratio.high:.3f}]"
+            if time.ratio.excludes(1.0):
+                ratio = f"**{ratio}**"
         seconds = ["-" if found is None else f"{found.mean:,.1f}" for found in (time.cpu, time.wall)]
         rows.append([str(time.spec), *seconds, ratio])
     what = (
@@ -185,13 +187,11 @@ def _times(recorded: Recorded, summary: Summary) -> str:
     )
     lines = [
         f"Seconds of training alone, mean over seeds; a second phase counts its first one in. The ratio to "
-        f"{recorded.methods[0]} is of {what}."
+        f"{recorded.methods[0]} is of {what}; bold where the interval excludes one."
     ]
     unknown = sum(time.unknown for time in summary.times)
     if unknown:
-        lines.append(
-            f"Left out: {unknown} cells of which a process was killed, so that their time is unknown."
-        )
+        lines.append(f"Left out: {unknown} cells of unknown time, of which a process was killed.")
     header = ["method", "CPU s", "wall s", f"ratio to {recorded.methods[0]}"]
     return " ".join(lines) + "\n\n" + table(header, rows)
 

@@ -16,7 +16,7 @@ from growtas.comparing.limits import Limit, read_limits
 from growtas.comparing.specs import MethodSpec, read_methods
 from growtas.errors import GrowtasError, UsageError
 from growtas.space import load_space, seeded_rng
-from growtas.training.config import TrainConfig
+from growtas.training.config import RUNTIME, TrainConfig
 
 if TYPE_CHECKING:
     from growtas.space import SearchSpace
@@ -86,7 +86,8 @@ class Plan:
     def recipe(self) -> dict[str, Any]:
         """The settings of training with which a plain run would be made, every default filled in."""
         values = self.config({}).resolved().to_dict()
-        return {name: value for name, value in values.items() if name not in ("out", "seed", "method")}
+        own = ("out", "seed", "method", *RUNTIME)
+        return {name: value for name, value in values.items() if name not in own}
 
     def config(self, own: Mapping[str, Any]) -> TrainConfig:
         """The settings of a run before the recipe. Args: own: of its method, its seed and its rate."""

@@ -158,7 +158,7 @@ class _Pool:
 def _start(job: Job, threads: int) -> subprocess.Popen:
     environment = {**os.environ, **_threads(threads)}
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    with open(job.output, "ab") as output:
+    with open(job.output, "wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "growtas.comparing.cell", *job.arguments, "--guarded"],
             stdin=subprocess.PIPE,  # its other end closes with this process: then the cell stops, too

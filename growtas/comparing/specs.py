@@ -95,11 +95,14 @@ class MethodSpec:
         Raises:
             UsageError: one of them is common to all methods, or its value makes no sense.
         """
-        known = typing.get_type_hints(TrainConfig)
+        known, own = typing.get_type_hints(TrainConfig), self.option_names()
         values: dict[str, Any] = {}
         options: list[str] = []
         for key, text in self.given:
             if self.first is not None and key in FIRST_PHASE_SETTINGS:
+                continue
+            if key in own:  # also where training has a setting of that name
+                options.append(f"{key}={text}")
                 continue
             if key in DECIDED:
                 raise UsageError(f"{key} of {str(self)!r} is the same for every method; give it to compare.")
@@ -115,6 +118,15 @@ class MethodSpec:
             else:
                 options.append(f"{key}={text}")
         return {**values, **({"method_options": ",".join(options)} if options else {})}
+
+    def option_names(self) -> set[str]:
+        """Of the method's own options; none where the method is unknown."""
+        from growtas.methods import method_names
+        from growtas.methods.base import registered
+
+        method_names()  # so that every method is registered
+        method = registered().get(self.name)
+        return {field.name for field in dataclasses.fields(method.Options)} if method else set()
 
 
 def setting_value(name: str, text: str, hint: Any) -> Any:
@@ -194,15 +206,13 @@ def read_methods(methods: typing.Iterable[str]) -> tuple[MethodSpec, ...]:
 def check_known(specs: typing.Iterable[MethodSpec]) -> None:
     """Raises: UsageError: a method is not registered, or does not know a setting or option."""
     from growtas.methods import method_names
-    from growtas.methods.base import registered
 
-    method_names()  # so that every method is registered
-    known = registered()
+    known = method_names()
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     for spec in specs:
         if spec.name not in known:
             raise UsageError(f"There is no method {spec.name!r}.{nearest(spec.name, known)}")
-        options = {field.name for field in dataclasses.fields(known[spec.name].Options)}
+        options = spec.option_names()
         for key, _ in spec.given:
             if key not in fields | options:
                 names = nearest(key, (fields | options) - set(DECIDED))

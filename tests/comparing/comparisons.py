@@ -1,0 +1,153 @@
+"""Small comparisons, their processes forked so that they need not import torch again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from growtas.comparing import cell, scheduler
+from growtas.errors import GrowtasError
+
+SPACE = {
+    "name": "small",
+    "embed_dim": [8, 12, 16],
+    "mlp_ratio": [1, 2],
+    "num_heads": [1, 2],
+    "depth": [1, 2],
+    "image_size": 8,
+    "patch_size": 4,
+    "in_channels": 1,
+    "head_dim": 4,
+    "max_relative_position": 1,
+}
+SMALL = {
+    "methods": ["uniform", "growtas", "growtas+:epochs=1"],
+    "seeds": 2,
+    "epochs": 2,
+    "lr": "3e-3",
+    "limits": [2000],
+    "subnets": 3,
+    "population": 4,
+    "generations": 2,
+    "settings": ["batch_size=192", "transition=1"],
+    "jobs": 2,
+    "device": "cpu",
+}
+
+
+def space_file(folder: Path) -> str:
+    """The small space as a YAML file."""
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(SPACE))
+    return str(path)
+
+
+class Fork:
+    """A process of its own that runs a function; what subprocess.Popen offers of it."""
+
+    def __init__(self, work, output: Path) -> None:
+        self.output, self.status = output, None
+        theirs, ours = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(theirs)
+            self.stdin = open(ours, "wb")
+            with suppress(OSError):
+                os.setpgid(self.pid, 0)
+            return
+        status = 1
+        try:  # the child never returns from here
+            descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(descriptor, 1), os.dup2(descriptor, 2), os.dup2(theirs, 0)
+            os.close(theirs), os.close(ours)
+            os.setpgid(0, 0)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            tqdm.set_lock(threading.RLock())  # its own is shared with the parent
+            torch.set_num_threads(1)
+            status = work() or 0
+        except GrowtasError as error:
+            os.write(2, str(error).encode())
+            status = error.exit_status
+        except BaseException:  # noqa: BLE001 - a forked child must not fall back into pytest
+            os.write(2, traceback.format_exc().encode())
+        finally:
+            os._exit(status)
+
+    def _ended(self, status: int) -> int:
+        self.status = os.waitstatus_to_exitcode(status)
+        return self.status
+
+    def poll(self) -> int | None:
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            return self._ended(status) if pid else None
+        return self.status
+
+    def wait(self, timeout: float | None = None) -> int:
+        return self._ended(os.waitpid(self.pid, 0)[1]) if self.status is None else self.status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def wait_until(self, ready, limit: float = 120.0) -> None:
+        """Wait for a condition while it runs."""
+        end = time.monotonic() + limit
+        while not ready():
+            assert self.poll() is None, self.output.read_text()
+            assert time.monotonic() < end, "the process did not get there"
+            time.sleep(0.002)
+
+
+def forked(job: scheduler.Job, threads: int) -> Fork:
+    """In place of ``scheduler._start``."""
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    return Fork(lambda: cell.main([*job.arguments, "--guarded"]), job.output)
+
+
+def children(process: Fork) -> list[int]:
+    """The processes that a process has started and that run."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs that is nobody's child here any more."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def results(folder: Path) -> dict[str, dict]:
+    """Every cell.json without what depends on the moment."""
+    found = {}
+    for file in sorted((folder / "cells").rglob("cell.json")):
+        data = json.loads(file.read_text())
+        del data["time"], data["made_by"]
+        found[str(file.relative_to(folder))] = data
+    return found
+
+
+def fingerprints(folder: Path) -> dict[str, tuple[int, str]]:
+    """When and with what each file of the finished cells was written."""
+    return {
+        str(file): (file.stat().st_mtime_ns, hashlib.sha256(file.read_bytes()).hexdigest())
+        for done in (folder / "cells").rglob("cell.json")
+        for file in done.parent.rglob("*")
+        if file.is_file()
+    }

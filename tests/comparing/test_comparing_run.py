@@ -1,0 +1,294 @@
+"""Comparisons of a tiny space on the digits: what they write, and that it is right."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import math
+import os
+import shutil
+import signal
+import time
+
+import pytest
+from comparisons import SMALL, Fork, children, fingerprints, results, runs, space_file
+from scipy import stats
+
+import growtas
+from growtas import cli
+from growtas.comparing import scheduler
+from growtas.comparing.plan import RATE_SEED, read_plan
+from growtas.errors import UsageError
+from growtas.searching import read_result
+from growtas.searching.evaluate import Evaluator
+from growtas.training import Run
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def rows_of(made, method):
+    return {row.measure.key: row for row in made.summary.rows if str(row.spec) == method}
+
+
+def test_every_cell_is_a_run_with_its_results(made):
+    assert not made.failed and not made.summary.missing
+    specs = ("uniform", "growtas", "growtas+:epochs=1")
+    cells = [made.path / "cells" / spec / f"seed-{s}" for spec in specs[:2] for s in (0, 1)]
+    cells += list((made.path / "cells").glob("growtas+*/seed-[01]"))
+    assert len(cells) == 6
+    for path in cells:
+        run, cell = Run.open(path), read(path / "cell.json")
+        assert run.finished and cell["seed"] == run.config.seed
+        assert cell["method"].partition(":")[0] == run.config.method
+        assert [group["group"] for group in cell["groups"]] == [8, 12, 16]
+        assert cell["time"]["cpu"] > 0 and cell["time"]["device"] == "cpu"
+
+
+def test_the_accuracies_are_those_of_the_runs(made):
+    path = made.path / "cells" / "growtas" / "seed-1"
+    run, cell = Run.open(path), read(path / "cell.json")
+    evaluator = Evaluator(run.load_net(), run.splits().test)
+    for group in cell["groups"]:
+        subnets = [*group["random"], group["smallest"], group["largest"]]
+        for each in subnets:
+            subnet = growtas.Subnet.parse(each["subnet"])
+            assert each["top1"] == evaluator.top1(subnet)
+            assert each["params"] == growtas.cost.parameters(subnet, run.space, 10)
+        assert group["top1"] == pytest.approx(sum(each["top1"] for each in group["random"]) / 3)
+    (found,) = cell["searched"]
+    best = read_result(path / "search-params-2000.jsonl")
+    assert len(best.history) == found["evaluated"] == 8
+    assert (found["params"], found["top1"]) == (best.best.params, best.test_top1)
+    assert found["params"] <= 2000
+
+
+def test_the_report_is_of_paired_differences(made):
+    values = {}
+    for method in ("uniform", "growtas"):
+        cells = [read(made.path / "cells" / method / f"seed-{s}" / "cell.json") for s in (0, 1)]
+        values[method] = [cell["groups"][2]["top1"] for cell in cells]
+        row = rows_of(made, method)["group 16"]
+        assert row.level.mean == pytest.approx(sum(values[method]) / 2)
+    theirs = stats.ttest_rel(values["growtas"], values["uniform"]).confidence_interval(0.95)
+    row = rows_of(made, "growtas")["group 16"]
+    assert (row.difference.low, row.difference.high) == pytest.approx((theirs.low, theirs.high))
+    assert rows_of(made, "uniform")["group 16"].difference is None
+    cells = [read(made.path / "cells" / "growtas" / f"seed-{s}" / "cell.json") for s in (0, 1)]
+    means = [math.fsum(group["top1"] for group in cell["groups"]) / 3 for cell in cells]
+    assert rows_of(made, "growtas")["all groups"].level.mean == pytest.approx(sum(means) / 2)
+
+
+def test_the_files_agree_with_each_other(made):
+    data = read(made.path / "report.json")
+    assert data["baseline"] == "uniform" and data["seeds"] == 2 and data["lr"] == 3e-3
+    with open(made.path / "report.csv", newline="") as file:
+        table = {(row["method"], row["measure"]): row for row in csv.DictReader(file)}
+    assert len(data["results"]) == 3 * (3 + 1 + 6 + 1)
+    for result in data["results"]:
+        row = table[result["method"], result["measure"]]
+        assert float(row["mean"]) == pytest.approx(result["top1"]["mean"], rel=1e-5)
+        excludes = result["excludes_zero"]
+        assert row["excludes_zero"] == ("" if excludes is None else str(excludes).lower())
+    with open(made.path / "cells.csv", newline="") as file:
+        cells = list(csv.DictReader(file))
+    assert {(row["method"], row["seed"]) for row in cells} == {
+        (method, seed) for method in data["methods"] for seed in "01"
+    }
+    assert (made.path / "comparison.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert sorted(file.name for file in made.files) == sorted(
+        ["report.md", "report.json", "report.csv", "cells.csv", "comparison.png"]
+    )
+
+
+def test_the_text_says_which_intervals_exclude_zero(made):
+    assert (made.path / "report.md").read_text() == str(made)
+    decided = [row for row in made.summary.rows if row.decided]
+    compared = [row for row in made.summary.rows if row.difference is not None]
+    assert f"{len(decided)} of {len(compared)} intervals exclude zero." in made.text
+    for row in decided:
+        better = "better" if row.difference.mean > 0 else "worse"
+        assert f"- {row.spec} is {better} than uniform on {row.measure.label}:" in made.text
+    for method in ("growtas", "growtas+:epochs=1"):
+        silent = f"- {method}: every interval includes zero; no difference is shown."
+        assert (silent in made.text) == all(str(row.spec) != method for row in decided)
+    for said in ("2 paired seeds (0 to 1)", "- torch: ", "- cores: ", "batch_size=192", "processor time"):
+        assert said in made.text
+
+
+def test_a_second_phase_counts_the_first(made):
+    for seed in (0, 1):
+        first = read(made.path / "cells" / "growtas" / f"seed-{seed}" / "cell.json")["time"]
+        (file,) = (made.path / "cells").glob(f"growtas+*/seed-{seed}/cell.json")
+        both = read(file)["time"]
+        assert both["phases"][:1] == first["phases"] and len(both["phases"]) == 2
+        assert both["cpu"] == pytest.approx(first["cpu"] + both["phases"][1]["cpu"], abs=0.002)
+    times = {str(row.spec): row for row in made.summary.times}
+    assert times["uniform"].ratio is None and times["growtas+:epochs=1"].ratio.mean > 0
+
+
+# -- again, more, otherwise ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(made, tmp_path, fork_cells):
+    """A finished comparison that may be changed."""
+    return shutil.copytree(made.path, tmp_path / "out")
+
+
+def test_nothing_is_trained_again(made, copied, monkeypatch):
+    monkeypatch.setattr(scheduler, "_start", lambda *job: pytest.fail("a cell was started"))
+    before = fingerprints(copied)
+    again = growtas.compare(copied, device="cpu")
+    assert fingerprints(copied) == before
+    assert again.text == made.text
+    assert growtas.compare(copied, report_only=True).text == made.text
+
+
+def test_methods_and_seeds_can_be_added(copied):
+    before = fingerprints(copied)
+    found = growtas.compare(copied, methods=["growtas:new_region=standard"], seeds=1, device="cpu")
+    found = growtas.compare(copied, methods=["uniform"], seeds=3, device="cpu")
+    after = fingerprints(copied)
+    assert {name: after[name] for name in before} == before
+    assert len([name for name in after if name.endswith("cell.json")]) == 6 + 2
+    methods = ["uniform", "growtas", "growtas+:epochs=1", "growtas:new_region=standard"]
+    assert read(copied / "report.json")["methods"] == methods
+    assert rows_of(found, "uniform")["group 8"].level.count == 3
+    assert rows_of(found, methods[3])["group 8"].difference.count == 1
+    assert {(str(spec), seed) for spec, seed in found.summary.missing} == {
+        ("growtas", 2),
+        ("growtas+:epochs=1", 2),
+        (methods[3], 1),
+        (methods[3], 2),
+    }
+
+
+def test_other_settings_are_refused(copied, tmp_path):
+    before = fingerprints(copied)
+    plan = (copied / "compare.json").read_text()
+    for given, says in (
+        ({"epochs": 3}, "compares methods with epochs=2, but epochs=3"),
+        ({"lr": "auto"}, "lr=0.003, but lr=auto"),
+        ({"limits": [2000, 3000]}, "limits=params=2000, but"),
+        ({"subnets": 4}, "subnets=3, but subnets=4"),
+        ({"settings": ["batch_size=192"]}, "settings="),
+        ({"space": "digits"}, "on the space 'small', which is not the 'digits'"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            growtas.compare(copied, **given)
+    assert fingerprints(copied) == before and (copied / "compare.json").read_text() == plan
+
+
+def test_missing_cells_are_named(copied):
+    (copied / "cells" / "growtas" / "seed-1" / "cell.json").unlink()
+    found = growtas.compare(copied, report_only=True)
+    assert [(str(spec), seed) for spec, seed in found.summary.missing] == [("growtas", 1)]
+    assert "**Not finished: 1 of 6 cells**: growtas seed 1." in found.text
+    row = rows_of(found, "growtas")["group 8"]
+    assert row.difference.count == row.level.count == 1 and row.difference.low is None
+    assert rows_of(found, "growtas+:epochs=1")["group 8"].difference.count == 2
+
+
+def test_an_unknown_time_is_left_out(copied):
+    file = copied / "cells" / "growtas" / "seed-0" / "cell.json"
+    cell = read(file)
+    cell["time"]["cpu"] = cell["time"]["wall"] = None
+    file.write_text(json.dumps(cell))
+    found = growtas.compare(copied, report_only=True)
+    (row,) = [row for row in found.summary.times if str(row.spec) == "growtas"]
+    assert (row.cpu.count, row.ratio.count, row.unknown) == (1, 1, 1)
+    assert "Left out: 1 cells of unknown time" in found.text
+
+
+# -- failures and interruptions --------------------------------------------------------------------------
+
+TWO = SMALL | {"methods": ["uniform", "growtas"], "seeds": 1, "jobs": 1}
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(tmp_path, fork_cells, capsys):
+    given = TWO | {"methods": ["uniform", "uniform:opt=nonsense", "growtas"]}
+    found = growtas.compare(tmp_path / "out", space_file(tmp_path), **given)
+    assert list(found.failed) == ["uniform:opt=nonsense seed 0"]
+    assert "nonsense" in found.failed["uniform:opt=nonsense seed 0"]
+    assert "**Not finished: 1 of 3 cells**: uniform:opt=nonsense seed 0." in found.text
+    assert rows_of(found, "growtas")["group 8"].difference.count == 1
+    assert "2 of 3: uniform:opt=nonsense seed 0 failed" in capsys.readouterr().err
+
+
+def test_the_learning_rate_is_chosen_on_the_search_split(tmp_path, fork_cells):
+    given = TWO | {"methods": ["uniform"], "lr": "auto", "epochs": 1}
+    found = growtas.compare(tmp_path / "out", space_file(tmp_path), **given)
+    chosen = read(tmp_path / "out" / "rate.json")
+    assert [each["lr"] for each in chosen["tried"]] == [1.5e-3, 3e-3, 6e-3]
+    assert chosen["top1"] == max(each["top1"] for each in chosen["tried"])
+    plan = read_plan(tmp_path / "out").plan
+    for each in chosen["tried"]:
+        run = Run.open(plan.rate_path(each["lr"]))
+        assert (run.config.method, run.config.seed, run.config.lr) == ("uniform", RATE_SEED, each["lr"])
+        evaluator = Evaluator(run.load_net(), run.splits().search)
+        groups = [[evaluator.top1(s) for s in plan.group_subnets(g)["random"]] for g in range(3)]
+        assert each["top1"] == pytest.approx(sum(sum(group) / len(group) for group in groups) / 3)
+    cell = read(tmp_path / "out" / "cells" / "uniform" / "seed-0" / "cell.json")
+    assert cell["run"]["lr"] == chosen["lr"] == plan.rate()
+    assert f"Learning rate {chosen['lr']:g} for every method, chosen with uniform sampling" in found.text
+
+
+def lines_of(path):
+    log = path / "log.jsonl"
+    return log.read_bytes().count(b'"event": "step"') if log.exists() else 0
+
+
+@pytest.mark.parametrize("how", ["everything killed", "the parent killed", "interrupted"])
+def test_stopped_in_the_middle(made, tmp_path, fork_cells, how):
+    """While the second cell trains: it ends as if nothing had been, and what was finished is left alone."""
+    out, space = tmp_path / "out", space_file(tmp_path)
+    arguments = SMALL | {"jobs": 1, "seeds": 1, "methods": ["uniform", "growtas"]}
+    process = Fork(lambda: growtas.compare(out, space, **arguments) and 0, tmp_path / "output")
+    process.wait_until(lambda: lines_of(out / "cells" / "growtas" / "seed-0") >= 3)
+    (cell,) = children(process)
+    process.send_signal(signal.SIGINT if how == "interrupted" else signal.SIGKILL)
+    if how == "everything killed":
+        os.kill(cell, signal.SIGKILL)
+    status = process.wait()
+    wait_for(lambda: not runs(cell))  # by itself, where only its parent was killed
+    if how == "interrupted":
+        assert status == 130
+        assert f"Continue with: growtas compare {out}" in (tmp_path / "output").read_text()
+    before = fingerprints(out)
+    assert len([name for name in before if name.endswith("cell.json")]) == 1
+    found = growtas.compare(out, device="cpu", jobs=1)
+    assert not found.failed and not found.summary.missing
+    after = fingerprints(out)
+    assert {name: after[name] for name in before} == before
+    wanted = {name: data for name, data in results(made.path).items() if data["seed"] == 0}
+    assert results(out) == {name: data for name, data in wanted.items() if "growtas+" not in name}
+    (row,) = [row for row in found.summary.times if str(row.spec) == "growtas"]
+    assert row.unknown == (how == "everything killed")  # nobody knows how long the killed attempt took
+
+
+def wait_for(ready, limit=120.0):
+    end = time.monotonic() + limit
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_cell_in_a_process_of_its_own(made, tmp_path):
+    """Not forked: started anew, as everywhere outside of these tests."""
+    given = TWO | {"methods": ["uniform"]}
+    assert cli.main(["compare", str(tmp_path / "none"), "--report-only"]) == 2
+    found = growtas.compare(tmp_path / "out", space_file(tmp_path), **given)
+    assert not found.failed
+    wanted = results(made.path)["cells/uniform/seed-0/cell.json"]
+    assert results(tmp_path / "out") == {"cells/uniform/seed-0/cell.json": wanted}
+    assert "No other method has a seed in common with uniform yet." in found.text
+
+
+def test_two_at_a_time_in_one_folder_are_refused(copied):
+    with open(copied / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="Another process is comparing methods"):
+            growtas.compare(copied, device="cpu")
