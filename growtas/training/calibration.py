@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Subset
 from growtas.errors import UsageError
 from growtas.space import seeded_rng
 from growtas.training.data import evaluation_loader
+from growtas.training.images import MemoryImages
 from growtas.training.precision import precision
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class CalibrationImages:
         count: int = IMAGES,
         batch_size: int = BATCH_SIZE,
     ) -> None:
-        self.split, self.device, self.workers = split, device, workers
+        self.split, self.device = split, device
+        self.workers = 0 if isinstance(split, MemoryImages) else workers
         self.count = min(count, len(split))
         self.batch_size = math.ceil(self.count / math.ceil(self.count / batch_size))
         self._kept: list[Tensor] = []

@@ -188,6 +188,7 @@ def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0) -> Da
         batch_size,
         num_workers=0 if isinstance(dataset, MemoryImages) else workers,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # of its own, or reading images would move on the global one
     )
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 import torch
+from runs import assert_same_result
 
 import growtas
 from growtas import export
 from growtas.errors import UsageError
 from growtas.mobilenet_space import MobileNetSpace
+from growtas.searching import read_result
 from growtas.searching.evaluate import Evaluator
 from growtas.training import checkpoint
-from growtas.searching import read_result
 from growtas.training.calibration import calibration
 from growtas.training.data import evaluation_loader
 from growtas.training.evaluate import evaluate
@@ -64,8 +66,6 @@ def test_the_run_is_searched_extracted_and_saved(folder, tmp_path):
     assert 100 * hits / len(splits.test) == pytest.approx(found.test_top1, abs=0.3)
 
 
-def test_calibration_is_what_makes_a_subnet_accurate(folder):
-    run = Run.open(folder)
 def test_a_search_that_was_cut_off_ends_as_if_it_had_not_been(folder, tmp_path):
     settings = {"max_params": 9_000, "population": 4, "generations": 3, "parents": 2}
     whole = growtas.search(folder, out=tmp_path / "whole.jsonl", **settings)
@@ -81,6 +81,8 @@ def test_a_space_that_is_given_is_known_by_its_name(folder):
     assert run.config.space == "tiny-mobilenet" and run.space == SPACE
 
 
+def test_calibration_is_what_makes_a_subnet_accurate(folder):
+    run = Run.open(folder)
     net, splits, largest = run.load_net(), run.splits(), SPACE.largest()
     top1 = Evaluator(net, splits.search, calibrate=calibration(net, splits.train)).top1(largest)
     assert top1 > Evaluator(run.load_net(), splits.search, calibrate=lambda subnet: None).top1(largest) + 5
@@ -96,3 +98,30 @@ def test_evaluation_does_not_change_the_training(folder, tmp_path):
         checkpoint.load(Run.open(path).checkpoint_path)["weights"] for path in (folder, tmp_path / "silent")
     )
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("method", ["shrinking", "growtas"])
+def test_a_killed_run_ends_as_one_left_alone(method, child, tmp_path):
+    """Of shrinking this is after the teacher was kept and channels were sorted."""
+    settings = {
+        **SMALL,
+        "space": SPACE,
+        "method": method,
+        "epochs": 4,
+        "batch_size": 288,
+        "eval_every": 2,
+        "eval_subnets": 0,
+        "checkpoint_every_steps": 3,
+    }
+    whole = growtas.train(**settings, out=tmp_path / "whole")
+    out = tmp_path / "killed"
+    process = child(**settings, out=out)
+
+    def far_enough() -> bool:
+        log = out / "log.jsonl"
+        return log.exists() and log.read_bytes().count(b'"event": "step"') >= 10
+
+    process.wait_until(far_enough)
+    assert process.kill()[0] == -signal.SIGKILL
+    growtas.train(resume=out)
+    assert_same_result(out, whole.path)
