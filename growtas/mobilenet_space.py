@@ -14,32 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from growtas.choices import (
-    adjacent,
-    check_choices,
-    check_groups,
-    check_size,
-    check_stages,
-    check_whole,
-    entries,
-    listed,
-    outside,
-)
+from growtas.choices import adjacent, check_groups, entries, listed, outside
 from growtas.errors import UsageError, nearest
 from growtas.mobilenet_block import Block, make_divisible
+from growtas.mobilenet_checks import check_fields
 from growtas.mobilenet_subnet import FIELDS, MobileNetSubnet
 
 FAMILY = "mobilenetv3"
-ACTIVATIONS = ("relu", "h-swish")
-_SIZES = (
-    "stem_width",
-    "first_width",
-    "final_width",
-    "feature_width",
-    "stem_stride",
-    "image_size",
-    "in_channels",
-)
 
 
 @dataclass(frozen=True)
@@ -68,7 +49,8 @@ class MobileNetSpace:
             subnet's where None.
 
     Raises:
-        UsageError: choices are empty or unordered, a kernel is even, or the lists of the stages do not fit.
+        UsageError: choices are empty or unordered, a kernel is even, the lists of the stages do not fit, or
+            two expand ratios make the same network.
     """
 
     name: str
@@ -90,34 +72,11 @@ class MobileNetSpace:
     schedule_params: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in FIELDS:
-            choices = getattr(self, name)
-            check_choices(self.name, name, choices)
-            check_whole(self.name, name, choices)
-            object.__setattr__(self, name, tuple(int(c) for c in choices))
-        if any(kernel % 2 == 0 for kernel in self.kernel):
-            raise UsageError(f"kernel of space {self.name!r} must hold odd numbers, not {self.kernel}.")
-        for name in _SIZES:
-            check_size(self.name, name, getattr(self, name))
+            object.__setattr__(self, name, tuple(int(choice) for choice in getattr(self, name)))
         for name in ("widths", "strides", "activations", "squeeze_excite"):
-            check_stages(self.name, name, getattr(self, name), len(self.widths))
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("widths", "strides"):
-            for value in getattr(self, name):
-                check_size(self.name, name, value)
-        for activation in self.activations:
-            if activation not in ACTIVATIONS:
-                raise UsageError(
-                    f"activations of space {self.name!r} cannot hold {activation!r}."
-                    f"{nearest(str(activation), ACTIVATIONS)}"
-                )
-        if not all(isinstance(value, bool) for value in self.squeeze_excite):
-            raise UsageError(
-                f"squeeze_excite of space {self.name!r} holds true or false per stage, "
-                f"not {list(self.squeeze_excite)!r}."
-            )
-        if isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout={self.dropout!r} of space {self.name!r} must lie from 0 to below 1.")
 
     # -- geometry ----------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "version"},
     {"atomic"},
     {"choices", "mobilenet_block", "mobilenet_subnet"},
-    {"subnet"},
+    {"subnet", "mobilenet_checks"},
     {"vit_space", "mobilenet_space"},
     {"space"},
     {"mobilenet_cost"},
@@ -36,7 +36,15 @@ LAYERS = [
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 TORCH_FREE = (
     *("errors", "version", "atomic", "subnet", "space", "cost", "listing"),
-    *("choices", "mobilenet_block", "vit_space", "mobilenet_cost", "mobilenet_subnet", "mobilenet_space"),
+    *(
+        "choices",
+        "mobilenet_block",
+        "mobilenet_checks",
+        "vit_space",
+        "mobilenet_cost",
+        "mobilenet_subnet",
+        "mobilenet_space",
+    ),
 )
 
 
