@@ -1,4 +1,7 @@
-"""Every method, and what methods combine with, ends bit for bit alike after a SIGKILL."""
+"""Every method, with what it combines with, ends bit for bit alike after a SIGKILL, and can be searched.
+
+GrowTAS+ is in test_finetune.py, the methods of convolutional spaces in test_mobilenet_run.py.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,10 @@ VARIANTS = {
         "ema_decay": 0.9,
     },
     "moments reset at the transition": {"method": "growtas", "new_region_moments": "reset"},
+    "focusformer, whose sampler learns": {
+        "method": "focusformer",
+        "method_options": "update_every=4,images=32,samples=2,uniform=0.2",
+    },
     "prenas, whose choice is in the checkpoint": {"method": "prenas", "method_options": "images=4"},
 }
 
@@ -37,6 +44,9 @@ def test_sigkill(child, tmp_path, variant):
     growtas.train(resume=out)
     assert_same_result(out, whole.path)
     assert sum(record["event"] == "step" for record in records(out)) == 22
+    found = growtas.search(out, population=4, generations=2, parents=2)
+    model = growtas.extract(out, found.best.subnet)
+    assert len(found.history) == 8 and model.extraction_error < 1e-5
 
 
 def lines(folder):
