@@ -9,6 +9,7 @@ from growtas.comparing.plan import RATE_NAME, Recorded, read_json
 from growtas.comparing.statistics import Interval
 from growtas.comparing.summary import Cells, Row, Summary
 
+_FEW = 4  # pairs
 _FAMILIES = {
     "random": "Random subnets of each group",
     "extreme": "Smallest and largest subnet of each group",
@@ -123,15 +124,21 @@ def _verdict(recorded: Recorded, summary: Summary) -> str:
     if not with_interval:
         return f"{lines[0]}\n\nOne pair of runs has no interval: no difference can be claimed."
     decided = [row for row in with_interval if row.decided]
+    count = len(with_interval)
     lines.append(
-        f"{len(decided)} of {len(with_interval)} intervals exclude zero. Where methods do not differ at all, "
-        f"about {max(1, round(0.05 * len(with_interval)))} of {len(with_interval)} would by chance."
+        f"{len(decided)} of {count} intervals exclude zero. Where methods do not differ at all, about "
+        f"{max(1, round(0.05 * count))} of {count} would by chance; those with a dagger exclude it also with "
+        "Bonferroni's correction for their number."
     )
+    fewest = min(row.difference.count for row in with_interval)
+    if fewest < _FEW:
+        lines[1] += f" With {fewest} pairs the spread is hardly known: take it as a hint at most."
     for row in decided:
         better = "better" if row.difference.mean > 0 else "worse"
         lines.append(
             f"- {row.spec} is {better} than {recorded.methods[0]} on {row.measure.label}: "
-            f"{difference_text(row.difference).strip('*')} points over {row.difference.count} pairs."
+            f"{difference_text(row.difference).strip('*')} points over {row.difference.count} pairs"
+            f"{' †' if row.strict.excludes(0.0) else ''}."
         )
     for spec in recorded.methods[1:]:
         own = [row for row in with_interval if row.spec == spec]

@@ -86,6 +86,7 @@ def _data(recorded: Recorded, summary: Summary) -> dict[str, Any]:
                 "top1": _interval(row.level),
                 "difference": _interval(row.difference),
                 "excludes_zero": row.decided if row.difference is not None else None,
+                "difference_bonferroni": _interval(row.strict),
             }
             for row in summary.rows
         ],

@@ -9,7 +9,7 @@ from typing import Any
 
 from growtas.comparing.plan import Plan, Recorded, read_json
 from growtas.comparing.specs import MethodSpec
-from growtas.comparing.statistics import Interval, mean_interval, paired_interval
+from growtas.comparing.statistics import CONFIDENCE, Interval, mean_interval, paired_interval
 
 RESULT_NAME = "cell.json"
 Cells = Mapping[tuple[MethodSpec, int], dict[str, Any]]
@@ -40,12 +40,15 @@ class Row:
         level: mean over its seeds.
         difference: to the baseline, over the seeds that both have; None for the baseline itself and where
             there is no pair.
+        strict: the same with Bonferroni's correction: all such intervals of a comparison hold together
+            with 95 %.
     """
 
     spec: MethodSpec
     measure: Measure
     level: Interval
     difference: Interval | None
+    strict: Interval | None
 
     @property
     def decided(self) -> bool:
@@ -139,17 +142,22 @@ def summarise(recorded: Recorded, cells: Cells) -> Summary:
     """
     values = {key: cell_values(cell) for key, cell in cells.items()}
     baseline = recorded.methods[0]
+    seeds = {spec: _seeds(recorded, values, spec) for spec in recorded.methods}
+    pairs = {spec: [s for s in own if (baseline, s) in values] for spec, own in seeds.items()}
+    pairs[baseline] = []
+    judged_by = measures(recorded.plan)
+    # intervals that are looked at together: one alone would be wrong once in twenty times
+    together = max(1, len(judged_by) * sum(len(own) > 1 for own in pairs.values()))
     rows = []
-    for spec in recorded.methods:
-        own = _seeds(recorded, values, spec)
-        pairs = [] if spec == baseline else [s for s in own if (baseline, s) in values]
-        for measure in measures(recorded.plan) if own else ():
-            key = measure.key
-            difference = None
-            if pairs:
-                ours, theirs = ([values[which, s][key] for s in pairs] for which in (spec, baseline))
-                difference = paired_interval(ours, theirs)
-            rows.append(Row(spec, measure, mean_interval([values[spec, s][key] for s in own]), difference))
+    for spec, own in seeds.items():
+        for measure in judged_by if own else ():
+            level = mean_interval([values[spec, s][measure.key] for s in own])
+            difference = strict = None
+            if pairs[spec]:
+                both = [[values[which, s][measure.key] for s in pairs[spec]] for which in (spec, baseline)]
+                difference = paired_interval(*both)
+                strict = paired_interval(*both, 1 - (1 - CONFIDENCE) / together)
+            rows.append(Row(spec, measure, level, difference, strict))
     missing = [
         (spec, seed)
         for spec in recorded.methods

@@ -110,7 +110,18 @@ def test_the_text_says_which_intervals_exclude_zero(made):
     assert f"{len(decided)} of {len(compared)} intervals exclude zero." in made.text
     for row in decided:
         better = "better" if row.difference.mean > 0 else "worse"
-        assert f"- {row.spec} is {better} than uniform on {row.measure.label}:" in made.text
+        (line,) = [
+            line
+            for line in made.text.splitlines()
+            if line.startswith(f"- {row.spec} is {better} than uniform on {row.measure.label}:")
+        ]
+        assert line.endswith("†.") == row.strict.excludes(0.0)
+    # two methods, eleven measures: 22 intervals are looked at together
+    row = rows_of(made, "growtas")["group 16"]
+    assert row.strict.mean == row.difference.mean
+    half, strict = ((found.high - found.low) / 2 for found in (row.difference, row.strict))
+    assert strict == pytest.approx(half * stats.t.ppf(1 - 0.025 / 22, 1) / stats.t.ppf(0.975, 1))
+    assert "With 2 pairs the spread is hardly known" in made.text
     for method in ("growtas", "growtas+:epochs=1"):
         silent = f"- {method}: every interval includes zero; no difference is shown."
         assert (silent in made.text) == all(str(row.spec) != method for row in decided)
