@@ -17,7 +17,10 @@ class Reinforce:
     """Policy gradient with a baseline and an entropy bonus, stepped by Adam.
 
     The baseline is an exponential moving average of the rewards, kept at each of the sampler's K budgets and
-    interpolated like their embeddings: what a small budget can reach is not held against a large one.
+    interpolated like their embeddings: what a small budget can reach is not held against a large one. While
+    the supernet learns, every reward rises and the average lags behind; that would reward whatever is drawn,
+    and make the sampler certain of it. So what the other subnets of an update earned above the average is
+    taken off too.
 
     Args:
         sampler: what is trained.
@@ -62,7 +65,7 @@ class Reinforce:
         baseline = self.baseline(budgets, earned.mean().item())
         with torch.enable_grad():
             log_probs, entropies = self.sampler.log_probs(subnets, budgets)
-            loss = -((earned - baseline) * log_probs).mean() - self.entropy * entropies.mean()
+            loss = -(_without_drift(earned - baseline) * log_probs).mean() - self.entropy * entropies.mean()
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
         self.optimizer.step()
@@ -90,3 +93,9 @@ class Reinforce:
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share the moments
         self.sums = state["baseline"]["sums"].clone()
         self.counts = state["baseline"]["counts"].clone()
+
+
+def _without_drift(advantages: Tensor) -> Tensor:
+    """Each (B,) less the mean of the others: unbiased, as a draw does not enter what it is compared with."""
+    others = len(advantages) - 1
+    return advantages - (advantages.sum() - advantages) / others if others else advantages

@@ -245,6 +245,19 @@ def test_the_baseline_is_a_moving_average_at_each_budget():
     assert learner.baseline([0], 0.7).item() == pytest.approx((0.5 * 1.0 + 3.0) / (0.5 * 1.5 + 1))
 
 
+def test_rewards_that_rise_for_all_teach_nothing():
+    """A supernet in training gets better everywhere; what was drawn must not become likelier from that."""
+    made = sampler()
+    learner = Reinforce(made, lr=0.1, decay=0.9, entropy=0.0)
+    before = probabilities(made, 50)
+    subnets = [made.draw(50, random.Random(i)) for i in range(4)]
+    for reward in (0.0, 0.5, 1.0):
+        learner.update(subnets, [50] * 4, [reward] * 4)
+    assert probabilities(made, 50) == pytest.approx(before, abs=1e-6)
+    learner.update(subnets[:1], [50], [1.0])  # alone it has nothing to be compared with but the average
+    assert probabilities(made, 50)[subnets[0]] > before[subnets[0]]
+
+
 def test_state_round_trip_continues_alike():
     first = Reinforce(sampler(), lr=0.01, decay=0.9, entropy=1e-3)
     second = Reinforce(sampler(seed=9), lr=0.01, decay=0.9, entropy=1e-3)
