@@ -1,6 +1,6 @@
 """The command line: the verbs of the Python API with the same names and defaults.
 
-Options are read off the API's own signatures and docstrings, so the two cannot drift apart. Each verb imports
+Options are read off the API's own signatures and docstrings (growtas.cli_options). Each verb imports
 what it needs when it runs: ``growtas --help`` and ``growtas spaces`` do not load torch.
 
 Exit status: 0 done; 1 something went wrong; 2 the call asked for what cannot be; 130 interrupted. Errors are
@@ -12,9 +12,10 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+from growtas.cli_options import given, help_text_of, optional, options, parameters_of, parse, positional
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.version import __version__
 
@@ -93,75 +94,6 @@ def _dispatch(argv: list[str]) -> int:
     return VERBS[verb](argv[1:]) or 0
 
 
-# -- options off signatures ------------------------------------------------------------------------------
-
-
-def options(
-    function: Callable, args: Sequence[str], verb: str, types: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Parse the arguments of a verb by the signature and the docstring of the function that it calls.
-
-    Args:
-        function: of the API.
-        args: of the command line.
-        verb: for the usage line.
-        types: parameters whose type cannot be written in a shell, with the one to read in its place.
-
-    Returns:
-        One value per parameter.
-
-    Raises:
-        SystemExit: after ``--help`` (status 0) or wrong usage (2); tyro has printed it.
-    """
-    return _parse(_parameters(function, types or {}), _help_text(function), args, verb)
-
-
-def _parameters(function: Callable, types: Mapping[str, Any]) -> list[inspect.Parameter]:
-    """The parameters with real types: string annotations are read in the function's own module."""
-    scope = vars(sys.modules[function.__module__])
-    parameters = []
-    for parameter in inspect.signature(function).parameters.values():
-        annotation = types.get(parameter.name, parameter.annotation)
-        if isinstance(annotation, str):
-            annotation = eval(annotation, scope)  # noqa: S307 - our own source
-        parameters.append(parameter.replace(annotation=annotation))
-    return parameters
-
-
-def _help_text(function: Callable) -> str:
-    """The purpose and the arguments of a docstring; what is raised and returned is for Python's readers."""
-    lines, keep = [], True
-    for line in inspect.getdoc(function).replace("``", "").splitlines():
-        if line and not line.startswith(" ") and line.endswith(":"):
-            keep = line == "Args:"
-        if keep and line.startswith(" " * 8):  # tyro would break the line where the docstring does
-            lines[-1] += f" {line.strip()}"
-        elif keep:
-            lines.append(line)
-    return "\n".join(lines).rstrip()
-
-
-def _parse(
-    parameters: Sequence[inspect.Parameter], help_text: str, args: Sequence[str], verb: str
-) -> dict[str, Any]:
-    import tyro
-
-    def collect(**values: Any) -> dict[str, Any]:
-        return values
-
-    collect.__signature__ = inspect.Signature(parameters)
-    collect.__annotations__ = {p.name: p.annotation for p in parameters}
-    collect.__doc__ = help_text
-    config = (tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
-    return tyro.cli(collect, args=args, prog=f"growtas {verb}", config=config)
-
-
-def _positional(kind: Any) -> Any:
-    import tyro
-
-    return Annotated[kind, tyro.conf.Positional]
-
-
 # -- verbs -----------------------------------------------------------------------------------------------
 
 
@@ -169,19 +101,19 @@ def _train(args: list[str]) -> int:
     """train a supernet; --resume OUT continues an interrupted run"""
     from growtas.training.config import TrainConfig
 
-    parameters = _parameters(TrainConfig, {})
+    parameters = parameters_of(TrainConfig, {})
     folder = inspect.Parameter("resume", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)
-    settings = _help_text(TrainConfig).partition("Args:")[2]
+    settings = help_text_of(TrainConfig).partition("Args:")[2]
     help_text = f"Train a supernet, or continue a run.\n\nArgs:{settings}"
     help_text += "\n    resume: the folder of a run to continue; it knows its settings."
     resumes = any(arg.split("=")[0] == "--resume" for arg in args)
     if resumes:  # a setting counts as given only where it stands in the arguments
-        parameters = [_optional(parameter) for parameter in parameters]
-    values = _parse([*parameters, folder], help_text, args, "train")
+        parameters = [optional(parameter) for parameter in parameters]
+    values = parse([*parameters, folder], help_text, args, "train")
 
     import growtas
 
-    run = growtas.train(**(_given(values, args) if resumes else values))
+    run = growtas.train(**(given(values, args) if resumes else values))
     _report_training(run)
     return 0
 
@@ -191,27 +123,16 @@ def _finetune(args: list[str]) -> int:
     import growtas
     from growtas.training.config import TrainConfig
 
-    own = _parameters(growtas.finetune, {"run": _positional(str), "out": str | None})[:-1]  # not **settings
+    own = parameters_of(growtas.finetune, {"run": positional(str), "out": str | None})[:-1]  # not **settings
     kept = {"space", "initial", *(parameter.name for parameter in own)}
-    others = [_optional(p) for p in _parameters(TrainConfig, {}) if p.name not in kept]
+    others = [optional(p) for p in parameters_of(TrainConfig, {}) if p.name not in kept]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *others)]
-    purpose, _, own_help = _help_text(growtas.finetune).partition("\n    settings:")[0].partition("Args:")
-    help_text = f"{purpose}Args:{_help_text(TrainConfig).partition('Args:')[2]}{own_help}"  # the last counts
-    _report_training(growtas.finetune(**_given(_parse(parameters, help_text, args, "finetune"), args)))
+    purpose, _, own_help = help_text_of(growtas.finetune).partition("\n    settings:")[0].partition("Args:")
+    help_text = (
+        f"{purpose}Args:{help_text_of(TrainConfig).partition('Args:')[2]}{own_help}"  # the last counts
+    )
+    _report_training(growtas.finetune(**given(parse(parameters, help_text, args, "finetune"), args)))
     return 0
-
-
-def _given(values: Mapping[str, Any], args: Sequence[str]) -> dict[str, Any]:
-    """The values that stand in the arguments; tyro's flags cannot be None, so those are looked for there."""
-    flags = {arg.removeprefix("--no-").removeprefix("--").replace("-", "_") for arg in args}
-    return {k: v for k, v in values.items() if v is not None and (not isinstance(v, bool) or k in flags)}
-
-
-def _optional(parameter: inspect.Parameter) -> inspect.Parameter:
-    """The same parameter, but None where it is not given; tyro's flags cannot be None."""
-    if parameter.annotation is bool:
-        return parameter
-    return parameter.replace(default=None, annotation=parameter.annotation | None)
 
 
 def _report_training(run: Run) -> None:
@@ -235,7 +156,7 @@ def _search(args: list[str]) -> int:
     """find the best subnet of a trained supernet under limits"""
     from growtas import search
 
-    values = options(search, args, "search", {"run": _positional(str), "out": str | None})
+    values = options(search, args, "search", {"run": positional(str), "out": str | None})
     run = values["run"]
     try:
         found = search(**values)
@@ -252,7 +173,7 @@ def _emit(args: list[str]) -> int:
     from growtas import cost, emit
     from growtas.training.run import Run
 
-    values = options(emit, args, "emit", {"run": _positional(str)})
+    values = options(emit, args, "emit", {"run": positional(str)})
     subnet, run = emit(**values), Run.open(values["run"])
     parameters, macs = (count(subnet, run.space, run.num_classes) for count in (cost.parameters, cost.macs))
     print(f"{subnet}: {parameters:,} parameters, {macs:,} MACs")
@@ -288,7 +209,7 @@ def extract(
 
 def _extract(args: list[str]) -> int:
     """save a subnet as a standalone timm model (safetensors)"""
-    extract(**options(extract, args, "extract", {"run": _positional(str)}))
+    extract(**options(extract, args, "extract", {"run": positional(str)}))
     return 0
 
 
@@ -343,7 +264,7 @@ SPLITS = ("test", "search", "train")
 
 def _evaluate(args: list[str]) -> int:
     """accuracy of one subnet of a run"""
-    evaluate(**options(evaluate, args, "evaluate", {"run": _positional(str)}))
+    evaluate(**options(evaluate, args, "evaluate", {"run": positional(str)}))
     return 0
 
 
@@ -362,7 +283,7 @@ def _spaces(args: list[str]) -> int:
     """list the search spaces with their sizes"""
     from growtas.listing import spaces
 
-    spaces(**options(spaces, args, "spaces", {"space": _positional(str | None)}))
+    spaces(**options(spaces, args, "spaces", {"space": positional(str | None)}))
     return 0
 
 
@@ -371,7 +292,7 @@ def _warmup(args: list[str]) -> int:
     from growtas.warmup import warmup
 
     numbers, names = tuple[int, ...], tuple[str, ...]
-    types = {"space": _positional(str), "batch": numbers, "dtype": names, "arch": numbers}
+    types = {"space": positional(str), "batch": numbers, "dtype": names, "arch": numbers}
     warmup(**options(warmup, args, "warmup", types))
     return 0
 
@@ -405,7 +326,7 @@ def _compare(args: list[str]) -> int:
     from growtas import compare
 
     names = tuple[str, ...] | None
-    types = {"out": _positional(str), "space": str | None, "lr": str | None}
+    types = {"out": positional(str), "space": str | None, "lr": str | None}
     values = options(compare, args, "compare", types | {n: names for n in ("methods", "limits", "settings")})
     made = compare(**values)
     print(made)

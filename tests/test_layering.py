@@ -29,7 +29,7 @@ LAYERS = [
     {"training"},
     {"searching", "export"},
     {"plotting", "doctor", "warmup", "listing"},
-    {"demo", "comparing"},
+    {"demo", "comparing", "cli_options"},
     {"cli"},
     {"__main__"},
 ]

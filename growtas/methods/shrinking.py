@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.distributed as dist
+
 from growtas.errors import GrowtasError, UsageError
 from growtas.methods.base import Method, MethodSettings, TrainingContext, register
 from growtas.methods.schedule import Stage
@@ -16,7 +19,6 @@ from growtas.mobilenet_space import MobileNetSpace
 from growtas.mobilenet_subnet import MobileNetSubnet
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -180,6 +182,9 @@ class Shrinking(Method):
         if self._teacher_weights is None and phase.name != "largest":
             weights = training.net.state_dict()
             self._teacher_weights = {name: value.detach().clone() for name, value in weights.items()}
+            if dist.is_available() and dist.is_initialized():
+                for value in self._teacher_weights.values():  # BatchNorm's statistics are each rank's own
+                    dist.broadcast(value, 0)
             self.prepare(training)
             done["teacher"] = str(self.space.largest())
         if phase.name.startswith("expand") and self.options.sort:
@@ -202,8 +207,6 @@ class Shrinking(Method):
         """The logits of the largest network as it was when the first phase ended."""
         if self._teacher is None:
             return None
-        import torch
-
         with torch.no_grad(), training.autocast():
             return self._teacher(images, self.space.largest())
 

@@ -1,0 +1,89 @@
+"""Options of the command line, read off signatures and docstrings, so that the two cannot drift apart."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+
+def options(
+    function: Callable, args: Sequence[str], verb: str, types: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Parse the arguments of a verb by the signature and the docstring of the function that it calls.
+
+    Args:
+        function: of the API.
+        args: of the command line.
+        verb: for the usage line.
+        types: parameters whose type cannot be written in a shell, with the one to read in its place.
+
+    Returns:
+        One value per parameter.
+
+    Raises:
+        SystemExit: after ``--help`` (status 0) or wrong usage (2); tyro has printed it.
+    """
+    return parse(parameters_of(function, types or {}), help_text_of(function), args, verb)
+
+
+def parameters_of(function: Callable, types: Mapping[str, Any]) -> list[inspect.Parameter]:
+    """The parameters with real types: string annotations are read in the function's own module."""
+    scope = vars(sys.modules[function.__module__])
+    parameters = []
+    for parameter in inspect.signature(function).parameters.values():
+        annotation = types.get(parameter.name, parameter.annotation)
+        if isinstance(annotation, str):
+            annotation = eval(annotation, scope)  # noqa: S307 - our own source
+        parameters.append(parameter.replace(annotation=annotation))
+    return parameters
+
+
+def help_text_of(function: Callable) -> str:
+    """The purpose and the arguments of a docstring; what is raised and returned is for Python's readers."""
+    lines, keep = [], True
+    for line in inspect.getdoc(function).replace("``", "").splitlines():
+        if line and not line.startswith(" ") and line.endswith(":"):
+            keep = line == "Args:"
+        if keep and line.startswith(" " * 8):  # tyro would break the line where the docstring does
+            lines[-1] += f" {line.strip()}"
+        elif keep:
+            lines.append(line)
+    return "\n".join(lines).rstrip()
+
+
+def parse(
+    parameters: Sequence[inspect.Parameter], help_text: str, args: Sequence[str], verb: str
+) -> dict[str, Any]:
+    """Parse arguments. Args: as :func:`options`, by parameters and help in place of the function."""
+    import tyro
+
+    def collect(**values: Any) -> dict[str, Any]:
+        return values
+
+    collect.__signature__ = inspect.Signature(parameters)
+    collect.__annotations__ = {p.name: p.annotation for p in parameters}
+    collect.__doc__ = help_text
+    config = (tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
+    return tyro.cli(collect, args=args, prog=f"growtas {verb}", config=config)
+
+
+def positional(kind: Any) -> Any:
+    """The type of a parameter that is given by its place."""
+    import tyro
+
+    return Annotated[kind, tyro.conf.Positional]
+
+
+def given(values: Mapping[str, Any], args: Sequence[str]) -> dict[str, Any]:
+    """The values that stand in the arguments; tyro's flags cannot be None, so those are looked for there."""
+    flags = {arg.removeprefix("--no-").removeprefix("--").replace("-", "_") for arg in args}
+    return {k: v for k, v in values.items() if v is not None and (not isinstance(v, bool) or k in flags)}
+
+
+def optional(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The same parameter, but None where it is not given; tyro's flags cannot be None."""
+    if parameter.annotation is bool:
+        return parameter
+    return parameter.replace(default=None, annotation=parameter.annotation | None)
