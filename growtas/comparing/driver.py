@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from growtas.comparing.limits import default_limits, read_limits
 from growtas.comparing.plan import (
+    MOST_FURTHER_RATES,
     PLAN_NAME,
     RATE_NAME,
     RATE_SEED,
@@ -73,7 +74,7 @@ def compare(
         seeds: how many (5).
         epochs: of every run (the recipe's).
         lr: a number; recipe; or auto: the best of half, once and twice the recipe's for the uniform method,
-            on the search split, with a seed of its own (auto).
+            and beyond while the best is at an end, on the search split, with a seed of its own (auto).
         limits: of the searches, numbers of parameters such as 6e4, or macs=1e6 (a quarter, half and three
             quarters of the way from the smallest to the largest subnet's parameters).
         subnets: random subnets evaluated per group (10).
@@ -249,13 +250,32 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _choose_rate(plan: Plan, at_once: int, threads: int, device: str, again: str) -> None:
-    """Train the uniform method at every rate to try, and keep the best: the first among equals."""
+    """Train the uniform method at every rate to try, and keep the best: the first among equals.
+
+    While the best is the lowest or the highest that was tried, the next one beyond it is tried too.
+    """
+    if plan.rate() is not None:
+        return
+    rates = list(plan.rates())
+    reached = _try_rates(plan, rates, at_once, threads, device, again)
+    for _ in range(MOST_FURTHER_RATES):
+        best = max(reached, key=reached.get)
+        further = {min(reached): best / 2, max(reached): best * 2}.get(best)
+        if further is None:
+            break
+        reached |= _try_rates(plan, [further], at_once, threads, device, again)
+    tried = [{"lr": rate, "top1": top1} for rate, top1 in sorted(reached.items())]
+    best = max(tried, key=lambda each: each["top1"])
+    write_json(plan.path / RATE_NAME, {**best, "tried": tried, "seed": RATE_SEED, "split": "search"})
+
+
+def _try_rates(
+    plan: Plan, rates: Sequence[float], at_once: int, threads: int, device: str, again: str
+) -> dict[float, float]:
+    """The mean accuracy that each learning rate reaches, after training what is not there yet."""
     from growtas.comparing.cell import RESULT_NAME
     from growtas.comparing.scheduler import Job, run_jobs
 
-    if plan.rate() is not None:
-        return
-    rates = plan.rates()
     files = {rate: plan.rate_path(rate) / RESULT_NAME for rate in rates}
     left = [
         Job(
@@ -270,9 +290,7 @@ def _choose_rate(plan: Plan, at_once: int, threads: int, device: str, again: str
     if failed:
         name, reason = next(iter(failed.items()))
         raise GrowtasError(f"The trial of {name} failed: {reason} Give lr=NUMBER to do without trials.")
-    tried = [{"lr": rate, "top1": read_json(files[rate])["top1"]} for rate in rates]
-    best = max(tried, key=lambda each: each["top1"])
-    write_json(plan.path / RATE_NAME, {**best, "tried": tried, "seed": RATE_SEED, "split": "search"})
+    return {rate: read_json(files[rate])["top1"] for rate in rates}
 
 
 def _run_cells(

@@ -29,6 +29,7 @@ CELLS, RATES = "cells", "rates"
 FORMAT = 1
 RATE_SEED = 1_000_000  # of the runs that choose the learning rate: no compared run has it
 RATE_FACTORS = (0.5, 1.0, 2.0)
+MOST_FURTHER_RATES = 4  # tried beyond these factors while the best lies at an end
 _DRAWS = 50  # tries per wanted subnet of a group
 
 # Of no use in a cell: they take time from training, and compare evaluates afterwards.

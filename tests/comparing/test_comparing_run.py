@@ -17,8 +17,8 @@ from scipy import stats
 
 import growtas
 from growtas import cli
-from growtas.comparing import scheduler
-from growtas.comparing.plan import RATE_SEED, read_plan
+from growtas.comparing import driver, scheduler
+from growtas.comparing.plan import MOST_FURTHER_RATES, RATE_SEED, Plan, read_plan
 from growtas.errors import UsageError
 from growtas.searching import read_result
 from growtas.searching.evaluate import Evaluator
@@ -233,7 +233,10 @@ def test_the_learning_rate_is_chosen_on_the_search_split(tmp_path, fork_cells):
     given = TWO | {"methods": ["uniform"], "lr": "auto", "epochs": 1}
     found = growtas.compare(tmp_path / "out", space_file(tmp_path), **given)
     chosen = read(tmp_path / "out" / "rate.json")
-    assert [each["lr"] for each in chosen["tried"]] == [1.5e-3, 3e-3, 6e-3]
+    rates = [each["lr"] for each in chosen["tried"]]
+    assert {1.5e-3, 3e-3, 6e-3} <= set(rates)
+    assert all(high == 2 * low for low, high in zip(rates, rates[1:], strict=False))
+    assert chosen["lr"] not in (rates[0], rates[-1]) or len(rates) == 3 + MOST_FURTHER_RATES
     assert chosen["top1"] == max(each["top1"] for each in chosen["tried"])
     plan = read_plan(tmp_path / "out").plan
     for each in chosen["tried"]:
@@ -245,6 +248,25 @@ def test_the_learning_rate_is_chosen_on_the_search_split(tmp_path, fork_cells):
     cell = read(tmp_path / "out" / "cells" / "uniform" / "seed-0" / "cell.json")
     assert cell["run"]["lr"] == chosen["lr"] == plan.rate()
     assert f"Learning rate {chosen['lr']:g} for every method, chosen with uniform sampling" in found.text
+
+
+@pytest.mark.parametrize(
+    ("peak", "tried"),
+    [
+        (3e-3, [1.5e-3, 3e-3, 6e-3]),
+        (12e-3, [1.5e-3, 3e-3, 6e-3, 12e-3, 24e-3]),
+        (0.75e-3, [0.375e-3, 0.75e-3, 1.5e-3, 3e-3, 6e-3]),
+        (1.0, [1.5e-3 * 2**k for k in range(7)]),
+    ],
+)
+def test_learning_rates_beyond_the_best_at_an_end(tmp_path, monkeypatch, peak, tried):
+    plan = Plan(tmp_path, growtas.load_space("digits"), "digits", 1, "auto", {}, (), 1, 1, 1, {})
+    reached = lambda plan, rates, *rest: {rate: -abs(math.log(rate / peak)) for rate in rates}  # noqa: E731
+    monkeypatch.setattr(driver, "_try_rates", reached)
+    driver._choose_rate(plan, 1, 1, "cpu", "")
+    chosen = read(tmp_path / "rate.json")
+    assert [each["lr"] for each in chosen["tried"]] == pytest.approx(tried)
+    assert plan.rate() == pytest.approx(min(peak, tried[-1]))
 
 
 def lines_of(path):
