@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from growtas.comparing import compare
     from growtas.errors import GrowtasError, UsageError
     from growtas.export import extract
-    from growtas.mobilenet_space import MobileNetSpace
-    from growtas.mobilenet_subnet import MobileNetSubnet
     from growtas.searching import search
     from growtas.searching.emission import emit
     from growtas.space import SearchSpace, load_space
+    from growtas.spaces.mobilenet import MobileNetSpace
+    from growtas.spaces.mobilenet_subnet import MobileNetSubnet
     from growtas.subnet import Subnet
     from growtas.supernet import Supernet
     from growtas.training import train
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "GrowtasError": "growtas.errors",
-    "MobileNetSpace": "growtas.mobilenet_space",
-    "MobileNetSubnet": "growtas.mobilenet_subnet",
+    "MobileNetSpace": "growtas.spaces.mobilenet",
+    "MobileNetSubnet": "growtas.spaces.mobilenet_subnet",
     "SearchSpace": "growtas.space",
     "Subnet": "growtas.subnet",
     "Supernet": "growtas.supernet",

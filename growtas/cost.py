@@ -1,7 +1,7 @@
 """Exact parameters and multiply-accumulates of a subnet, and AutoFormer's published figure. No torch.
 
-The functions take subnets and spaces of either family; :mod:`growtas.mobilenet_cost` says what is counted in
-a MobileNetV3 network.
+The functions take subnets and spaces of either family; :mod:`growtas.spaces.mobilenet_cost` says what is
+counted in a MobileNetV3 network.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from growtas import mobilenet_cost
 from growtas.errors import UsageError
 from growtas.space import MobileNetSpace, SearchSpace, Space
+from growtas.spaces import mobilenet_cost
 from growtas.subnet import AnySubnet, Subnet
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from growtas.choices import listed
 from growtas.errors import UsageError, nearest
-from growtas.mobilenet_space import MobileNetSpace
+from growtas.spaces.choices import listed
+from growtas.spaces.mobilenet import MobileNetSpace
+from growtas.spaces.vit import SearchSpace
 from growtas.subnet import Subnet
-from growtas.vit_space import SearchSpace
 
 __all__ = [
     "MobileNetSpace",

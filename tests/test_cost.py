@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import growtas
 from growtas import cost
 from growtas.errors import UsageError
-from growtas.mobilenet_subnet import MobileNetSubnet
 from growtas.space import MobileNetSpace, SearchSpace, Subnet, load_space
+from growtas.spaces.mobilenet_subnet import MobileNetSubnet
 
 
 def searched(embed_dim: int, ratios: str, heads: str) -> Subnet:

@@ -15,11 +15,9 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors", "version"},
     {"atomic"},
-    {"choices", "mobilenet_block", "mobilenet_subnet"},
-    {"subnet", "mobilenet_checks"},
-    {"vit_space", "mobilenet_space"},
+    {"spaces"},
+    {"subnet"},
     {"space"},
-    {"mobilenet_cost"},
     {"cost"},
     {"kernels"},
     {"ops"},
@@ -34,18 +32,8 @@ LAYERS = [
     {"__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-TORCH_FREE = (
-    *("errors", "version", "atomic", "subnet", "space", "cost", "listing"),
-    *(
-        "choices",
-        "mobilenet_block",
-        "mobilenet_checks",
-        "vit_space",
-        "mobilenet_cost",
-        "mobilenet_subnet",
-        "mobilenet_space",
-    ),
-)
+SPACES = sorted(f"spaces/{path.stem}" for path in (ROOT / "growtas" / "spaces").glob("*.py"))
+TORCH_FREE = ("errors", "version", "atomic", "subnet", "space", "cost", "listing", *SPACES)
 
 
 def modules() -> dict[str, Path]:

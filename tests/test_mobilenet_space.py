@@ -8,10 +8,10 @@ from collections import Counter
 import pytest
 
 from growtas.errors import UsageError
-from growtas.mobilenet_block import make_divisible
-from growtas.mobilenet_space import MobileNetSpace
-from growtas.mobilenet_subnet import MobileNetSubnet
 from growtas.space import load_space, space_from_dict
+from growtas.spaces.mobilenet import MobileNetSpace
+from growtas.spaces.mobilenet_block import make_divisible
+from growtas.spaces.mobilenet_subnet import MobileNetSubnet
 from growtas.subnet import parse_subnet, subnet_from_json
 
 OFA = load_space("ofa-mobilenetv3")

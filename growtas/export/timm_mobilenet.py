@@ -12,9 +12,9 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from growtas.errors import UsageError
-from growtas.mobilenet_block import Block
-from growtas.mobilenet_space import MobileNetSpace
-from growtas.mobilenet_subnet import MobileNetSubnet
+from growtas.spaces.mobilenet import MobileNetSpace
+from growtas.spaces.mobilenet_block import Block
+from growtas.spaces.mobilenet_subnet import MobileNetSubnet
 from growtas.supernet.mobilenet import MobileNetDims, MobileNetV3, classifier
 
 _FIXED = (
@@ -41,7 +41,7 @@ class GrowtasMobileNet(MobileNetV3):
         expand: middle width of each block over its input's, likewise.
         depth: blocks of each stage; the entries of the places behind them do not matter.
         stem_width, first_width, widths, final_width, feature_width, strides, activations, squeeze_excite,
-            stem_stride: as of :class:`growtas.mobilenet_space.MobileNetSpace`.
+            stem_stride: as of :class:`growtas.spaces.mobilenet.MobileNetSpace`.
         img_size: pixels of the images it is meant for.
         in_chans: channels of the input.
         num_classes: outputs; 0 for features.

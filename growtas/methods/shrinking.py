@@ -15,8 +15,8 @@ import torch.distributed as dist
 from growtas.errors import GrowtasError, UsageError
 from growtas.methods.base import Method, MethodSettings, TrainingContext, register
 from growtas.methods.schedule import Stage
-from growtas.mobilenet_space import MobileNetSpace
-from growtas.mobilenet_subnet import MobileNetSubnet
+from growtas.spaces.mobilenet import MobileNetSpace
+from growtas.spaces.mobilenet_subnet import MobileNetSubnet
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from growtas.mobilenet_block import Block
 from growtas.nn.conv import DepthwiseConv, PartialBatchNorm, PointwiseConv, SqueezeExcite
+from growtas.spaces.mobilenet_block import Block
 
 ACTIVATIONS = {"relu": F.relu, "h-swish": F.hardswish}
 

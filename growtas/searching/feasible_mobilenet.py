@@ -14,10 +14,10 @@ from dataclasses import replace
 from itertools import product
 
 from growtas.errors import UsageError
-from growtas.mobilenet_space import MobileNetSpace
-from growtas.mobilenet_subnet import MobileNetSubnet
 from growtas.searching.limits import Cost, FeasibleSet, Limits
 from growtas.space import seeded_rng
+from growtas.spaces.mobilenet import MobileNetSpace
+from growtas.spaces.mobilenet_subnet import MobileNetSubnet
 
 LISTABLE = 20_000  # spaces of at most this many subnets are listed, and so counted exactly
 _DRAWS = 100  # from the whole space, before one is led to the limits

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from growtas.errors import UsageError
-from growtas.mobilenet_space import MobileNetSpace
 from growtas.space import SearchSpace, load_space
+from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.supernet.mobilenet import MobileNetDims, MobileNetV3
 from growtas.supernet.vit import VisionTransformer, ViTDims
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from growtas.errors import UsageError
-from growtas.mobilenet_block import make_divisible
 from growtas.nn.inverted_residual import InvertedResidual
+from growtas.spaces.mobilenet_block import make_divisible
 from growtas.supernet.mobilenet import MobileNetV3
 
 

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growtas.errors import UsageError, nearest
-from growtas.mobilenet_block import Block
-from growtas.mobilenet_space import MobileNetSpace
-from growtas.mobilenet_subnet import MobileNetSubnet
 from growtas.nn.conv import PartialBatchNorm, PointwiseConv, he_fan_out
 from growtas.nn.inverted_residual import InvertedResidual
+from growtas.spaces.mobilenet import MobileNetSpace
+from growtas.spaces.mobilenet_block import Block
+from growtas.spaces.mobilenet_subnet import MobileNetSubnet
 from growtas.supernet.vit import UNUSED_BLOCKS
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from growtas.errors import GrowtasError, UsageError, nearest
-from growtas.mobilenet_space import MobileNetSpace
 from growtas.space import Space, load_space
+from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.training import checkpoint, initial
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.data import Splits, load_splits

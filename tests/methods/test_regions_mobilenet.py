@@ -10,7 +10,7 @@ import torch
 
 import growtas
 from growtas.methods.regions import initialise, new_region, used, used_by
-from growtas.mobilenet_space import MobileNetSpace
+from growtas.spaces.mobilenet import MobileNetSpace
 
 SPACE = MobileNetSpace(
     "small",

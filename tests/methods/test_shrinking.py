@@ -8,8 +8,8 @@ import torch
 from growtas.errors import GrowtasError, UsageError
 from growtas.methods import MethodSettings, TrainingContext, create_method
 from growtas.methods.shrinking import phase_starts, phases
-from growtas.mobilenet_space import MobileNetSpace
 from growtas.space import load_space
+from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.supernet import Supernet
 
 OFA = load_space("ofa-mobilenetv3")

@@ -7,13 +7,13 @@ import pytest
 
 from growtas import cost
 from growtas.errors import UsageError
-from growtas.mobilenet_space import MobileNetSpace
 from growtas.searching.evolution import Evolution, EvolutionConfig
 from growtas.searching.feasible import feasible_set
 from growtas.searching.feasible_mobilenet import every_subnet
 from growtas.searching.limits import Limits
 from growtas.searching.result import Evaluation, SearchResult
 from growtas.space import load_space
+from growtas.spaces.mobilenet import MobileNetSpace
 
 OFA = load_space("ofa-mobilenetv3")
 SMALL = MobileNetSpace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from growtas.mobilenet_space import MobileNetSpace
+from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.supernet import MobileNetV3, Supernet
 
 SMALL = MobileNetSpace(

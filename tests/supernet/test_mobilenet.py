@@ -12,7 +12,7 @@ from mobilenet_cases import SMALL, pictures, trained_like
 
 from growtas import cost, ops
 from growtas.errors import UsageError
-from growtas.mobilenet_subnet import MobileNetSubnet
+from growtas.spaces.mobilenet_subnet import MobileNetSubnet
 from growtas.supernet import MobileNetDims, MobileNetV3, Supernet
 
 SUBNET = SMALL.subnet(kernel=[3, 5, 7, 3], expand=[2, 3, 2, 4], depth=[1, 2])

@@ -14,8 +14,8 @@ from runs import SPACE, Child, assert_same_result, records
 import growtas
 from growtas import cli
 from growtas.errors import GrowtasError, UsageError
-from growtas.mobilenet_space import MobileNetSpace
 from growtas.space import Subnet, load_space
+from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.training import Run, TrainConfig, checkpoint
 from growtas.training.finetune import lr_share
 from growtas.training.loop import Trainer

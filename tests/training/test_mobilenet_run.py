@@ -12,9 +12,9 @@ from runs import assert_same_result
 import growtas
 from growtas import export
 from growtas.errors import UsageError
-from growtas.mobilenet_space import MobileNetSpace
 from growtas.searching import read_result
 from growtas.searching.evaluate import Evaluator
+from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.training import checkpoint
 from growtas.training.calibration import calibration
 from growtas.training.data import evaluation_loader

@@ -11,10 +11,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from growtas.choices import check_groups
-from growtas.mobilenet_block import Block
-from growtas.mobilenet_space import MobileNetSpace
-from growtas.mobilenet_subnet import MobileNetSubnet
+from growtas.spaces.choices import check_groups
+from growtas.spaces.mobilenet import MobileNetSpace
+from growtas.spaces.mobilenet_block import Block
+from growtas.spaces.mobilenet_subnet import MobileNetSubnet
 
 Measure = Callable[[MobileNetSubnet], int]
 

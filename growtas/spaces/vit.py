@@ -1,8 +1,8 @@
 """Search spaces of vision transformers, as plain frozen values. No torch.
 
 After AutoFormer (Chen et al., ICCV 2021): ``embed_dim`` and ``depth`` are chosen once per subnet,
-``num_heads`` and ``mlp_ratio`` once per layer. A *group* is the set of subnets of one embed_dim (GrowTAS, supplement,
-"Detailed Definition of Subspace"); groups count from 0, smallest first.
+``num_heads`` and ``mlp_ratio`` once per layer. A *group* is the set of subnets of one embed_dim (GrowTAS,
+supplement, "Detailed Definition of Subspace"); groups count from 0, smallest first.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ import dataclasses
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from growtas.choices import (
+from growtas.errors import UsageError
+from growtas.spaces.base import PlainSpace
+from growtas.spaces.choices import (
     adjacent,
     check_choices,
     check_groups,
     check_size,
     check_whole,
     entries,
-    listed,
     outside,
 )
-from growtas.errors import UsageError, nearest
-from growtas.subnet import Subnet, plain_number
+from growtas.spaces.vit_subnet import Subnet, plain_number
 
 _CHOICES = ("embed_dim", "mlp_ratio", "num_heads", "depth")
 
 
 @dataclass(frozen=True)
-class SearchSpace:
+class SearchSpace(PlainSpace):
     """The choices of a vision-transformer space and the size of the supernet that holds them.
 
     Args:
@@ -49,6 +49,8 @@ class SearchSpace:
     Raises:
         UsageError: a choice is empty, unordered or larger than the supernet, or sizes do not fit.
     """
+
+    required: ClassVar[tuple[str, ...]] = _CHOICES
 
     name: str
     embed_dim: tuple[int, ...]
@@ -298,34 +300,3 @@ class SearchSpace:
                     raise UsageError(
                         outside(self.name, name, value, getattr(self, name), f" of layer {layer}")
                     )
-
-    def __contains__(self, subnet: object) -> bool:
-        try:
-            self.validate(subnet)
-        except UsageError:
-            return False
-        return True
-
-    # -- files -------------------------------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """The space as plain values, as a YAML file holds it."""
-        data = dataclasses.asdict(self)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SearchSpace:
-        """Build and check a space from plain values.
-
-        Raises:
-            UsageError: a field is missing or unknown (the nearest known one is named), or does not fit.
-        """
-        data = {key: value for key, value in data.items() if key != "family"}
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        for key in data:
-            if key not in fields:
-                raise UsageError(f"A space has no field {key!r}.{nearest(str(key), fields)}")
-        missing = [name for name in ("name", *_CHOICES) if name not in data]
-        if missing:
-            raise UsageError(f"The space lacks {listed(missing)}.")
-        return cls(**data)

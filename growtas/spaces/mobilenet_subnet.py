@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from growtas.errors import UsageError
+from growtas.spaces.base import json_fields
 
 FIELDS = ("kernel", "expand", "depth")
 
@@ -17,7 +17,7 @@ class MobileNetSubnet:
     """One architecture of a MobileNetV3 space.
 
     The entries of blocks that a stage's depth leaves out are there too, so that block ``i`` of stage ``s``
-    stands at ``s * slots + i``. Make subnets by :meth:`growtas.mobilenet_space.MobileNetSpace.subnet`,
+    stands at ``s * slots + i``. Make subnets by :meth:`growtas.spaces.mobilenet.MobileNetSpace.subnet`,
     which sets the entries left out to the smallest choice: then equal networks are equal values.
 
     Args:
@@ -104,14 +104,4 @@ class MobileNetSubnet:
         Raises:
             UsageError: a field is missing or unknown, or the text is not JSON.
         """
-        if isinstance(data, str):
-            try:
-                data = json.loads(data)
-            except json.JSONDecodeError as error:
-                raise UsageError(f"This is not the JSON of a subnet: {error}.") from error
-        if not isinstance(data, Mapping) or set(data) != set(FIELDS):
-            given = sorted(data) if isinstance(data, Mapping) else type(data).__name__
-            raise UsageError(
-                f"A subnet of a MobileNetV3 space has the fields kernel, expand and depth, not {given}."
-            )
-        return cls(**data)
+        return cls(**json_fields(cls, data, "A subnet of a MobileNetV3 space"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from growtas.choices import check_choices, check_size, check_stages, check_whole
 from growtas.errors import UsageError, nearest
-from growtas.mobilenet_block import make_divisible
-from growtas.mobilenet_subnet import FIELDS
+from growtas.spaces.choices import check_choices, check_size, check_stages, check_whole
+from growtas.spaces.mobilenet_block import make_divisible
+from growtas.spaces.mobilenet_subnet import FIELDS
 
 ACTIVATIONS = ("relu", "h-swish")
 _STAGES = ("widths", "strides", "activations", "squeeze_excite")
@@ -19,7 +19,7 @@ _SIZES = (
 
 
 def check_fields(space: Any) -> None:
-    """Check every field of a :class:`growtas.mobilenet_space.MobileNetSpace` as it was given.
+    """Check every field of a :class:`growtas.spaces.mobilenet.MobileNetSpace` as it was given.
 
     Raises:
         UsageError: the first that does not fit.

@@ -12,19 +12,18 @@ import dataclasses
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from growtas.choices import adjacent, check_groups, entries, listed, outside
-from growtas.errors import UsageError, nearest
-from growtas.mobilenet_block import Block, make_divisible
-from growtas.mobilenet_checks import check_fields
-from growtas.mobilenet_subnet import FIELDS, MobileNetSubnet
-
-FAMILY = "mobilenetv3"
+from growtas.errors import UsageError
+from growtas.spaces.base import PlainSpace
+from growtas.spaces.choices import adjacent, check_groups, entries, outside
+from growtas.spaces.mobilenet_block import Block, make_divisible
+from growtas.spaces.mobilenet_checks import check_fields
+from growtas.spaces.mobilenet_subnet import FIELDS, MobileNetSubnet
 
 
 @dataclass(frozen=True)
-class MobileNetSpace:
+class MobileNetSpace(PlainSpace):
     """The choices of a MobileNetV3 space and the widths that are fixed; the defaults are OFA's.
 
     The network: a 3x3 convolution to ``stem_width`` with h-swish; a fixed block to ``first_width`` (kernel 3,
@@ -52,6 +51,10 @@ class MobileNetSpace:
         UsageError: choices are empty or unordered, a kernel is even, the lists of the stages do not fit, or
             two expand ratios make the same network.
     """
+
+    family: ClassVar[str] = "mobilenetv3"
+    required: ClassVar[tuple[str, ...]] = FIELDS
+    title: ClassVar[str] = "A MobileNetV3 space"
 
     name: str
     kernel: tuple[int, ...]
@@ -328,34 +331,3 @@ class MobileNetSpace:
                 f"Subnet {subnet} chooses something for blocks that its depth leaves out, where only the "
                 "smallest choice may stand; make it by the space's subnet(kernel=, expand=, depth=)."
             )
-
-    def __contains__(self, subnet: object) -> bool:
-        try:
-            self.validate(subnet)
-        except UsageError:
-            return False
-        return True
-
-    # -- files -------------------------------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """The space as plain values, as a YAML file holds it."""
-        data = {"family": FAMILY, **dataclasses.asdict(self)}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> MobileNetSpace:
-        """Build and check a space from plain values.
-
-        Raises:
-            UsageError: a field is missing or unknown (the nearest known one is named), or does not fit.
-        """
-        data = {key: value for key, value in data.items() if key != "family"}
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        for key in data:
-            if key not in fields:
-                raise UsageError(f"A MobileNetV3 space has no field {key!r}.{nearest(str(key), fields)}")
-        missing = [name for name in ("name", *FIELDS) if name not in data]
-        if missing:
-            raise UsageError(f"The space lacks {listed(missing)}.")
-        return cls(**data)
