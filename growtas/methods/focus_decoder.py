@@ -7,27 +7,38 @@ updates of the sampler is multiplied out once: an input of the LSTM is one of fe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from growtas.methods.focus_sampler import ArchitectureSampler
+from torch import Tensor, nn
 
 
 class Decoder:
     """A snapshot of a sampler's weights.
 
+    They are read once; later changes do not reach the snapshot.
+
     Args:
-        sampler: read once; later changes of its weights do not reach the snapshot.
+        cell: the LSTM of width W.
+        budgets: embeddings of the budgets, (K, W).
+        start: the first input, (W,).
+        tokens: inputs after each decision, (choices, W) each.
+        weights, biases: output layers of each decision, (choices, W) and (choices,).
     """
 
-    def __init__(self, sampler: ArchitectureSampler) -> None:
+    def __init__(
+        self,
+        cell: nn.LSTMCell,
+        budgets: Tensor,
+        start: Tensor,
+        tokens: Iterable[Tensor],
+        weights: Iterable[Tensor],
+        biases: Iterable[Tensor],
+    ) -> None:
         def array(tensor) -> np.ndarray:
             return tensor.detach().numpy()
 
-        hidden, cell = sampler.cell.hidden_size, sampler.cell
+        hidden = cell.hidden_size
         # a sigmoid is (1 + tanh(x / 2)) / 2, so one tanh serves the gates i, f, o and the candidate g alike
         self.scale = np.full(4 * hidden, 0.5)
         self.scale[2 * hidden : 3 * hidden] = 1.0
@@ -35,11 +46,11 @@ class Decoder:
         inputs = self.scale[:, None] * array(cell.weight_ih)
         bias = self.scale * (array(cell.bias_ih) + array(cell.bias_hh))
         self.recurrent = self.scale[:, None] * array(cell.weight_hh)
-        self.budgets = array(sampler.budgets) @ inputs.T
-        self.start = array(sampler.start) @ inputs.T + bias
-        self.tokens = [array(token) @ inputs.T + bias for token in sampler.tokens]
-        self.weights = [array(weight).copy() for weight in sampler.weights]
-        self.biases = [array(bias).copy() for bias in sampler.biases]
+        self.budgets = array(budgets) @ inputs.T
+        self.start = array(start) @ inputs.T + bias
+        self.tokens = [array(token) @ inputs.T + bias for token in tokens]
+        self.weights = [array(weight).copy() for weight in weights]
+        self.biases = [array(bias).copy() for bias in biases]
         self.hidden = hidden
 
     def decode(

@@ -146,11 +146,10 @@ class ArchitectureSampler(nn.Module):
         return self._decode(budget, lambda probabilities: probabilities.index(max(probabilities)))
 
     def _decode(self, budget: float, choose: Callable[[list[float]], int]) -> Subnet:
-        version = [
-            parameter._version for parameter in self._parameters_listed
-        ]  # in-place changes count it up
+        version = [each._version for each in self._parameters_listed]  # in-place changes count it up
         if version != self._decoder_version:
-            self._decoder, self._decoder_version = Decoder(self), version
+            parts = (self.cell, self.budgets, self.start, self.tokens, self.weights, self.biases)
+            self._decoder, self._decoder_version = Decoder(*parts), version
         weights = self.budget_weights([budget])[0].numpy()
         return self.complete(self._decoder.decode(weights, self._length, choose))
 
