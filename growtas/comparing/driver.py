@@ -213,7 +213,7 @@ def _check_runs(plan: Plan, specs: Sequence[MethodSpec]) -> None:
     from growtas.training.run import Run
 
     for spec in specs:
-        configs = [plan.cell_config(spec.first or spec, 0, plan.rates()[0]).resolved()]
+        configs = [plan.cell_config(spec.first or spec, 0, plan.rates()[0])]
         if spec.first is not None:
             configs.append(dataclasses.replace(configs[0], method=spec.name, **spec.settings()))
         for config in configs:

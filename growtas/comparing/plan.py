@@ -15,7 +15,7 @@ from growtas import atomic
 from growtas.comparing.limits import Limit, read_limits
 from growtas.comparing.specs import MethodSpec, read_methods
 from growtas.errors import GrowtasError, UsageError
-from growtas.space import load_space, seeded_rng
+from growtas.space import MobileNetSpace, load_space, seeded_rng
 from growtas.training.config import RUNTIME, TrainConfig
 
 if TYPE_CHECKING:
@@ -86,15 +86,16 @@ class Plan:
 
     def recipe(self) -> dict[str, Any]:
         """The settings of training with which a plain run would be made, every default filled in."""
-        values = self.config({}).resolved().to_dict()
+        values = self.config({}).to_dict()
         own = ("out", "seed", "method", *RUNTIME)
         return {name: value for name, value in values.items() if name not in own}
 
     def config(self, own: Mapping[str, Any]) -> TrainConfig:
-        """The settings of a run before the recipe. Args: own: of its method, its seed and its rate."""
+        """The settings of a run, completed by the recipe. Args: own: of its method, its seed and its rate."""
         epochs = {} if self.epochs is None else {"epochs": self.epochs}
         shared = {"space": self.space.name, "data": self.data, **epochs, **QUIET, **self.settings}
-        return TrainConfig.from_dict({**shared, **own})
+        config = TrainConfig.from_dict({**shared, **own})
+        return config.resolved(convolutional=isinstance(self.space, MobileNetSpace))
 
     # -- cells -------------------------------------------------------------------------------------------
 
@@ -126,7 +127,7 @@ class Plan:
         """The learning rates to try; one alone needs no trial."""
         if self.lr not in ("auto", "recipe"):
             return (float(self.lr),)
-        rate = self.config({}).resolved().lr
+        rate = self.config({}).lr
         return tuple(factor * rate for factor in RATE_FACTORS) if self.lr == "auto" else (rate,)
 
     def rate(self) -> float | None:

@@ -84,3 +84,11 @@ def test_the_learning_rates_that_are_tried():
     assert Plan(*base, "0.01", *rest).rates() == (0.01,)
     trial = Plan(*base, "auto", *rest).rate_config(6e-3)
     assert (trial.method, trial.seed, trial.lr) == ("uniform", RATE_SEED, 6e-3)
+
+
+def test_a_convolutional_space_takes_the_recipe_of_its_family(tmp_path):
+    rest = ("folder:/images", None, "auto", {}, (), 1, 1, 1, {})
+    convolutional = Plan(tmp_path, load_space("ofa-mobilenetv3"), *rest)
+    assert convolutional.config({}).opt == "sgd" and convolutional.rates()[1] == pytest.approx(2.6)
+    transformer = Plan(tmp_path, load_space("autoformer-tiny"), *rest)
+    assert transformer.config({}).opt == "adamw" and transformer.rates()[1] == pytest.approx(1e-3)
