@@ -104,7 +104,7 @@ class TrainConfig:
         distill_weight: of the cross-entropy with the teacher's probabilities.
         label_weight: of the cross-entropy with the labels, for subnets that have a teacher.
         ema_decay: keep an exponential moving average of the weights, such as 0.9999; none where None.
-        epochs: passes over the training images (500; digits and glyphs 60).
+        epochs: passes over the training images (500; digits 60, glyphs 40).
         batch_size: images per update, over all ranks together (1024; digits 32, glyphs 64).
         out: the folder of the run; it must not hold anything yet.
         seed: determines initial weights, order, augmentation and subnets.
@@ -112,7 +112,7 @@ class TrainConfig:
         transition_max_params: its C_max.
         transition_beta: its beta in epochs; a tenth of the epochs where None.
         opt: a timm optimizer name (adamw; sgd for convolutional spaces on published data).
-        lr: peak learning rate; 5e-4 per 512 images where None (digits and glyphs 3e-3).
+        lr: peak learning rate; 5e-4 per 512 images where None (digits 3e-3, glyphs 1.2e-2).
         min_lr: at the end of the schedule (1e-5).
         warmup_lr: at the first update (1e-6).
         warmup_epochs: epochs of linear warm-up (20; digits 4), at most a tenth of the run unless given.
