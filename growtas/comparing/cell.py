@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import math
 import os
+import platform
 import signal
 import sys
 import threading
@@ -281,9 +282,19 @@ def _search(plan: Plan, run: Run, limit: Any, seed: int, path: Path) -> dict[str
 
 
 def _versions(run: Run) -> dict[str, Any]:
-    from growtas.comparing.timing import commit
+    import torch
 
-    return {**dict(run.versions), "commit": commit(), "cores": len(os.sched_getaffinity(0))}
+    from growtas.comparing.timing import commit
+    from growtas.training.distributed import choose_device
+
+    device = choose_device(run.config.device)
+    made_by = {
+        **dict(run.versions),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "commit": commit(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    return made_by | ({"device": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
 
 
 @contextmanager

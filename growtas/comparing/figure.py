@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import SymmetricalLogLocator
 
 from growtas import atomic
 from growtas.comparing.plan import Recorded
+from growtas.comparing.statistics import Interval
 from growtas.comparing.summary import Summary
 from growtas.plotting import GROUP_COLOURS, GROUP_MARKERS, STYLE
 
@@ -50,13 +54,31 @@ def draw(path: Path, recorded: Recorded, summary: Summary) -> Path:
                 color=GROUP_COLOURS[number % len(GROUP_COLOURS)],
             )  # fmt: skip
         labels = [measure.label.replace(", ", "\n") for measure in measures]
+        _compress(axes, [value for row in rows for value in _reach(row.difference)])
         axes.set_xticks(range(len(measures)), labels)
         axes.set_ylabel(f"top-1, difference to {recorded.methods[0]} (points)")
+        seeds = "seed" if recorded.seeds == 1 else "seeds"
         axes.set_title(
-            f"{recorded.plan.data}, {recorded.seeds} paired seeds: mean and 95 % confidence interval"
+            f"{recorded.plan.data}, space {recorded.plan.space.name}, {recorded.seeds} paired {seeds}: "
+            "mean and 95 % confidence interval"
         )
         axes.grid(axis="y", alpha=0.25)
-        axes.legend(frameon=False, fontsize=9, ncols=min(4, len(specs)))
+        figure.legend(loc="outside lower center", frameon=False, fontsize=9, ncols=min(5, len(specs) + 1))
         with atomic.replace(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
     return path
+
+
+def _reach(found: Interval) -> tuple[float, ...]:
+    """How far from zero a difference and its interval lie."""
+    return tuple(abs(value) for value in (found.mean, found.low, found.high) if value is not None)
+
+
+def _compress(axes: Axes, reaches: list[float]) -> None:
+    """Where a few differences dwarf the others, draw what lies far from zero on a logarithmic scale."""
+    linear = 2 * statistics.median(reaches)
+    if linear > 0 and max(reaches) > 4 * linear:
+        axes.set_yscale("symlog", linthresh=linear, linscale=3)
+        axes.axhspan(-linear, linear, color="0.95", zorder=0, label=f"linear up to ±{linear:.2g}")
+        axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear, subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")

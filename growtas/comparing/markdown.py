@@ -207,7 +207,9 @@ def _made_by(cells: Cells) -> str:
     lines = []
     made = [cell["made_by"] for cell in cells.values()]
     for name in ("growtas", "commit", "torch", "timm", "numpy", "python", "platform", "cores", "device"):
-        values = list(dict.fromkeys(str(each.get(name)) for each in made if each.get(name) is not None))
+        values = list(dict.fromkeys(str(each[name]) for each in made if each.get(name) is not None))
+        if name == "platform":  # the kernel's version is of no use to anybody
+            values = list(dict.fromkeys(value.partition("-")[0] for value in values))
         if values:
             lines.append(f"- {name}: {', '.join(values)}")
         if name == "commit" and len(values) > 1:

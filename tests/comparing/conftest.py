@@ -7,13 +7,14 @@ import torch
 from comparisons import SMALL, forked, space_file
 
 import growtas
-from growtas.comparing import scheduler
+from growtas.comparing import figure, scheduler
 
 
 @pytest.fixture
 def fork_cells(monkeypatch):
     """Cells are forked instead of started anew: the same processes, without importing torch again."""
     monkeypatch.setattr(scheduler, "_start", forked)
+    monkeypatch.setattr(figure, "draw", lambda path, *shown: path)  # half a second; `made` is drawn
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,12 @@ import time
 
 import pytest
 from comparisons import SMALL, Fork, children, fingerprints, results, runs, space_file
+from matplotlib.figure import Figure
 from scipy import stats
 
 import growtas
 from growtas import cli
-from growtas.comparing import driver, scheduler
+from growtas.comparing import driver, figure, scheduler
 from growtas.comparing.plan import MOST_FURTHER_RATES, RATE_SEED, Plan, read_plan
 from growtas.errors import UsageError
 from growtas.searching import read_result
@@ -127,6 +128,15 @@ def test_the_text_says_which_intervals_exclude_zero(made):
         assert (silent in made.text) == all(str(row.spec) != method for row in decided)
     for said in ("2 paired seeds (0 to 1)", "- torch: ", "- cores: ", "batch_size=192", "processor time"):
         assert said in made.text
+
+
+def test_differences_that_dwarf_the_others_are_compressed():
+    axes = Figure().subplots()
+    figure._compress(axes, [0.5, 1.0, 1.5, 7.0])
+    assert axes.get_yscale() == "linear"
+    figure._compress(axes, [0.5, 1.0, 1.5, 40.0])
+    assert axes.get_yscale() == "symlog"
+    figure._compress(Figure().subplots(), [0.0, 0.0, 5.0])  # most methods alike: no scale to compress to
 
 
 def test_a_second_phase_counts_the_first(made):
