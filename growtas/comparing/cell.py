@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growtas.comparing.plan import RATE_SEED, Plan, read_json, read_plan, write_json
+from growtas.comparing.plan import RATE_SEED, Plan, check_recipe, read_json, read_plan, write_json
 from growtas.comparing.specs import MethodSpec
 from growtas.comparing.timing import Stopwatch
 from growtas.errors import GrowtasError, UsageError
@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         recorded = read_plan(Path(given.out))
         if recorded is None:
             raise UsageError(f"{given.out} holds no comparison.")
+        check_recipe(recorded)
         if given.rate is not None:
             try_rate(recorded.plan, given.rate, given.device)
         else:

@@ -18,6 +18,7 @@ from growtas.comparing.plan import (
     RATE_SEED,
     Plan,
     Recorded,
+    check_recipe,
     check_same,
     merged,
     read_json,
@@ -147,8 +148,9 @@ def _plan(
         default = CONVOLUTIONAL_METHODS if convolutional else METHODS
         specs = read_methods(default if methods is None else methods)
         seeds = seeds or 5
-        recorded = Recorded(plan, specs, seeds)
+        recorded = Recorded(plan, specs, seeds, plan.recipe())
     else:
+        check_recipe(old)
         check_same(old.plan, plan)
         specs = old.methods if methods is None else read_methods(methods)
         seeds = seeds or old.seeds

@@ -76,8 +76,7 @@ def difference_text(found: Interval, digits: int = 2) -> str:
 
 
 def _setting(recorded: Recorded, cells: Cells) -> str:
-    plan, recipe = recorded.plan, recorded.plan.recipe()
-    images = plan.images
+    plan, recipe, images = recorded.plan, recorded.recipe, recorded.plan.images
     shared = ", ".join(f"{name}={value}" for name, value in plan.settings.items())
     sentences = [
         f"{len(recorded.methods)} methods, {recorded.seeds} paired seeds (0 to {recorded.seeds - 1}): runs "
@@ -99,7 +98,7 @@ def _rate(recorded: Recorded) -> str:
     plan = recorded.plan
     rate = plan.rate()
     if plan.lr == "recipe":
-        return f"Learning rate {rate:g}, the recipe's."
+        return f"Learning rate {recorded.recipe['lr']:g}, the recipe's."
     if plan.lr != "auto":
         return f"Learning rate {rate:g}, as given."
     if rate is None:

@@ -183,11 +183,13 @@ class Recorded:
         plan: the common settings.
         methods: every one that was ever asked for here, the baseline first.
         seeds: the most that were ever asked for.
+        recipe: the settings of training as they were when the folder was begun.
     """
 
     plan: Plan
     methods: tuple[MethodSpec, ...]
     seeds: int
+    recipe: Mapping[str, Any] = field(hash=False)
 
 
 def read_plan(path: Path) -> Recorded | None:
@@ -214,18 +216,22 @@ def read_plan(path: Path) -> Recorded | None:
         settings = dict(data["settings"])
         limits = read_limits(settings.pop("limits"))
         plan = Plan(path=path, space=load_space(path / SPACE_NAME), limits=limits, **settings)
-        recorded = Recorded(plan, read_methods(data["methods"]), data["seeds"])
+        return Recorded(plan, read_methods(data["methods"]), data["seeds"], data["recipe"])
     except (KeyError, TypeError, UsageError) as error:
         raise GrowtasError(f"{file} is not the plan of a comparison ({error}).") from error
-    now = plan.recipe()
-    for name, value in data["recipe"].items():
-        if name in now and now[name] != value:
+
+
+def check_recipe(recorded: Recorded) -> None:
+    """Raises: UsageError: this version would train with other settings than the folder was begun with."""
+    plan, now = recorded.plan, recorded.plan.recipe()
+    settled = {"lr"} if plan.lr != "recipe" and plan.rate() is not None else set()
+    for name, value in recorded.recipe.items():
+        if name in now and name not in settled and now[name] != value:
             raise UsageError(
-                f"The recipe has changed since {path} was begun: {name} was {value} and is {now[name]}. "
+                f"The recipe has changed since {plan.path} was begun: {name} was {value} and is {now[name]}. "
                 "Runs of both would not be comparable; use the version of growtas that began it, or "
                 "another folder."
             )
-    return recorded
 
 
 def write_plan(recorded: Recorded) -> None:
@@ -237,7 +243,7 @@ def write_plan(recorded: Recorded) -> None:
     data = {
         "format": FORMAT,
         "settings": plan.identity(),
-        "recipe": plan.recipe(),
+        "recipe": dict(recorded.recipe),
         "methods": [str(spec) for spec in recorded.methods],
         "seeds": recorded.seeds,
     }

@@ -203,6 +203,19 @@ def test_other_settings_are_refused(copied, tmp_path):
     assert fingerprints(copied) == before and (copied / "compare.json").read_text() == plan
 
 
+def test_another_recipe_is_refused_but_reported(copied, made):
+    data = read(copied / "compare.json")
+    data["recipe"] |= {"smoothing": 0.25, "lr": 0.5, "setting_of_the_future": 1}  # the rate was given: 3e-3
+    (copied / "compare.json").write_text(json.dumps(data))
+    with pytest.raises(UsageError, match="smoothing was 0.25 and is 0.1"):
+        growtas.compare(copied, device="cpu")
+    assert growtas.compare(copied, report_only=True).text == made.text
+    data["recipe"]["smoothing"] = 0.1
+    (copied / "compare.json").write_text(json.dumps(data))
+    assert growtas.compare(copied, device="cpu").text == made.text
+    assert read(copied / "compare.json")["recipe"]["lr"] == 0.5
+
+
 def test_missing_cells_are_named(copied):
     (copied / "cells" / "growtas" / "seed-1" / "cell.json").unlink()
     found = growtas.compare(copied, report_only=True)
