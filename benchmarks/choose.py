@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from growtas import load_space
 from growtas.ops import backend
-from growtas.space import preset_names
+from growtas.space import SearchSpace, preset_names
 
 MARGIN = 1.03
 TOLERANCE = 0.97  # a size at which even the upper quartile is below has lost
@@ -69,7 +69,7 @@ class Contest:
 
 def shared_widths() -> dict[int, int]:
     """Every embed_dim of the presets, and a few more, with the width of its supernet."""
-    spaces = [load_space(name) for name in preset_names()]
+    spaces = [space for space in map(load_space, preset_names()) if isinstance(space, SearchSpace)]
     found = {dim: space.super_embed_dim for space in spaces for dim in space.embed_dim}
     return dict(sorted((found | OTHER_WIDTHS).items()))
 

@@ -79,7 +79,7 @@ def spoil_losses(patch: pytest.MonkeyPatch, steps: set[int]) -> None:
         value = loss(*args, **values)
         return value * float("nan") if next(calls) in steps else value
 
-    patch.setattr("growtas.training.loop.F.cross_entropy", spoiled)
+    patch.setattr("growtas.training.objective.F.cross_entropy", spoiled)
 
 
 def digest(folder: Path) -> dict[str, str]:

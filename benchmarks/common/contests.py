@@ -20,7 +20,7 @@ from common.race import Errors, Samples
 from common.works import Layer, Work
 from growtas import load_space
 from growtas.ops.backend import IMPLEMENTATIONS
-from growtas.space import preset_names
+from growtas.space import SearchSpace, preset_names
 
 FUSED = ("linear_gelu", "norm_qkv", "mlp")
 #: Heads that no preset has: another head dim, of the same class of widths and of the next one.
@@ -35,6 +35,8 @@ def preset_layers() -> Iterator[Layer]:
     seen = set()
     for name in preset_names():
         space = load_space(name)
+        if not isinstance(space, SearchSpace):
+            continue  # convolutions run on the same products, at shapes of their own
         side = space.image_size // space.patch_size
         for subnet in (space.smallest(), space.largest()):
             layer = Layer(

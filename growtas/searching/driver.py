@@ -95,7 +95,9 @@ def search(
 
     device = choose_device(device)
     net, splits = run.load_net(device, averaged), run.splits()
-    calibrate = calibration(net, splits.train, amp, worker_count(workers))
+    calibrate = None
+    if net.needs_calibration:  # nothing else looks at training images here
+        calibrate = calibration(net, splits.train, amp, worker_count(workers))
     settings = {"batch_size": batch_size, "amp": amp, "workers": workers, "calibrate": calibrate}
     evaluator = Evaluator(net, splits.search, **settings)
     identity = {

@@ -57,7 +57,7 @@ class FakeRun:
         self.data = Splits(Counted(40, 1), Counted(30, 2))
         self.loaded = 0
 
-    def load_net(self, device="cpu"):
+    def load_net(self, device="cpu", averaged=False):
         self.loaded += 1
         torch.manual_seed(self.seed)
         net = Supernet(DIGITS, 10)

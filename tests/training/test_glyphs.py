@@ -214,7 +214,7 @@ def test_a_near_miss_is_named():
 
 def test_recipe_and_preset():
     config = TrainConfig("glyphs", data="glyphs").resolved()
-    assert (config.epochs, config.batch_size, config.lr, config.mixup) == (60, 64, 3e-3, 0)
+    assert (config.epochs, config.batch_size, config.lr, config.mixup) == (40, 64, 1.2e-2, 0)
     few = TrainConfig("glyphs", data="glyphs:500").resolved()
     assert dataclasses.replace(few, data="glyphs") == config
     assert len(GLYPHS.embed_dim) == 3 and GLYPHS.image_size == 28 and GLYPHS.in_channels == 1
@@ -238,6 +238,7 @@ def test_training_learns(tmp_path):
     torch.set_num_threads(1)
     settings = SMALL | {"space": GLYPHS, "method": "uniform", "mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0}
     settings |= {"epochs": 6, "batch_size": 64, "new_region": "keep", "eval_every": 0}
+    settings |= {"lr": 3e-3}  # the recipe's, for 40 epochs, is still warming up at the end of six
     run = growtas.train(**settings, data="glyphs:10000", out=tmp_path / "run")
     results = list(read_log(run.path, "eval"))[-1]["results"]
     assert results and min(result["top1"] for result in results) > 3 * 100 / 62  # 12 were seen
