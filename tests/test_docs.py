@@ -15,6 +15,7 @@ from growtas.listing import CLASSES, spaces
 from growtas.methods import method_names
 from growtas.methods.base import _REGISTRY
 from growtas.methods.schedule import stage_groups, transition_epochs
+from growtas.methods.shrinking import LARGEST_RATE, phases
 from growtas.ops.backend import BACKENDS, KERNELS
 from growtas.space import preset_names
 from growtas.training import TrainConfig
@@ -134,15 +135,55 @@ def test_variables_and_options_exist(page):
     text = page.read_text()
     for variable in set(re.findall(r"GROWTAS_[A-Z_]+", text)):
         assert variable in code, variable
-    for command in re.findall(r"growtas (?:train|search|extract|evaluate|demo|doctor) .*", text):
+    for command in re.findall(
+        r"growtas (?:train|search|extract|evaluate|finetune|emit|compare|demo|doctor) .*", text
+    ):
         assert set(re.findall(r"(?<![\w-])--([a-z-]+)", command)) <= OPTIONS, command
-    if page.name in ("training.md", "search.md", "export.md"):
+    if page.name in OPTION_PAGES:
         assert set(re.findall(r"`--([a-z-]+)", text)) <= OPTIONS
+
+
+OPTION_PAGES = (
+    *("training.md", "search.md", "export.md", "methods.md", "compare.md", "results.md"),
+    *("growtas-plus.md", "prenas.md", "focusformer.md", "once-for-all.md"),
+)
+
+
+def test_the_table_of_phases_is_the_codes():
+    space = growtas.load_space("ofa-mobilenetv3")
+    rows = table(DOCS / "once-for-all.md", "phase")
+    for row, phase in zip(rows, phases(space), strict=True):
+        name, epochs, rate, warmup, subnets, drawn = row
+        lists = {
+            "K": (space.kernel, phase.kernels),
+            "D": (space.depth, phase.depths),
+            "E": (space.expand, phase.expands),
+        }
+        expected = {letter: choices[-count:] for letter, (choices, count) in lists.items()}
+        for part in drawn.split(", "):
+            letter, *values = part.split()
+            assert tuple(map(int, values)) == expected[letter], part
+        assert (name, float(epochs), float(warmup), int(subnets)) == (
+            phase.name,
+            phase.epochs,
+            phase.warmup,
+            phase.subnets,
+        )
+        assert float(rate) == pytest.approx(phase.rate * LARGEST_RATE, rel=0.01)
+
+
+def test_the_tables_of_results_are_the_reports():
+    reports = [p.read_text() for p in (ROOT / "benchmarks" / "results" / "compare").glob("*/report.md")]
+    rows = [line for line in (DOCS / "results.md").read_text().splitlines() if line.startswith("|")]
+    assert len(rows) > 40
+    for row in rows:
+        assert any(row in report for report in reports), row
 
 
 def options() -> set[str]:
     """The options of all verbs, as they are written in a shell."""
-    functions = (TrainConfig, growtas.search, cli.extract, cli.evaluate, spaces, demo.demo, doctor.main)
+    functions = (TrainConfig, growtas.search, growtas.finetune, growtas.emit, growtas.compare)
+    functions += (cli.extract, cli.evaluate, spaces, demo.demo, doctor.main)
     names = {name for function in functions for name in inspect.signature(function).parameters}
     return {name.replace("_", "-") for name in names | {"resume", "help"}}
 
