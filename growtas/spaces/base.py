@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -11,7 +12,7 @@ from growtas.errors import UsageError, nearest
 from growtas.spaces.choices import listed
 
 
-class PlainSpace:
+class PlainSpace(ABC):
     """A space that is a frozen dataclass of plain values. Each family's adds what may be chosen.
 
     Attributes:
@@ -24,9 +25,9 @@ class PlainSpace:
     required: ClassVar[tuple[str, ...]] = ()
     title: ClassVar[str] = "A space"
 
+    @abstractmethod
     def validate(self, subnet: Any) -> None:
         """Check that a subnet belongs to the space. Raises: UsageError: the sentence says what does not."""
-        raise NotImplementedError
 
     def __contains__(self, subnet: object) -> bool:
         try:
