@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from comparisons import SMALL, Fork, children, fingerprints, results, runs, space_file
@@ -305,9 +306,11 @@ def test_stopped_in_the_middle(made, tmp_path, fork_cells, how):
     process = Fork(lambda: growtas.compare(out, space, **arguments) and 0, tmp_path / "output")
     process.wait_until(lambda: lines_of(out / "cells" / "growtas" / "seed-0") >= 3)
     (cell,) = children(process)
+    os.kill(cell, signal.SIGSTOP)  # or so small a cell is done before its parent has passed the signal on
     process.send_signal(signal.SIGINT if how == "interrupted" else signal.SIGKILL)
-    if how == "everything killed":
-        os.kill(cell, signal.SIGKILL)
+    if how == "interrupted":
+        wait_for(lambda: pending(cell, signal.SIGINT))
+    os.kill(cell, signal.SIGKILL if how == "everything killed" else signal.SIGCONT)
     status = process.wait()
     wait_for(lambda: not runs(cell))  # by itself, where only its parent was killed
     if how == "interrupted":
@@ -323,6 +326,12 @@ def test_stopped_in_the_middle(made, tmp_path, fork_cells, how):
     assert results(out) == {name: data for name, data in wanted.items() if "growtas+" not in name}
     (row,) = [row for row in found.summary.times if str(row.spec) == "growtas"]
     assert row.unknown == (how == "everything killed")  # nobody knows how long the killed attempt took
+
+
+def pending(process: int, number: int) -> bool:
+    """Whether a stopped process has been sent a signal that it has not seen yet."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+    return any(int(status[key], 16) >> (number - 1) & 1 for key in ("SigPnd", "ShdPnd"))
 
 
 def wait_for(ready, limit=120.0):
