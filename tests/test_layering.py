@@ -28,6 +28,7 @@ LAYERS = [
     {"searching", "export"},
     {"plotting", "doctor", "warmup", "listing"},
     {"demo", "comparing", "cli_options"},
+    {"analysis"},
     {"cli"},
     {"__main__"},
 ]

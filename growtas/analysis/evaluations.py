@@ -1,0 +1,82 @@
+"""Accuracies of many subnets, each evaluated once: an append-only log remembers them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from growtas.searching.evaluate import Evaluator, weights_hash
+from growtas.training.calibration import calibration, kept_statistics
+
+if TYPE_CHECKING:
+    from growtas.subnet import AnySubnet
+    from growtas.supernet import AnySupernet
+    from growtas.training.data import Splits
+
+
+def top1_of(
+    net: AnySupernet,
+    splits: Splits,
+    subnets: Sequence[AnySubnet],
+    split: str = "test",
+    amp: str = "none",
+    calibrated: bool = True,
+    log: Path | None = None,
+    desc: str = "evaluate",
+) -> list[float]:
+    """Top-1 accuracy of subnets with the weights they inherit.
+
+    Args:
+        net: the supernet, on the device to compute on.
+        splits: the data; a net with BatchNorm is calibrated on its training images.
+        subnets: to evaluate, in the order of the answers.
+        split: ``test``, ``search`` or ``train``.
+        amp: ``bfloat16`` for autocast, ``none`` for float32.
+        calibrated: whether a net with BatchNorm gets the statistics of each subnet; otherwise it is run with
+            those that it has.
+        log: file that remembers what was evaluated, by weights, split and subnet; an interrupted call goes
+            on there, and equal evaluations are not repeated.
+        desc: of the progress bar.
+
+    Returns:
+        Per cent, one per subnet.
+    """
+    dataset = getattr(splits, split)
+    own = calibrated and net.needs_calibration
+    key = f"{weights_hash(net)} {split} {len(dataset)} {amp} {'calibrated' if own else 'as it is'}"
+    known = _read(log, key)
+    wanted = [subnet for subnet in dict.fromkeys(subnets) if str(subnet) not in known]
+    if wanted:
+        calibrate = calibration(net, splits.train, amp) if own else lambda subnet: None
+        evaluator = Evaluator(net, dataset, amp=amp, calibrate=calibrate)
+        with kept_statistics(net):
+            for subnet in tqdm(wanted, desc=desc, unit="subnet", disable=None):
+                known[str(subnet)] = evaluator.top1(subnet)
+                if log is not None:
+                    _append(log, {"of": key, "subnet": str(subnet), "top1": known[str(subnet)]})
+    return [known[str(subnet)] for subnet in subnets]
+
+
+def _read(log: Path | None, key: str) -> dict[str, float]:
+    """What the log holds for these weights; a line that a killed process left unfinished is passed over."""
+    if log is None or not log.exists():
+        return {}
+    found = {}
+    for line in log.read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+            if record["of"] == key:
+                found[record["subnet"]] = float(record["top1"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _append(log: Path, record: Mapping[str, Any]) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as file:  # a line of its own even where the last one is unfinished
+        file.write(b"\n" + json.dumps(record).encode() + b"\n")
