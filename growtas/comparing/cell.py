@@ -12,9 +12,7 @@ import fcntl
 import math
 import os
 import platform
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from growtas.comparing.plan import RATE_SEED, Plan, check_recipe, read_json, read_plan, write_json
 from growtas.comparing.specs import MethodSpec
 from growtas.comparing.timing import Stopwatch
+from growtas.comparing.worker import run_worker
 from growtas.errors import GrowtasError, UsageError
 
 if TYPE_CHECKING:
@@ -44,9 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--guarded", action="store_true", help="stop when standard input is closed")
     given = parser.parse_args(argv)
-    if given.guarded:
-        _stop_with_parent()
-    try:
+
+    def work() -> None:
         recorded = read_plan(Path(given.out))
         if recorded is None:
             raise UsageError(f"{given.out} holds no comparison.")
@@ -55,25 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             try_rate(recorded.plan, given.rate, given.device)
         else:
             run_cell(recorded.plan, MethodSpec.parse(given.method), given.seed, given.device)
-    except GrowtasError as error:
-        if os.environ.get("GROWTAS_DEBUG") == "1":
-            raise
-        print(error, file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130
-    return 0
 
-
-def _stop_with_parent() -> None:
-    """Interrupt this process when its parent ends, however it ends: then its end of the pipe is closed."""
-
-    def watch() -> None:
-        while os.read(0, 1024):
-            pass
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=watch, daemon=True).start()
+    return run_worker(work, given.guarded)
 
 
 def run_cell(plan: Plan, spec: MethodSpec, seed: int, device: str = "auto") -> dict[str, Any]:

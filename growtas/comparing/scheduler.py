@@ -1,4 +1,4 @@
-"""Runs cells in processes of their own, several at once, and stops them cleanly."""
+"""Runs cells, and other work, in processes of their own, several at once, and stops them cleanly."""
 
 from __future__ import annotations
 
@@ -22,23 +22,31 @@ _PATIENCE = 120.0  # seconds for a cell to save and end after an interrupt
 
 @dataclass(frozen=True)
 class Job:
-    """A cell to run.
+    """A cell, or another piece of work, to run.
 
     Args:
         name: for messages; unique.
-        arguments: of ``python -m growtas.comparing.cell``.
+        arguments: of ``python -m MODULE``.
         output: file for what it prints.
         after: name of the job that must have succeeded before; one that is not among the jobs counts so.
+        module: that does the work, as :func:`growtas.comparing.worker.run_worker` does.
     """
 
     name: str
     arguments: tuple[str, ...]
     output: Path
     after: str | None = None
+    module: str = "growtas.comparing.cell"
 
 
 def run_jobs(
-    jobs: Iterable[Job], at_once: int, threads: int, done: int, title: str, again: str
+    jobs: Iterable[Job],
+    at_once: int,
+    threads: int,
+    done: int,
+    title: str,
+    again: str,
+    unit: str = "cell",
 ) -> dict[str, str]:
     """Run jobs in order, each as soon as there is room and its predecessor is done.
 
@@ -49,6 +57,7 @@ def run_jobs(
         done: jobs finished earlier, for the progress bar.
         title: of the bar.
         again: the end of the sentence that an interrupt is answered with.
+        unit: what the bar counts.
 
     Returns:
         For each job that failed, by name: the sentence with which it did.
@@ -57,7 +66,7 @@ def run_jobs(
         Interrupted: SIGINT or SIGTERM; every process was told, saved its state and ended.
     """
     jobs = list(jobs)
-    pool = _Pool(jobs, at_once, threads, _Progress(title, done + len(jobs), done))
+    pool = _Pool(jobs, at_once, threads, _Progress(title, done + len(jobs), done, unit))
     try:
         with pool.progress.bar, stop_signals() as received:
             while not pool.ended and not received:
@@ -76,9 +85,9 @@ def run_jobs(
 class _Progress:
     """A progress bar on a terminal; elsewhere, such as in a log, a line per cell."""
 
-    def __init__(self, title: str, total: int, done: int) -> None:
+    def __init__(self, title: str, total: int, done: int, unit: str) -> None:
         self.total, self.done = total, done
-        self.bar = tqdm(total=total, initial=done, desc=title, unit="cell", smoothing=0, disable=None)
+        self.bar = tqdm(total=total, initial=done, desc=title, unit=unit, smoothing=0, disable=None)
 
     def show(self, running: Iterable[Job]) -> None:
         """What is being done. Args: running: jobs."""
@@ -160,7 +169,7 @@ def _start(job: Job, threads: int) -> subprocess.Popen:
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with open(job.output, "wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "growtas.comparing.cell", *job.arguments, "--guarded"],
+            [sys.executable, "-m", job.module, *job.arguments, "--guarded"],
             stdin=subprocess.PIPE,  # its other end closes with this process: then the cell stops, too
             stdout=output,
             stderr=subprocess.STDOUT,
