@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from growtas.version import __version__
 
 if TYPE_CHECKING:
-    from growtas import cost, ops
+    from growtas import analysis, cost, ops
+    from growtas.analysis.report import report
     from growtas.comparing import compare
     from growtas.errors import GrowtasError, UsageError
     from growtas.export import extract
@@ -37,10 +38,11 @@ _HOME = {
     "extract": "growtas.export",
     "finetune": "growtas.training.finetune",
     "load_space": "growtas.space",
+    "report": "growtas.analysis.report",
     "search": "growtas.searching",
     "train": "growtas.training",
 }
-_MODULES = ("cost", "ops")
+_MODULES = ("analysis", "cost", "ops")
 
 __all__ = [
     "GrowtasError",
@@ -51,6 +53,7 @@ __all__ = [
     "Supernet",
     "UsageError",
     "__version__",
+    "analysis",
     "compare",
     "cost",
     "emit",
@@ -58,6 +61,7 @@ __all__ = [
     "finetune",
     "load_space",
     "ops",
+    "report",
     "search",
     "train",
 ]

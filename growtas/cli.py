@@ -337,6 +337,19 @@ def _compare(args: list[str]) -> int:
     return 1 if made.failed else 0
 
 
+def _report(args: list[str]) -> int:
+    """every figure and table of the paper for your data, on one page"""
+    from growtas import report
+
+    names = tuple[str, ...] | None
+    types = {"run": positional(str | None), "out": str | None, "space": str | None}
+    made = report(**options(report, args, "report", types | {"only": names, "settings": names}))
+    print(made)
+    for name, reason in made.failed.items():
+        print(f"growtas: {name} failed: {reason}", file=sys.stderr)
+    return 1 if made.failed else 0
+
+
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "train": _train,
     "finetune": _finetune,
@@ -345,6 +358,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "extract": _extract,
     "evaluate": _evaluate,
     "compare": _compare,
+    "report": _report,
     "spaces": _spaces,
     "warmup": _warmup,
     "doctor": _doctor,

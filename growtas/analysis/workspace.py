@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ class Workspace:
         space: whose subnets are looked at.
         ofa_space: convolutional, for figure E.
         num_classes: of the data.
+        images: sizes of its splits.
         seeds: of the networks that interference is measured along, and of the comparison of methods.
         subnets: that are drawn for figures 1, C and E.
         device: to compute on, such as ``cpu``.
@@ -42,6 +43,7 @@ class Workspace:
     space: Space
     ofa_space: MobileNetSpace
     num_classes: int
+    images: Mapping[str, int] = field(default_factory=dict, hash=False)
     seeds: int = SEEDS
     subnets: int = SUBNETS
     device: str = "cpu"

@@ -1,0 +1,336 @@
+"""``growtas.report``: every figure and table of the paper, for one space and one data set, on one page."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from growtas import atomic
+from growtas.analysis import parts
+from growtas.analysis.base import Analysis
+from growtas.analysis.plan import workspace_for, write_plan
+from growtas.analysis.workspace import SEEDS, SUBNETS, Workspace
+from growtas.comparing.scheduler import Job, run_jobs
+from growtas.errors import UsageError
+from growtas.space import preset_names
+from growtas.training.config import RUNTIME, TrainConfig
+from growtas.training.run import Run
+
+if TYPE_CHECKING:
+    from growtas.analysis.page import Section
+    from growtas.space import Space
+
+PAGE_NAME, FIGURES = "report.html", "figures"
+SMALL_NET = 1_000_000  # parameters; below, two runs side by side use a CPU better than one with threads
+_MODULE = "growtas.analysis.work"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`growtas.report` made.
+
+    Args:
+        path: of the page.
+        parts: on it, by name.
+        missing: parts that are not on it, with the reason.
+        failed: networks and parts that failed in this call, with the reason.
+    """
+
+    path: Path
+    parts: Mapping[str, Analysis] = field(hash=False)
+    missing: Mapping[str, str] = field(hash=False)
+    failed: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {len(self.parts)} of {len(parts.part_names())} figures and tables"]
+        for name, made in self.parts.items():
+            lines.append(f"  {name:<12} {made.findings()[0]}")
+        lines += [f"  {name:<12} left out: {reason}" for name, reason in self.missing.items()]
+        return "\n".join(lines)
+
+
+def report(
+    run: str | Path | Run | None = None,
+    *,
+    out: str | os.PathLike | None = None,
+    space: str | Path | Space | None = None,
+    data: str | None = None,
+    only: Sequence[str] | None = None,
+    epochs: int | None = None,
+    seeds: int | None = None,
+    subnets: int | None = None,
+    settings: Sequence[str] | None = None,
+    jobs: int | None = None,
+    device: str = "auto",
+) -> Report:
+    """Make the paper's figures and tables for a space and a data set, and one page of them.
+
+    Networks that a figure needs are trained first: the smallest subnet alone, the largest alone, uniform and
+    GrowTAS along which interference is measured, every method for the table. Each is kept, as is every
+    figure's data: a call with the same folder goes on where one was stopped, and trains nothing twice.
+
+    Args:
+        run: the folder of a finished run whose space, data and recipe are used, and whose sampling is shown;
+            the page lies in it. Without one, give out.
+        out: the folder of the report; report.html, figures/ and report/ (what they are made from) are written
+            there (the run's).
+        space: a preset or the path of a YAML file (the preset that is called like the data).
+        data: as in growtas.train (digits).
+        only: make these parts alone, such as figure-1 or table-a (all).
+        epochs: of every network (the run's, or the recipe's).
+        seeds: of the networks that interference is measured along, and of the comparison of methods (3).
+        subnets: drawn for figures 1, C and E (100).
+        settings: of training, the same for every network, such as batch_size=64.
+        jobs: networks or parts at once (as many as cores for small nets on a CPU, else 1).
+        device: such as cpu or cuda:1; auto is a GPU where there is one.
+
+    Returns:
+        The page, and what is on it. What failed does not keep the rest from being made.
+
+    Raises:
+        UsageError: the folder holds something else or a report with other settings, the run is not finished,
+            or a part is unknown. Nothing was trained.
+        GrowtasError: a file is damaged, or the disk is full.
+        growtas.training.guards.Interrupted: Ctrl-C or SIGTERM; call it again to continue.
+
+    Source:
+        GrowTAS (arXiv 2512.12296), figure 1, and figures A to G and table A of its supplement; interference
+        is measured beyond it.
+
+    Example:
+        >>> report(data="digits", out="runs/evidence")  # doctest: +SKIP
+    """
+    from growtas.training.distributed import choose_device
+
+    opened = None if run is None else Run.open(run)
+    if opened is None and out is None:
+        raise UsageError("Give the folder of a run, or out=FOLDER for a report about a space and data alone.")
+    if jobs is not None and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1):
+        raise UsageError(f"jobs={jobs!r} is not possible; it must be a whole number, 1 or more.")
+    base = opened.path if out is None else Path(out)
+    wanted = _wanted(only)
+    chosen = choose_device(device)
+    workspace = workspace_for(base, opened, space, data, epochs, seeds, subnets, settings, str(chosen))
+    workspace.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(workspace.folder):
+        write_plan(workspace)
+        at_once, threads = _shares(workspace, jobs)
+        reasons = {name: reason for name in wanted if (reason := parts.part(name).reason(workspace))}
+        failed = _make(workspace, [name for name in wanted if name not in reasons], at_once, threads)
+        return _page(workspace, failed)
+
+
+def _wanted(only: Sequence[str] | None) -> list[str]:
+    """The parts to be made, in the order of the page."""
+    if only is None:
+        return list(parts.part_names())
+    given = [only] if isinstance(only, str) else list(only)
+    for name in given:
+        parts.part(name)  # an unknown one is an error
+    return [name for name in parts.part_names() if name in given]
+
+
+def _shares(workspace: Workspace, jobs: int | None) -> tuple[int, int]:
+    """Pieces of work at once, and threads of each."""
+    from growtas import cost
+
+    cores = len(os.sched_getaffinity(0))
+    if jobs is None:
+        largest = cost.parameters(workspace.space.largest(), workspace.space, workspace.num_classes)
+        jobs = cores if workspace.device == "cpu" and largest < SMALL_NET else 1
+    return jobs, max(1, cores // jobs)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"Another process is making the report in {folder.parent}; wait.") from error
+        yield
+
+
+# -- the work --------------------------------------------------------------------------------------------
+
+
+def _make(workspace: Workspace, wanted: Sequence[str], at_once: int, threads: int) -> dict[str, str]:
+    """Train what is not trained and make the parts that are not kept; what failed, with its reason."""
+    left = [name for name in wanted if parts.read(workspace, name) is None]
+    needed = {name: parts.part(name) for name in left}
+    networks = list(dict.fromkeys(n for each in needed.values() for n in each.networks(workspace)))
+    untrained = [name for name in networks if not workspace.networks.finished(name)]
+    again = f"Continue with: {command(workspace)}"
+    logs = workspace.folder / "output"
+
+    def run(names: Sequence[str], kind: str, title: str, done: int) -> dict[str, str]:
+        pieces = [
+            Job(
+                f"{kind} {name}",
+                (str(workspace.folder.parent), f"--{kind}", name, "--device", workspace.device),
+                logs / f"{kind}-{name}.txt",
+                module=_MODULE,
+            )
+            for name in names
+        ]
+        return run_jobs(pieces, at_once, threads, done, title, again, kind)
+
+    failed = run(untrained, "network", "train", len(networks) - len(untrained)) if untrained else {}
+    if any(each.compares for each in needed.values()):
+        failed |= _compare(workspace, at_once)
+    possible = [
+        name
+        for name, each in needed.items()
+        if not any(f"network {n}" in failed for n in each.networks(workspace))
+    ]
+    return failed | run(possible, "part", "analyse", len(wanted) - len(left))
+
+
+def _compare(workspace: Workspace, at_once: int) -> Mapping[str, str]:
+    """Make or finish the comparison of methods; its cells that failed."""
+    from growtas.analysis.methods_table import compare_for
+
+    return compare_for(workspace, at_once).failed
+
+
+# -- the page --------------------------------------------------------------------------------------------
+
+
+def _page(workspace: Workspace, failed: Mapping[str, str]) -> Report:
+    """Draw what is kept, and write the page."""
+    from growtas.analysis.page import Page, page_text
+
+    base = workspace.folder.parent
+    made: dict[str, Analysis] = {}
+    missing: dict[str, str] = {}
+    for name in parts.part_names():
+        reason = parts.part(name).reason(workspace)
+        kept = None if reason else parts.read(workspace, name)
+        if kept is not None:
+            made[name] = kept
+        elif reason or f"part {name}" in failed:
+            missing[name] = reason or f"it failed: {failed[f'part {name}']}"
+        else:
+            missing[name] = f"not made yet; {command(workspace)} --only {name}"
+    page = Page(
+        title=f"GrowTAS on {workspace.config.data}: the evidence",
+        intro=_intro(workspace),
+        sections=[_section(base, name, each) for name, each in made.items()],
+        missing=list(missing.items()),
+        command=command(workspace, whole=True),
+        foot=_foot(),
+    )
+    path = base / PAGE_NAME
+    atomic.write_text(path, page_text(page))
+    return Report(path, made, missing, dict(failed))
+
+
+def _section(base: Path, name: str, analysis: Analysis) -> Section:
+    """Draw an analysis, write its files, and give what the page shows of it."""
+    from growtas.analysis.charts import save, styled, svg_text
+    from growtas.analysis.page import Picture, Section
+
+    folder = base / FIGURES
+    folder.mkdir(exist_ok=True)
+    pictures = []
+    with styled():
+        drawings = analysis.drawings()
+    for suffix, drawing in drawings.items():
+        file = folder / f"{'-'.join(filter(None, (name, suffix)))}.svg"
+        save(drawing.figure, file, drawing.alt)
+        text = svg_text(drawing.figure, file.stem, drawing.alt)
+        pictures.append(Picture(text, drawing.caption, f"{FIGURES}/{file.name}"))
+    numbers = []
+    for table_name, table in analysis.tables.items():
+        file = folder / f"{name}-{table_name.replace(' ', '-')}.csv"
+        atomic.write_text(file, table.csv())
+        numbers.append(f"{FIGURES}/{file.name}")
+    return Section(
+        name,
+        analysis.title,
+        analysis.question,
+        pictures,
+        list(analysis.shown().items()),
+        analysis.findings(),
+        analysis.published,
+        numbers,
+    )
+
+
+def command(workspace: Workspace, whole: bool = False) -> str:
+    """The command that continues a report; ``whole``: with everything that another folder would need."""
+    base = workspace.folder.parent
+    words = ["growtas", "report"]
+    if workspace.source is not None:
+        words.append(str(workspace.source.path))
+        if workspace.source.path.resolve() != base.resolve():
+            words += ["--out", str(base)]
+    else:
+        if whole:
+            name = workspace.space.name
+            words += ["--space", name if name in preset_names() else f"{name}.yaml"]
+            words += ["--data", workspace.config.data]
+        words += ["--out", str(base)]
+    if whole:
+        words += _given_settings(workspace)
+        if workspace.seeds != SEEDS:
+            words += ["--seeds", str(workspace.seeds)]
+        if workspace.subnets != SUBNETS:
+            words += ["--subnets", str(workspace.subnets)]
+    return shlex.join(words)
+
+
+def _given_settings(workspace: Workspace) -> list[str]:
+    """The options that make a recipe, or a run's settings, into those of the report."""
+    if workspace.source is not None:
+        plain = workspace.source.config
+    else:
+        own = {name: getattr(workspace.config, name) for name in ("space", "data", "method")}
+        plain = TrainConfig.from_dict(own).resolved(convolutional=workspace.convolutional)
+    apart = ("out", "initial", "resolutions", *RUNTIME)
+    now, before = workspace.config.to_dict(), plain.to_dict()
+    differing = {name: now[name] for name in now if now[name] != before[name] and name not in apart}
+    epochs = differing.pop("epochs", None)
+    words = [] if epochs is None else ["--epochs", str(epochs)]
+    pairs = [f"{name}={value}" for name, value in differing.items()]
+    return words + (["--settings", *pairs] if pairs else [])
+
+
+def _intro(workspace: Workspace) -> list[str]:
+    config, images = workspace.config, workspace.images
+    axis = workspace.space.group_axis
+    groups = ", ".join(str(value) for value in workspace.space.groups)
+    return [
+        "GrowTAS trains a supernet of vision transformers progressively: small subnets first, larger ones "
+        "let in stage by stage. Its case rests on an asymmetry: a network that was trained small can be "
+        "extended and keeps its accuracy, one that was trained large cannot be cropped. This page makes "
+        "every figure and table of the paper that argues so again, on the data below, and measures what the "
+        "paper argues without a figure: how much small and large subnets disagree about the weights they "
+        "share.",
+        f"Space: {workspace.space.name}, {workspace.space.count():,} subnets in "
+        f"{len(workspace.space.groups)} groups ({axis} {groups}). Data: {config.data}, "
+        f"{workspace.num_classes} classes, {images['train']:,} images to train on, {images['search']:,} held "
+        f"out for searches, {images['test']:,} to test on. Every network: {config.epochs} epochs, batches "
+        f"of {config.batch_size}, {config.opt}, learning rate {config.lr:g}.",
+        "The paper's numbers are from ImageNet and AutoFormer's spaces. On other data, what can be compared "
+        "with them is the direction of an effect, not its size.",
+    ]
+
+
+def _foot() -> list[str]:
+    import platform
+
+    import torch
+
+    from growtas.version import __version__
+
+    return [
+        f"growtas {__version__}, torch {torch.__version__}, Python {platform.python_version()}. Accuracies "
+        "may differ in their last digits on another processor; times are those of the machine it ran on."
+    ]
