@@ -21,7 +21,8 @@ from growtas.space import load_space
 from growtas.supernet import Supernet
 
 DIGITS = load_space("digits")
-VIT_METHODS = [name for name in method_names() if name != "shrinking"]  # of convolutions; test_shrinking.py
+# shrinking is for convolutions, single draws nothing: test_shrinking.py and test_single.py have them.
+VIT_METHODS = [name for name in method_names() if name not in ("shrinking", "single")]
 
 
 def settings(**given) -> MethodSettings:
