@@ -13,6 +13,7 @@ around :meth:`Method.sample`, once for all of them.
 
 from __future__ import annotations
 
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -107,6 +108,8 @@ class TrainingContext:
         autocast: ``autocast()`` is the context manager of the run's precision.
         restart_average: ``restart_average()`` begins the run's average of the weights, if it keeps one, anew
             with the weights as they are: for who puts them in another order.
+        loss: of the last step, the mean over its subnets and the ranks: the same on every rank, and not
+            finite where the step was skipped for that.
     """
 
     net: VisionTransformer
@@ -115,6 +118,7 @@ class TrainingContext:
     draw_images: Callable[..., tuple[Tensor, Tensor]]
     autocast: Callable[[], AbstractContextManager]
     restart_average: Callable[[], None] = lambda: None
+    loss: float = math.nan
 
 
 class Method(ABC):

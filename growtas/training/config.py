@@ -59,6 +59,7 @@ _AT_LEAST: dict[str, float] = {
     "color_jitter": 0,
     "checkpoint_every_steps": 0,
     "checkpoint_every_seconds": 0,
+    "interference_every": 0,
     "transition_params": 0,
     "subnets_per_step": 1,
     "distill_weight": 0,
@@ -74,6 +75,7 @@ RUNTIME = (
     "data_folder",
     "checkpoint_every_steps",
     "checkpoint_every_seconds",
+    "interference_every",
     "tensorboard",
 )
 """Settings that a resume may change: they do not enter the result."""
@@ -151,6 +153,8 @@ class TrainConfig:
             that runs of several seeds are compared on the same images.
         eval_every: epochs between evaluations on the search split; 0 for the end only.
         eval_subnets: random subnets evaluated besides the smallest and the largest.
+        interference_every: epochs between measurements of how far the gradients of the smallest and the
+            largest group agree on the weights that they share; 0 for none.
         log_every: steps between step records in log.jsonl.
         checkpoint_every_steps: steps between checkpoints within an epoch; 0 for none.
         checkpoint_every_seconds: seconds between checkpoints within an epoch; 0 for none.
@@ -219,6 +223,7 @@ class TrainConfig:
     split_seed: int = 0
     eval_every: int = 10
     eval_subnets: int = 2
+    interference_every: int = 0
     log_every: int = 1
     checkpoint_every_steps: int = 0
     checkpoint_every_seconds: float = 600.0

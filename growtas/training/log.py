@@ -3,16 +3,21 @@
 Every line of log.jsonl is one JSON object with ``event``, ``step`` and ``epoch`` (both counted from 0) and,
 last, ``time`` (seconds since 1970). The events:
 
-========  ==========================================================================================
-stage     a stage begins: ``stage``, ``groups`` (those active), ``embed_dims`` or ``expands`` (theirs), and
-          what the method did, such as ``new_region`` and ``new_entries``
-step      one update: ``stage``, ``groups``, ``loss``, ``lr``, ``subnets`` (as text) and ``group`` (the
-          group of each); ``skipped`` is true where the loss (then null) or its gradient was not finite
-method    what a method that learns along reports
-eval      after an epoch: ``split`` and ``results``, a list of ``name`` (smallest, largest, random-0,
-          ...), ``subnet``, ``group``, ``params``, ``top1`` (per cent) and ``loss``
-finish    the run is complete: ``skipped`` steps in total
-========  ==========================================================================================
+============  ======================================================================================
+stage         a stage begins: ``stage``, ``groups`` (those active), ``embed_dims`` or ``expands``
+              (theirs), and what the method did, such as ``new_region`` and ``new_entries``
+step          one update: ``stage``, ``groups``, ``loss``, ``lr``, ``subnets`` (as text) and ``group``
+              (the group of each); ``skipped`` is true where the loss (then null) or its gradient was
+              not finite
+method        what a method that learns along reports
+eval          after an epoch: ``split`` and ``results``, a list of ``name`` (smallest, largest,
+              random-0, ...), ``subnet``, ``group``, ``params``, ``top1`` (per cent) and ``loss``
+interference  before the first step and after epochs, see
+              :class:`growtas.methods.interference.Interference`: ``small`` and ``large`` (the groups),
+              ``cosine``, ``layers`` (the cosine of each), ``negative``, ``norm_ratio``, ``pairs``,
+              ``images``, and ``control``, the same of pairs of two small subnets
+finish        the run is complete: ``skipped`` steps in total
+============  ======================================================================================
 
 ``step`` of a step record is the update it describes; of the other events, the next update.
 """

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from tqdm import tqdm
@@ -32,9 +31,10 @@ from growtas.training.guards import Interrupted, stop_signals
 from growtas.training.images import seed_globally
 from growtas.training.initial import load_into
 from growtas.training.inputs import at_resolution, checked_resolutions, draw_images
+from growtas.training.interference import InterferenceMonitor
 from growtas.training.loader import TrainingLoader, worker_count
 from growtas.training.log import Curves, RunLog
-from growtas.training.objective import Objective
+from growtas.training.objective import Objective, create_mixup
 from growtas.training.optimizer import create_optimizer, create_scheduler
 from growtas.training.precision import precision
 from growtas.training.run import Run, versions
@@ -89,17 +89,7 @@ class Trainer:
             load_into(self.net, initial, config.initial)
         self.optimizer = create_optimizer(self.net, config, device)
         self.scheduler = create_scheduler(self.optimizer, run)
-        self.mixup = None
-        if config.mixup or config.cutmix:
-            self.mixup = Mixup(
-                config.mixup,
-                config.cutmix,
-                prob=config.mixup_prob,
-                switch_prob=config.mixup_switch_prob,
-                mode=config.mixup_mode,
-                label_smoothing=config.smoothing,
-                num_classes=run.num_classes,
-            )
+        self.mixup = create_mixup(run)
         self.resolutions = checked_resolutions(run)
         self.objective = Objective(config, self.mixup is not None)
         self.ema = ModelEmaV3(self.net, config.ema_decay) if config.ema_decay is not None else None
@@ -111,6 +101,7 @@ class Trainer:
             autocast=partial(precision, config.amp, device),
             restart_average=lambda: self.ema and self.ema.set(self.net),
         )
+        self.interference = InterferenceMonitor(run, self.context)
         self.watched = watched_subnets(run.space, config.eval_subnets)
         self.workers = worker_count(config.workers, ranks.world)
         self.calibrate = calibration(self.net, splits.train, config.amp, self.workers)
@@ -164,6 +155,8 @@ class Trainer:
                 stage = self.method.begins_at(progress.step)
                 if stage is not None:
                     self._begin_stage(stage)
+                if progress.step == 0:
+                    self._measure_interference()
                 images, labels = self._next(batches, signals)
                 loss, received = self._step(images, labels, signals)
                 bar.set_postfix_str(self._status(loss), refresh=False)
@@ -195,6 +188,7 @@ class Trainer:
         epoch = progress.step // self.run.steps_per_epoch
         if progress.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             self._give_up()
+        self._measure_interference()
         if ends_run or ends_epoch and config.eval_every and epoch % config.eval_every == 0:
             self._evaluate(epoch)
         if ends_run and self.log is not None:
@@ -265,6 +259,7 @@ class Trainer:
             self._update(norm)
             progress.skipped_in_a_row = 0
         self._record(step, mean, skipped, subnets)
+        self.context.loss = mean
         done = method.after_step(step, self.context)
         if self.ema is not None and not skipped:
             self.ema.update(self.net)
@@ -340,6 +335,13 @@ class Trainer:
         )
 
     # -- evaluation and checkpoints ----------------------------------------------------------------------
+
+    def _measure_interference(self) -> None:
+        step = self.progress.step
+        if self.interference.due(step):
+            measured = self.interference.measure(step)
+            if self.log is not None:
+                self.log.write("interference", step, step // self.run.steps_per_epoch, **measured)
 
     def _evaluate(self, epoch: int) -> None:
         options = (self.device, self.config.amp, self.workers, self.ranks, self.calibrate)

@@ -1,11 +1,13 @@
-"""What a subnet is trained for: the labels, and where there is one, a teacher."""
+"""What a subnet is trained for: the labels, mixed or not, and where there is one, a teacher."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
+from timm.data import Mixup
 from torch import Tensor
 
 from growtas.training.config import TrainConfig
+from growtas.training.run import Run
 
 
 class Objective:
@@ -40,3 +42,19 @@ class Objective:
             return loss
         soft = F.cross_entropy(logits, teacher.float().softmax(1))
         return self.label_weight * loss + self.distill_weight * soft
+
+
+def create_mixup(run: Run) -> Mixup | None:
+    """What mixes the images of a batch and their labels; None where the run mixes none."""
+    config = run.config
+    if not config.mixup and not config.cutmix:
+        return None
+    return Mixup(
+        config.mixup,
+        config.cutmix,
+        prob=config.mixup_prob,
+        switch_prob=config.mixup_switch_prob,
+        mode=config.mixup_mode,
+        label_smoothing=config.smoothing,
+        num_classes=run.num_classes,
+    )
