@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,17 @@ from growtas import atomic
 GROUP_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
 GROUP_MARKERS = ("o", "s", "^", "D", "v", "P")
 ACCENT = "#D55E00"
+# One colour per method in every figure, of the same palette; and one marker, for who sees no colours.
+METHOD_COLOURS = {
+    "uniform": "#000000",
+    "growtas": "#0072B2",
+    "growtas+": "#56B4E9",
+    "prenas": "#009E73",
+    "focusformer": "#CC79A7",
+    "shrinking": "#E69F00",
+    "single": "#999999",
+}
+_OTHER_METHODS = ("#D55E00", "#882255", "#999933", "#332288")  # what is left, and three of Paul Tol's
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -29,6 +41,32 @@ STYLE = {
     "svg.hashsalt": "growtas",  # the same picture gives the same file
     "svg.fonttype": "path",
 }
+
+
+def method_colour(name: str) -> str:
+    """The colour of a method: its own in :data:`METHOD_COLOURS`, else one that follows from its name."""
+    return METHOD_COLOURS.get(name) or _OTHER_METHODS[zlib.crc32(name.encode()) % len(_OTHER_METHODS)]
+
+
+def method_marker(name: str, variant: int = 0) -> dict[str, str]:
+    """How the points of a method are drawn, as arguments of matplotlib's ``plot``.
+
+    Args:
+        name: of the method.
+        variant: 0 for the method as it is; 1, 2, ... for the same with settings of its own: those are hollow,
+            each with another marker.
+
+    Returns:
+        ``color``, ``marker`` and ``markerfacecolor``.
+    """
+    known = list(METHOD_COLOURS)
+    first = known.index(name) if name in known else len(known)
+    colour = method_colour(name)
+    return {
+        "color": colour,
+        "marker": GROUP_MARKERS[(first + variant) % len(GROUP_MARKERS)],
+        "markerfacecolor": "white" if variant else colour,
+    }
 
 
 @dataclass(frozen=True)

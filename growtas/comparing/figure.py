@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,11 +15,29 @@ from matplotlib.ticker import SymmetricalLogLocator
 
 from growtas import atomic
 from growtas.comparing.plan import Recorded
+from growtas.comparing.specs import MethodSpec
 from growtas.comparing.statistics import Interval
 from growtas.comparing.summary import Summary
-from growtas.plotting import GROUP_COLOURS, GROUP_MARKERS, STYLE
+from growtas.plotting import STYLE, method_marker
 
 _SPREAD = 0.7  # of the room of one measure that the methods share
+
+
+def looks(specs: Sequence[MethodSpec]) -> dict[MethodSpec, dict[str, str]]:
+    """Colour and marker of each method of a comparison.
+
+    Args:
+        specs: every method of the comparison in its order, so that a picture of some of them looks alike.
+
+    Returns:
+        Arguments of matplotlib's ``plot``. Specs of one method have its colour; those with settings are
+        hollow and differ in their markers.
+    """
+    found, variants = {}, Counter()
+    for spec in specs:
+        variants[spec.name] += bool(spec.given)
+        found[spec] = method_marker(spec.name, variants[spec.name] if spec.given else 0)
+    return found
 
 
 def draw(path: Path, recorded: Recorded, summary: Summary) -> Path:
@@ -34,6 +54,7 @@ def draw(path: Path, recorded: Recorded, summary: Summary) -> Path:
     rows = [r for r in summary.rows if r.difference is not None and r.measure.family != "extreme"]
     measures = list(dict.fromkeys(row.measure for row in rows))
     specs = list(dict.fromkeys(row.spec for row in rows))
+    look = looks(recorded.methods)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(6.5, 1.6 * len(measures)), 4.6), layout="constrained")
         FigureCanvasAgg(figure)
@@ -50,8 +71,7 @@ def draw(path: Path, recorded: Recorded, summary: Summary) -> Path:
             ]
             axes.errorbar(
                 places, [f.mean for f in found], ends, label=str(spec), linestyle="none", capsize=3,
-                marker=GROUP_MARKERS[number % len(GROUP_MARKERS)],
-                color=GROUP_COLOURS[number % len(GROUP_COLOURS)],
+                **look[spec],
             )  # fmt: skip
         labels = [measure.label.replace(", ", "\n") for measure in measures]
         _compress(axes, [value for row in rows for value in _reach(row.difference)])
