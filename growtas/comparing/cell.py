@@ -26,6 +26,7 @@ from growtas.comparing.worker import run_worker
 from growtas.errors import GrowtasError, UsageError
 
 if TYPE_CHECKING:
+    from growtas.searching.evaluate import Evaluator
     from growtas.training.run import Run
 
 RESULT_NAME = "cell.json"
@@ -78,13 +79,14 @@ def run_cell(plan: Plan, spec: MethodSpec, seed: int, device: str = "auto") -> d
         if (path / RESULT_NAME).exists():
             return read_json(path / RESULT_NAME)
         run, time_taken = _train(plan, spec, seed, path, device)
+        evaluator = _evaluator(run, "test")
         result = {
             "format": FORMAT,
             "method": str(spec),
             "seed": seed,
             "run": run.config.to_dict() | {"out": None},
-            "groups": _evaluate(plan, run, "test"),
-            "searched": [_search(plan, run, limit, seed, path) for limit in plan.limits],
+            "groups": _evaluate(plan, run, evaluator),
+            "searched": [_search(plan, run, limit, seed, path, evaluator) for limit in plan.limits],
             "time": time_taken,
             "made_by": _versions(run),
         }
@@ -103,7 +105,7 @@ def try_rate(plan: Plan, rate: float, device: str = "auto") -> dict[str, Any]:
             return read_json(path / RESULT_NAME)
         config = dataclasses.replace(plan.rate_config(rate), device=device)
         run = _train_from(config, plan, path)
-        groups = _evaluate(plan, run, "search")
+        groups = _evaluate(plan, run, _evaluator(run, "search"))
         result = {
             "format": FORMAT,
             "lr": rate,
@@ -198,16 +200,26 @@ def _load_data_once(plan: Plan) -> None:
 # -- judging ---------------------------------------------------------------------------------------------
 
 
-def _evaluate(plan: Plan, run: Run, split: str) -> list[dict[str, Any]]:
-    """Top-1 of the fixed subnets of every group with the weights they inherit."""
-    from growtas import cost
+def _evaluator(run: Run, split: str) -> Evaluator:
+    """Of the trained supernet, on one split."""
     from growtas.searching.evaluate import Evaluator
     from growtas.training.calibration import calibration
     from growtas.training.distributed import choose_device
 
     net, splits, amp = run.load_net(choose_device(run.config.device)), run.splits(), run.config.amp
     calibrate = calibration(net, splits.train, amp)
-    evaluator = Evaluator(net, getattr(splits, split), amp=amp, calibrate=calibrate)
+    return Evaluator(net, getattr(splits, split), amp=amp, calibrate=calibrate)
+
+
+def _accuracy(evaluator: Evaluator, subnet: Any) -> dict[str, float]:
+    """Top-1 and top-5 with inherited weights, in per cent."""
+    return dict(zip(("top1", "top5"), evaluator.accuracy(subnet, (1, 5)), strict=True))
+
+
+def _evaluate(plan: Plan, run: Run, evaluator: Evaluator) -> list[dict[str, Any]]:
+    """The accuracy of the fixed subnets of every group."""
+    from growtas import cost
+
     known: dict[Any, dict[str, Any]] = {}
 
     def judged(subnet: Any) -> dict[str, Any]:
@@ -215,7 +227,7 @@ def _evaluate(plan: Plan, run: Run, split: str) -> list[dict[str, Any]]:
             known[subnet] = {
                 "subnet": str(subnet),
                 "params": cost.parameters(subnet, run.space, run.num_classes),
-                "top1": evaluator.top1(subnet),
+                **_accuracy(evaluator, subnet),
             }
         return known[subnet]
 
@@ -236,7 +248,7 @@ def _evaluate(plan: Plan, run: Run, split: str) -> list[dict[str, Any]]:
     return found
 
 
-def _search(plan: Plan, run: Run, limit: Any, seed: int, path: Path) -> dict[str, Any]:
+def _search(plan: Plan, run: Run, limit: Any, seed: int, path: Path, evaluator: Evaluator) -> dict[str, Any]:
     """The best subnet under a limit on the search split, and its accuracy on the test split."""
     from growtas.searching import search
 
@@ -258,6 +270,7 @@ def _search(plan: Plan, run: Run, limit: Any, seed: int, path: Path) -> dict[str
         "macs": found.best.macs,
         "search_top1": found.best.top1,
         "top1": found.test_top1,
+        "top5": _accuracy(evaluator, found.best.subnet)["top5"],
         "evaluated": len(found.history),
         "feasible": found.feasible,
     }

@@ -39,6 +39,9 @@ def report_text(recorded: Recorded, cells: Cells, summary: Summary) -> str:
                 parts += _family(title, rows, str(recorded.methods[0]))
         if plan.limits:
             parts += ["Parameters of the subnets found, mean over seeds:", _found(recorded, cells)]
+            rows = [row for row in summary.rows if row.measure.family == "searched"]
+            if all(row.top5 is not None for row in rows):
+                parts += ["Top-5 of the subnets found, mean over seeds:", _top5(rows)]
         parts += ["## Training time", _times(recorded, summary)]
         parts += ["## Made by", _made_by(cells)]
     return "\n\n".join(parts) + "\n"
@@ -172,6 +175,14 @@ def _found(recorded: Recorded, cells: Cells) -> str:
             sums = [math.fsum(cell["searched"][i]["params"] for cell in own) for i in range(len(limits))]
             rows.append([str(spec), *(f"{total / len(own):,.0f}" for total in sums)])
     return table(["method", *(limit.label for limit in limits)], rows)
+
+
+def _top5(rows: Sequence[Row]) -> str:
+    labels = list(dict.fromkeys(row.measure.label for row in rows))
+    own: dict[str, list[str]] = {}
+    for row in rows:
+        own.setdefault(str(row.spec), []).append(f"{row.top5.mean:.2f}")
+    return table(["method", *labels], [[spec, *values] for spec, values in own.items()])
 
 
 def _times(recorded: Recorded, summary: Summary) -> str:

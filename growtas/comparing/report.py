@@ -14,7 +14,7 @@ from growtas import atomic
 from growtas.comparing.markdown import report_text
 from growtas.comparing.plan import Recorded, write_json
 from growtas.comparing.statistics import CONFIDENCE, Interval
-from growtas.comparing.summary import Cells, Summary, cell_values, read_cells, summarise
+from growtas.comparing.summary import Cells, Summary, cell_top5, cell_values, read_cells, summarise
 
 TEXT, DATA, TABLE, CELLS, FIGURE = "report.md", "report.json", "report.csv", "cells.csv", "comparison.png"
 
@@ -84,6 +84,7 @@ def _data(recorded: Recorded, summary: Summary) -> dict[str, Any]:
                 "method": str(row.spec),
                 "measure": row.measure.key,
                 "top1": _interval(row.level),
+                "top5": _interval(row.top5),
                 "difference": _interval(row.difference),
                 "excludes_zero": row.decided if row.difference is not None else None,
                 "difference_bonferroni": _interval(row.strict),
@@ -122,7 +123,7 @@ def _ends(found: Interval | None) -> list[Any]:
 
 def _table(summary: Summary) -> str:
     header = ["method", "measure", "seeds", "mean", "mean_low", "mean_high"]
-    header += ["pairs", "difference", "difference_low", "difference_high", "excludes_zero"]
+    header += ["pairs", "difference", "difference_low", "difference_high", "excludes_zero", "top5"]
     rows = [
         [
             str(row.spec),
@@ -130,18 +131,19 @@ def _table(summary: Summary) -> str:
             *_ends(row.level),
             *_ends(row.difference),
             "" if row.difference is None else str(row.decided).lower(),
+            "" if row.top5 is None else f"{row.top5.mean:.6g}",
         ]
         for row in summary.rows
     ]
     for time in summary.times:
         for name, found in (("cpu seconds", time.cpu), ("wall seconds", time.wall)):
             if found is not None:
-                rows.append([str(time.spec), name, *_ends(found), *_ends(None), ""])
+                rows.append([str(time.spec), name, *_ends(found), *_ends(None), "", ""])
         if time.ratio is not None:
             decided = str(time.ratio.excludes(1.0)).lower()
             rows.append(
                 [str(time.spec), f"{summary.clock} time ratio (excludes one)", *_ends(time.ratio)]
-                + [*_ends(None), decided]
+                + [*_ends(None), decided, ""]
             )
     return _csv(header, rows)
 
@@ -151,6 +153,8 @@ def _cells(cells: Cells) -> str:
     for (spec, seed), cell in cells.items():
         for key, value in cell_values(cell).items():
             rows.append([str(spec), seed, key, f"{value:.6g}"])
+        for key, value in cell_top5(cell).items():
+            rows.append([str(spec), seed, f"top-5 of {key}", f"{value:.6g}"])
         for found in cell["searched"]:
             rows.append([str(spec), seed, f"parameters of {found['limit']}", found["params"]])
         for name in ("cpu", "wall"):

@@ -42,6 +42,8 @@ class Row:
             there is no pair.
         strict: the same with Bonferroni's correction: all such intervals of a comparison hold together
             with 95 %.
+        top5: mean top-5 over its seeds; None for means over random subnets, and where a cell lacks it (it
+            was made before cells had it).
     """
 
     spec: MethodSpec
@@ -49,6 +51,7 @@ class Row:
     level: Interval
     difference: Interval | None
     strict: Interval | None
+    top5: Interval | None = None
 
     @property
     def decided(self) -> bool:
@@ -133,6 +136,14 @@ def cell_values(cell: Mapping[str, Any]) -> dict[str, float]:
     return values | {found["limit"]: found["top1"] for found in cell["searched"]}
 
 
+def cell_top5(cell: Mapping[str, Any]) -> dict[str, float]:
+    """Top-5 of one cell for each measure that is a single subnet's, by its key; empty where it lacks it."""
+    subnets = {found["limit"]: found for found in cell["searched"]}
+    for group in cell["groups"]:
+        subnets |= {f"{which} {group['group']}": group[which] for which in ("smallest", "largest")}
+    return {key: subnet["top5"] for key, subnet in subnets.items() if "top5" in subnet}
+
+
 def summarise(recorded: Recorded, cells: Cells) -> Summary:
     """Means, paired differences and what is missing.
 
@@ -141,6 +152,7 @@ def summarise(recorded: Recorded, cells: Cells) -> Summary:
         cells: as :func:`read_cells`.
     """
     values = {key: cell_values(cell) for key, cell in cells.items()}
+    top5 = {key: cell_top5(cell) for key, cell in cells.items()}
     baseline = recorded.methods[0]
     seeds = {spec: _seeds(recorded, values, spec) for spec in recorded.methods}
     pairs = {spec: [s for s in own if (baseline, s) in values] for spec, own in seeds.items()}
@@ -157,7 +169,10 @@ def summarise(recorded: Recorded, cells: Cells) -> Summary:
                 both = [[values[which, s][measure.key] for s in pairs[spec]] for which in (spec, baseline)]
                 difference = paired_interval(*both)
                 strict = paired_interval(*both, 1 - (1 - CONFIDENCE) / together)
-            rows.append(Row(spec, measure, level, difference, strict))
+            deep = [top5[spec, s].get(measure.key) for s in own]
+            rows.append(
+                Row(spec, measure, level, difference, strict, None if None in deep else mean_interval(deep))
+            )
     missing = [
         (spec, seed)
         for spec in recorded.methods

@@ -1,9 +1,9 @@
-"""Top-1 accuracy of subnets with the weights they inherit."""
+"""Accuracy of subnets with the weights they inherit."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -76,14 +76,38 @@ class Evaluator:
         Args:
             subnet: of the net's space.
         """
+        return self.accuracy(subnet, (1,))[0]
+
+    def accuracy(self, subnet: AnySubnet, top: Sequence[int] = (1, 5)) -> tuple[float, ...]:
+        """Per cent of the images whose label is among the highest logits.
+
+        Among equal logits the first ones are taken; an image whose logits are not all finite counts as wrong.
+
+        Args:
+            subnet: of the net's space.
+            top: how many of the highest logits, 1 or more each; more than there are classes is all of them.
+
+        Returns:
+            One number for each of ``top``.
+
+        Raises:
+            UsageError: ``top`` is empty or holds a number below 1.
+        """
+        if not top or min(top) < 1:
+            raise UsageError(
+                f"top={tuple(top)} is not possible; give whole numbers, 1 or more, such as (1, 5)."
+            )
         if self._calibrate is not None:
             self._calibrate(subnet)
-        correct = torch.zeros((), dtype=torch.int64, device=self._device)
+        most = min(max(top), self.net.num_classes)
+        correct = torch.zeros(most, dtype=torch.int64, device=self._device)  # at first, second, ... place
         with torch.inference_mode(), precision(self._amp, self._device):
             for images, labels in self._batches():
                 logits = self.net(images, subnet)
-                correct += ((logits.argmax(1) == labels) & logits.isfinite().all(1)).sum()
-        return 100 * correct.item() / self.images  # the only wait for the device
+                best = _highest(logits, most)
+                correct += ((best == labels[:, None]) & logits.isfinite().all(1, keepdim=True)).sum(0)
+        within = correct.cumsum(0).tolist()  # the only wait for the device
+        return tuple(100 * within[min(number, most) - 1] / self.images for number in top)
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if self._kept is not None:
@@ -99,6 +123,13 @@ class Evaluator:
             yield batch
         if fits:
             self._kept = kept
+
+
+def _highest(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """Classes (B, count) with the highest of ``logits`` (B, classes), descending, the first among equals."""
+    if count == 1:
+        return logits.argmax(1, keepdim=True)
+    return logits.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def weights_hash(net: torch.nn.Module) -> str:

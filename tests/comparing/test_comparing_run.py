@@ -57,13 +57,14 @@ def test_the_accuracies_are_those_of_the_runs(made):
         subnets = [*group["random"], group["smallest"], group["largest"]]
         for each in subnets:
             subnet = growtas.Subnet.parse(each["subnet"])
-            assert each["top1"] == evaluator.top1(subnet)
+            assert (each["top1"], each["top5"]) == evaluator.accuracy(subnet)
             assert each["params"] == growtas.cost.parameters(subnet, run.space, 10)
         assert group["top1"] == pytest.approx(sum(each["top1"] for each in group["random"]) / 3)
     (found,) = cell["searched"]
     best = read_result(path / "search-params-2000.jsonl")
     assert len(best.history) == found["evaluated"] == 8
     assert (found["params"], found["top1"]) == (best.best.params, best.test_top1)
+    assert (found["top1"], found["top5"]) == evaluator.accuracy(best.best.subnet)
     assert found["params"] <= 2000
 
 
@@ -225,6 +226,23 @@ def test_missing_cells_are_named(copied):
     row = rows_of(found, "growtas")["group 8"]
     assert row.difference.count == row.level.count == 1 and row.difference.low is None
     assert rows_of(found, "growtas+:epochs=1")["group 8"].difference.count == 2
+
+
+def test_top_five_is_told_where_cells_have_it(copied, made):
+    files = sorted((copied / "cells").rglob("seed-*/cell.json"))
+    found = {file: read(file)["searched"][0]["top5"] for file in files}
+    mean = sum(found[file] for file in files if file.parts[-3] == "uniform") / 2
+    assert rows_of(made, "uniform")["params=2000"].top5.mean == pytest.approx(mean)
+    assert rows_of(made, "uniform")["group 8"].top5 is None  # of many subnets
+    assert f"{mean:.2f}" in made.text.partition("Top-5 of the subnets found")[2].partition("##")[0]
+    cell = read(files[0])  # as it was before cells had it
+    for subnet in (*cell["searched"], *(g[name] for g in cell["groups"] for name in ("smallest", "largest"))):
+        del subnet["top5"]
+    files[0].write_text(json.dumps(cell))
+    again = growtas.compare(copied, report_only=True)
+    assert "Top-5" not in again.text and "## Training time" in again.text
+    without = {(str(row.spec), row.measure.key) for row in again.summary.rows if row.top5 is None}
+    assert (cell["method"], "params=2000") in without and ("uniform", "params=2000") not in without
 
 
 def test_an_unknown_time_is_left_out(copied):

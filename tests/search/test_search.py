@@ -214,7 +214,25 @@ def test_logits_that_are_not_finite_are_wrong():
     net = FakeRun(Path()).load_net()
     with torch.no_grad():
         net.head.bias[0] = float("nan")  # argmax picks the NaN, and a tenth of the labels would be "right"
-    assert Evaluator(net, Counted(40, 1), workers=0).top1(DIGITS.largest()) == 0
+    assert Evaluator(net, Counted(40, 1), workers=0).accuracy(DIGITS.largest()) == (0, 0)
+
+
+def test_top_five_counts_labels_among_the_five_highest(net):
+    data, subnet = Counted(40, 1), DIGITS.largest()
+    found = Evaluator(net, data, batch_size=16, workers=0).accuracy(subnet, (1, 3, 5, 10, 99))
+    with torch.inference_mode():
+        logits = net(data.images, subnet)
+    ranks = (logits > logits.gather(1, data.labels[:, None])).sum(1)
+    assert found == tuple(100 * (ranks < top).sum().item() / 40 for top in (1, 3, 5, 10, 99))
+    assert found[0] == plainly(net, data, subnet) < found[1] < found[2] < found[3] == found[4] == 100
+
+
+def test_equal_logits_are_taken_in_order():
+    net, data = FakeRun(Path()).load_net(), Counted(40, 1)
+    with torch.no_grad():
+        net.head.weight.zero_(), net.head.bias.zero_()
+    shares = [100 * (data.labels < top).sum().item() / 40 for top in (1, 5)]
+    assert Evaluator(net, data, workers=0).accuracy(DIGITS.smallest()) == tuple(shares)
 
 
 def test_what_cannot_be_evaluated_is_a_sentence(net):
@@ -222,6 +240,8 @@ def test_what_cannot_be_evaluated_is_a_sentence(net):
         Evaluator(net, Counted(40, 1), amp="bfloat")
     with pytest.raises(UsageError, match="batch_size=0"):
         Evaluator(net, Counted(40, 1), batch_size=0)
+    with pytest.raises(UsageError, match=r"top=\(5, 0\) is not possible"):
+        Evaluator(net, Counted(40, 1), workers=0).accuracy(DIGITS.largest(), (5, 0))
     with pytest.raises(UsageError, match="split is empty"):
         Evaluator(net, Counted(0, 1))
 
