@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from growtas.comparing import cell, scheduler
+from growtas.comparing import scheduler
 from growtas.errors import GrowtasError
 
 SPACE = {
@@ -117,7 +118,8 @@ class Fork:
 def forked(job: scheduler.Job, threads: int) -> Fork:
     """In place of ``scheduler._start``."""
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    return Fork(lambda: cell.main([*job.arguments, "--guarded"]), job.output)
+    main = importlib.import_module(job.module).main
+    return Fork(lambda: main([*job.arguments, "--guarded"]), job.output)
 
 
 def children(process: Fork) -> list[int]:

@@ -1,0 +1,20 @@
+"""Fixtures for analyses and reports."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "comparing"))  # small comparisons and forked processes
+
+from comparisons import forked
+
+from growtas.comparing import scheduler
+
+
+@pytest.fixture
+def fork_work(monkeypatch):
+    """Networks and parts are made in forked processes: the same work, without importing torch again."""
+    monkeypatch.setattr(scheduler, "_start", forked)
