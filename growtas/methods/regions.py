@@ -83,7 +83,15 @@ def new_region(net: VisionTransformer, before: Sequence[int], after: Sequence[in
 
 
 @torch.no_grad()
-def initialise(net: VisionTransformer, new: Masks, trained: Masks, how: str, seed: int, stage: int) -> int:
+def initialise(
+    net: VisionTransformer,
+    new: Masks,
+    trained: Masks,
+    how: str,
+    seed: int,
+    stage: int,
+    draw_norms: bool = False,
+) -> int:
     """Give the new entries their starting values, as a function of the seed and the stage alone.
 
     ==============  ================================================================================
@@ -97,7 +105,8 @@ def initialise(net: VisionTransformer, new: Masks, trained: Masks, how: str, see
                     tensor (the paper's negative example); ``standard`` where it has none
     ==============  ================================================================================
 
-    New entries of LayerNorm and BatchNorm get weight 1 and bias 0, whichever of the last three is chosen.
+    New entries of LayerNorm and BatchNorm get weight 1 and bias 0, whichever of the last three is chosen,
+    unless ``draw_norms`` asks for those of ``pretrained`` to be drawn like the others.
 
     Args:
         net: the supernet; changed in place.
@@ -106,6 +115,8 @@ def initialise(net: VisionTransformer, new: Masks, trained: Masks, how: str, see
         how: one of the four above.
         seed: of the run.
         stage: number of the stage that begins.
+        draw_norms: let ``pretrained`` draw weights and biases of normalisations too, each from the trained
+            entries of its own tensor, as the paper's figure B does.
 
     Returns:
         The number of entries in ``new``.
@@ -129,7 +140,7 @@ def initialise(net: VisionTransformer, new: Masks, trained: Masks, how: str, see
         if how == "keep":
             continue
         generator = torch.Generator().manual_seed(seeded_rng("new region", seed, stage, name).getrandbits(63))
-        if name in norms:
+        if name in norms and not (draw_norms and how == "pretrained" and trained[name].any()):
             values = torch.full(mask.shape, norms[name])
         else:
             std = NEAR_ZERO_STD if how == "near_zero" else _standard_std(net, parameter)

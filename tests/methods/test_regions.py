@@ -141,12 +141,12 @@ def trained_net(seed=0):
     return net
 
 
-def grown(how, seed=0, stage=1):
+def grown(how, seed=0, stage=1, **options):
     """A net before and after, and the new masks."""
     net = trained_net()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     new = new_region(net, (0, 1), (0, 1, 2))
-    count = initialise(net, new, used(net, (0, 1)), how, seed, stage)
+    count = initialise(net, new, used(net, (0, 1)), how, seed, stage, **options)
     assert count == sum(int(mask.sum()) for mask in new.values())
     return net, before, new
 
@@ -201,6 +201,26 @@ def test_new_layer_norm_entries_are_one_and_zero(how):
     assert len(norms) == 2 * (2 * net.dims.depth + 1)
     for name in norms:
         assert (net.get_parameter(name)[new[name]] == (1 if name.endswith("weight") else 0)).all()
+
+
+def test_layer_norm_entries_are_drawn_where_that_is_asked_for():
+    net, before, new = grown("pretrained", draw_norms=True)
+    trained = used(net, (0, 1))
+    for kind in ("weight", "bias"):
+        names = [name for name in new if "norm" in name and name.endswith(kind)]
+        deviations = []
+        for name in names:
+            values, known = net.get_parameter(name)[new[name]], before[name][trained[name]]
+            deviations += ((values - known.mean()) / known.std(correction=0)).tolist()
+        assert len(deviations) > 50 and len(set(deviations)) == len(deviations)
+        spread = torch.tensor(deviations)
+        assert abs(spread.mean()) < 0.4 and 0.7 < spread.std() < 1.3, kind
+
+
+@pytest.mark.parametrize("how", ["standard", "near_zero"])
+def test_drawing_norms_is_for_pretrained_alone(how):
+    first, second = (grown(how, draw_norms=asked)[0] for asked in (False, True))
+    assert all(torch.equal(p, second.get_parameter(name)) for name, p in first.named_parameters())
 
 
 @pytest.mark.parametrize("how", ["standard", "near_zero", "pretrained"])
