@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import doctest
 import inspect
 import re
@@ -173,15 +174,31 @@ def test_the_table_of_phases_is_the_codes():
 
 
 RESULTS = (DOCS / "results.md").read_text()
+COMPARED = ROOT / "benchmarks" / "results" / "compare"
 
 
 def test_the_tables_of_results_are_the_reports():
-    reports = [p.read_text() for p in (ROOT / "benchmarks" / "results" / "compare").glob("*/report.md")]
-    page, own, rest = re.split(r"(?=^\| method, epochs \|)|(?=^Fewer widths)", RESULTS, flags=re.MULTILINE)
+    reports = [p.read_text() for p in COMPARED.glob("*/report.md")]
+    page, own, rest = re.split(r"(?=^\| method, epochs \|)|(?=^In these runs)", RESULTS, flags=re.MULTILINE)
     rows = [line for line in (page + rest).splitlines() if line.startswith("|")]
-    assert len(rows) > 40 and own.count("\n|") == 7  # the one table that was read off the logs
+    assert len(rows) > 40 and own.count("\n|") == 7  # the one table that is no report's
     for row in rows:
         assert any(row in report for report in reports), row
+
+
+def test_the_table_of_plateaus_is_the_committed_one():
+    found: dict[str, list[dict[str, str]]] = {}
+    for file in COMPARED.glob("*/plateau.csv"):
+        for row in csv.DictReader(file.open()):
+            found.setdefault(f"{row['method']}, {row['epochs']}", []).append(row)
+    shown = table(DOCS / "results.md", "method, epochs")
+    assert len(shown) == 6
+    for name, left, top1 in shown:
+        runs = sorted(found[name.replace("`", "")], key=lambda run: int(run["seed"]))
+        epochs = [run["left_at_epoch"] for run in runs]
+        assert left == ", ".join(f"{float(epoch):.1f}" if epoch else "never" for epoch in epochs)
+        if top1:
+            assert top1 == ", ".join(f"{float(run['top1_all_groups']):.1f}" for run in runs)
 
 
 def options() -> set[str]:
