@@ -6,9 +6,13 @@ The names below are loaded when first used: no plotting code is imported before.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
-_HOME: dict[str, str] = {}
+_HOME: dict[str, str] = {
+    "weight_regions": "weight_regions",
+}
 
 __all__ = sorted(_HOME)
 
@@ -17,8 +21,19 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'growtas.analysis' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"growtas.analysis.{_HOME[name]}"), name)
-    globals()[name] = value  # also over a submodule of that name
+    globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """A package whose functions are not hidden by the modules of the same names, once those are imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:
