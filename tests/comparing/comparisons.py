@@ -135,6 +135,20 @@ def runs(pid: int) -> bool:
         return False
 
 
+def pending(process: int, number: int) -> bool:
+    """Whether a stopped process has been sent a signal that it has not seen yet."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+    return any(int(status[key], 16) >> (number - 1) & 1 for key in ("SigPnd", "ShdPnd"))
+
+
+def wait_for(ready, limit: float = 120.0) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + limit
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def results(folder: Path) -> dict[str, dict]:
     """Every cell.json without what depends on the moment."""
     found = {}

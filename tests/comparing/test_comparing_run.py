@@ -9,11 +9,19 @@ import math
 import os
 import shutil
 import signal
-import time
-from pathlib import Path
 
 import pytest
-from comparisons import SMALL, Fork, children, fingerprints, results, runs, space_file
+from comparisons import (
+    SMALL,
+    Fork,
+    children,
+    fingerprints,
+    pending,
+    results,
+    runs,
+    space_file,
+    wait_for,
+)
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -344,19 +352,6 @@ def test_stopped_in_the_middle(made, tmp_path, fork_cells, how):
     assert results(out) == {name: data for name, data in wanted.items() if "growtas+" not in name}
     (row,) = [row for row in found.summary.times if str(row.spec) == "growtas"]
     assert row.unknown == (how == "everything killed")  # nobody knows how long the killed attempt took
-
-
-def pending(process: int, number: int) -> bool:
-    """Whether a stopped process has been sent a signal that it has not seen yet."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
-    return any(int(status[key], 16) >> (number - 1) & 1 for key in ("SigPnd", "ShdPnd"))
-
-
-def wait_for(ready, limit=120.0):
-    end = time.monotonic() + limit
-    while not ready():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_cell_in_a_process_of_its_own(made, tmp_path):
