@@ -118,7 +118,10 @@ class Analysis(ABC):
 
     @abstractmethod
     def findings(self) -> list[str]:
-        """Sentences made from the numbers: what is seen here, and in how many subnets, images or seeds."""
+        """Sentences made from the numbers: what is seen here, and in how many subnets, images or seeds.
+
+        The first one says the most important thing; the page also shows it at its top.
+        """
 
     def shown(self) -> dict[str, Table]:
         """Tables that a reader wants to see beside the pictures, by their captions."""

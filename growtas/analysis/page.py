@@ -31,8 +31,10 @@ figcaption, .files, footer, nav, table { font: 14px/1.5 system-ui, sans-serif; }
 figcaption, .files, footer { color: var(--soft); }
 ul { padding-left: 1.2rem; margin: .3rem 0; }
 li { margin: .25rem 0; }
-nav { columns: 2; column-gap: 2rem; max-width: 44rem; margin: 1.6rem 0 0; }
-nav a { display: block; break-inside: avoid; padding: .1rem 0; }
+nav { max-width: 44rem; margin: 2rem 0 0; }
+nav a { display: block; padding: .55rem 0; border-top: 1px solid var(--line); }
+nav b { display: inline-block; min-width: 6.5rem; }
+nav span { display: block; color: var(--soft); padding-left: 6.5rem; }
 a { color: var(--accent); text-decoration: none; }
 a:hover { text-decoration: underline; }
 .wide { overflow-x: auto; margin: 1rem 0; }
@@ -65,7 +67,7 @@ class Section:
         title, question: of the analysis.
         pictures: of it.
         tables: printed, by caption.
-        findings: what it shows here.
+        findings: what it shows here, the most important sentence first.
         published: what the paper shows, paragraphs apart by blank lines.
         numbers: CSV files beside the page.
     """
@@ -110,7 +112,9 @@ def label(name: str) -> str:
 def page_text(page: Page) -> str:
     """The page as HTML."""
     links = "\n".join(
-        f'<a href="#{escape(s.name)}">{escape(label(s.name))}: {escape(s.title)}</a>' for s in page.sections
+        f'<a href="#{escape(s.name)}"><b>{escape(label(s.name))}</b> {escape(s.title)}'
+        f"<span>{escape(s.findings[0])}</span></a>"
+        for s in page.sections
     )
     intro = "\n".join(f"<p>{escape(text)}</p>" for text in page.intro)
     sections = "\n".join(_section(section) for section in page.sections)

@@ -214,10 +214,8 @@ def _page(workspace: Workspace, failed: Mapping[str, str]) -> Report:
         kept = None if reason else parts.read(workspace, name)
         if kept is not None:
             made[name] = kept
-        elif reason or f"part {name}" in failed:
-            missing[name] = reason or f"it failed: {failed[f'part {name}']}"
         else:
-            missing[name] = f"not made yet; {command(workspace)} --only {name}"
+            missing[name] = reason or _failure(workspace, name, failed)
     page = Page(
         title=f"GrowTAS on {workspace.config.data}: the evidence",
         intro=_intro(workspace),
@@ -229,6 +227,15 @@ def _page(workspace: Workspace, failed: Mapping[str, str]) -> Report:
     path = base / PAGE_NAME
     atomic.write_text(path, page_text(page))
     return Report(path, made, missing, dict(failed))
+
+
+def _failure(workspace: Workspace, name: str, failed: Mapping[str, str]) -> str:
+    """Why a part that could be made is not there."""
+    needed = [f"network {network}" for network in parts.part(name).networks(workspace)]
+    for piece in (*needed, f"part {name}"):
+        if piece in failed:
+            return f"{piece} failed: {failed[piece]}"
+    return f"not made yet; {command(workspace)} --only {name}"
 
 
 def _section(base: Path, name: str, analysis: Analysis) -> Section:
