@@ -59,6 +59,7 @@ class MethodSettings:
             ``ema`` (the averaged weights' largest subnet teaches).
         options: of the method itself, ``"key=value,key=value"``.
         lr: the run's highest learning rate, for methods that have a schedule of their own.
+        warmup_epochs: epochs in which the learning rate rises to it.
 
     Raises:
         UsageError: a value is unknown or not possible.
@@ -81,6 +82,7 @@ class MethodSettings:
     distill: str = "none"
     options: str = ""
     lr: float = 1e-3
+    warmup_epochs: float = 0.0
 
     def __post_init__(self) -> None:
         choices = {"new_region": NEW_REGIONS, "new_region_moments": NEW_REGION_MOMENTS, "distill": DISTILL}
@@ -108,6 +110,7 @@ class TrainingContext:
         autocast: ``autocast()`` is the context manager of the run's precision.
         restart_average: ``restart_average()`` begins the run's average of the weights, if it keeps one, anew
             with the weights as they are: for who puts them in another order.
+        smoothing: of the labels.
         loss: of the last step, the mean over its subnets and the ranks: the same on every rank, and not
             finite where the step was skipped for that.
     """
@@ -118,6 +121,7 @@ class TrainingContext:
     draw_images: Callable[..., tuple[Tensor, Tensor]]
     autocast: Callable[[], AbstractContextManager]
     restart_average: Callable[[], None] = lambda: None
+    smoothing: float = 0.0
     loss: float = math.nan
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 from growtas.methods import schedule
 from growtas.methods.base import Method, MethodSettings, TrainingContext, register
+from growtas.methods.interference import between_groups
 from growtas.methods.regions import initialise, new_region, reset_moments, used
+from growtas.methods.transition import AdaptiveStages, TransitionOptions, checked_options
 from growtas.space import Subnet
 
 
@@ -17,8 +20,14 @@ class Growth(Method):
 
     With one stage it is :class:`~growtas.methods.uniform.Uniform`, draw for draw.
 
-    Source: GrowTAS (arXiv 2512.12296), supplement.
+    Source: GrowTAS (arXiv 2512.12296), supplement; the transitions ``interference`` and ``plateau`` are ours.
+
+    Raises:
+        UsageError: stages, transition or the options of its rule are not possible.
     """
+
+    Options = TransitionOptions
+    options: TransitionOptions
 
     def __init__(self, settings: MethodSettings) -> None:
         super().__init__(settings)
@@ -32,6 +41,12 @@ class Growth(Method):
             settings.transition_max_params,
             settings.transition_beta,
         )
+        checked_options(self.options, settings.transition)
+        self.adaptive: AdaptiveStages | None = None
+        if settings.transition in schedule.ADAPTIVE:
+            self.adaptive = AdaptiveStages(
+                self.stages, settings.epochs, settings.transition, self.options, settings.warmup_epochs
+            )
 
     def sample(self, step: int, rng: random.Random) -> Subnet:
         """A subnet of the groups of the stage that the step belongs to."""
@@ -46,7 +61,64 @@ class Growth(Method):
         new = new_region(net, earlier, self.stages[stage].groups)
         how = self.settings.new_region
         count = initialise(net, new, used(net, earlier), how, self.settings.seed, stage)
-        done = {"new_region": how, "new_entries": count}
+        done: dict[str, Any] = {"new_region": how, "new_entries": count}
+        if self.adaptive is not None:
+            done["opened_by"] = self.adaptive.opened_by[stage - 1]
         if self.settings.new_region_moments == "reset":
             done["reset_moments"] = reset_moments(net, training.optimizer, new)
         return done
+
+    # -- transitions that are decided during the run -----------------------------------------------------
+
+    def after_step(self, step: int, training: TrainingContext) -> dict[str, Any]:
+        """Where a rule decides: count the loss, and at the end of an epoch see whether the next stage opens.
+
+        Returns:
+            At the end of an epoch what was seen, see :meth:`.AdaptiveStages.end_epoch`, while a stage waits.
+        """
+        if self.adaptive is None or self.adaptive.waiting is None:
+            return {}
+        self.adaptive.add_loss(training.loss)
+        epoch, place = divmod(step, self.settings.steps_per_epoch)
+        if place + 1 < self.settings.steps_per_epoch:
+            return {}
+        conflict = self._conflict(training) if self.settings.transition == "interference" else None
+        seen = self.adaptive.end_epoch(epoch, conflict)
+        self.stages = self.adaptive.stages
+        return seen
+
+    def _conflict(self, training: TrainingContext) -> float | None:
+        """1 - cosine between gradients of the active groups and of those that the next stage adds.
+
+        The same subnets and images in every epoch of a stage: what changes is the network.
+        """
+        following = self.adaptive.waiting
+        active = self.stages[following - 1].groups
+        added = sorted(set(self.stages[following].groups) - set(active)) or self.stages[following].groups
+        found = between_groups(
+            training,
+            active,
+            added,
+            self.settings.seed,
+            "transition",
+            following,
+            subnets=self.options.subnets,
+            images=self.options.images,
+        )["between"]
+        return None if found.cosine is None else 1 - found.cosine
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a rule has seen and opened; nothing where the epochs are fixed."""
+        return {} if self.adaptive is None else self.adaptive.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave.
+
+        Raises:
+            GrowtasError: it is not the state of these stages.
+        """
+        if self.adaptive is None:
+            super().load_state_dict(state)
+            return
+        self.adaptive.load_state_dict(state)
+        self.stages = self.adaptive.stages

@@ -92,6 +92,7 @@ def measure(
     images: Tensor,
     labels: Tensor,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
+    smoothing: float = 0.0,
 ) -> Interference:
     """The interference of some pairs of subnets, both on the same images.
 
@@ -105,13 +106,15 @@ def measure(
         images: (B, C, S, S), on the net's device.
         labels: (B,).
         autocast: gives the context manager of the precision to compute in.
+        smoothing: of the labels; what the network is trained with, for without it the gradients of one that
+            has learned all share the direction of greater confidence.
 
     Example:
         >>> space = net.space
         >>> measure(net, [(space.smallest(), space.largest())], images, labels).cosine  # doctest: +SKIP
         0.61
     """
-    return measure_each(net, {"": pairs}, images, labels, autocast)[""]
+    return measure_each(net, {"": pairs}, images, labels, autocast, smoothing)[""]
 
 
 def measure_each(
@@ -120,6 +123,7 @@ def measure_each(
     images: Tensor,
     labels: Tensor,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
+    smoothing: float = 0.0,
 ) -> dict[str, Interference]:
     """:func:`measure` for sets of pairs by name; a subnet's gradient is computed once for all of them."""
     subnets = list(dict.fromkeys(subnet for pairs in sets.values() for pair in pairs for subnet in pair))
@@ -127,7 +131,7 @@ def measure_each(
         return {name: _of_pairs((), (), (), (), len(images)) for name in sets}
     layers = list(dict.fromkeys(layer_names(net).values()))
     with _undisturbed(net):
-        gradients = [_gradient(net, subnet, images, labels, autocast) for subnet in subnets]
+        gradients = [_gradient(net, subnet, images, labels, autocast, smoothing) for subnet in subnets]
     sums = _sums(net, subnets, gradients, layers)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.broadcast(sums, 0)  # ranks that round differently must not part ways
@@ -163,6 +167,7 @@ def _gradient(
     images: Tensor,
     labels: Tensor,
     autocast: Callable[[], AbstractContextManager],
+    smoothing: float,
 ) -> dict[str, Tensor]:
     """The gradient of the loss of a subnet, by parameter; without those that it does not use."""
     names, parameters = zip(*net.named_parameters(), strict=True)
@@ -170,7 +175,8 @@ def _gradient(
         with autocast():
             logits = net(images, subnet)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        found = torch.autograd.grad(F.cross_entropy(logits, labels), parameters, allow_unused=True)
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return {name: each for name, each in zip(names, found, strict=True) if each is not None}
 
 
@@ -276,7 +282,7 @@ def between_groups(
         "between": list(itertools.product(first, second)),
         "control": list(itertools.combinations(first, 2)),
     }
-    return measure_each(training.net, sets, drawn, labels, training.autocast)
+    return measure_each(training.net, sets, drawn, labels, training.autocast, training.smoothing)
 
 
 def distinct_subnets(

@@ -92,7 +92,8 @@ class TrainConfig:
             such as ``torch/cifar10`` or ``hfds/OWNER/NAME``.
         method: ``growtas``, ``uniform``, or another that is registered.
         stages: number of stages, or the groups of each such as ``0,1/0,1,2``.
-        transition: ``size-aware``, ``midpoint``, or the epochs such as ``250,375``.
+        transition: ``size-aware``, ``midpoint``, the epochs such as ``250,375``, or a rule that looks at the
+            run: ``interference`` or ``plateau``.
         new_region: ``keep``, ``standard``, ``near_zero`` or ``pretrained``: how weights start that a stage
             newly uses.
         new_region_moments: ``reset`` sets the optimizer's moments of those weights to zero; ``keep``.

@@ -100,6 +100,7 @@ class Trainer:
             draw_images=partial(draw_images, splits, config.seed, device),
             autocast=partial(precision, config.amp, device),
             restart_average=lambda: self.ema and self.ema.set(self.net),
+            smoothing=config.smoothing,
         )
         self.interference = InterferenceMonitor(run, self.context)
         self.watched = watched_subnets(run.space, config.eval_subnets)

@@ -27,5 +27,6 @@ def create_run_method(run: Run) -> Method:
         distill=config.distill,
         options=config.method_options,
         lr=config.lr,
+        warmup_epochs=config.warmup_epochs,
     )
     return create_method(config.method, settings)

@@ -58,7 +58,7 @@ def convolutional():
     return make(load_space("digits-mobilenet"), torch.float32)
 
 
-def plain(net, pair, images, labels):
+def plain(net, pair, images, labels, smoothing):
     """The gradients of both subnets, cut to what both use, by layer: one vector each.
 
     Of the weights themselves, cut out as a small network and differentiated there.
@@ -67,7 +67,7 @@ def plain(net, pair, images, labels):
     for subnet in pair:
         small = type(net)(net.dims.of_subnet(subnet), CLASSES).double()
         small.load_state_dict(net.slice_state_dict(subnet))
-        F.cross_entropy(small(images), labels).backward()
+        F.cross_entropy(small(images), labels, label_smoothing=smoothing).backward()
         gradients.append({name: parameter.grad for name, parameter in small.named_parameters()})
     names, layers = layer_names(net), {}
     for name in gradients[0].keys() & gradients[1].keys():
@@ -78,19 +78,20 @@ def plain(net, pair, images, labels):
     return {layer: [torch.cat(parts) for parts in both] for layer, both in layers.items()}
 
 
-def test_against_slices_of_small_networks(tiny):
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_against_slices_of_small_networks(tiny, smoothing):
     net, images, labels = tiny
     rng = random.Random(1)
     pairs = [(TINY.sample(rng, (0,)), TINY.sample(rng, (1, 2))) for _ in range(4)]
     wholes, ratios, layers = [], [], {}
     for pair in pairs:
-        own = plain(net, pair, images, labels)
+        own = plain(net, pair, images, labels, smoothing)
         for layer, (first, second) in own.items():
             layers.setdefault(layer, []).append(F.cosine_similarity(first, second, 0).item())
         first, second = (torch.cat([both[i] for both in own.values()]) for i in (0, 1))
         wholes.append(F.cosine_similarity(first, second, 0).item())
         ratios.append((second.norm() / first.norm()).log().item())
-    found = measure(net, pairs, images, labels)
+    found = measure(net, pairs, images, labels, smoothing=smoothing)
     assert found.cosine == pytest.approx(sum(wholes) / 4, abs=1e-9)
     assert found.norm_ratio == pytest.approx(torch.tensor(ratios).mean().exp().item(), rel=1e-6)
     assert found.negative == sum(cosine < 0 for cosine in wholes) / 4

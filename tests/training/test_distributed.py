@@ -61,6 +61,16 @@ def test_two_ranks_do_what_one_does(small, tmp_path):
     assert statuses == [2, 2] and all("holds another run" in output for output in outputs)
 
 
+def test_two_ranks_open_a_stage_together(small, tmp_path):
+    learning = {"epochs": 8, "lr": 2e-2, "warmup_epochs": 1, "eval_every": 0, "interference_every": 4}
+    settings = {**small, **PLAIN, **learning, "transition": "interference", "method_options": "window=1"}
+    statuses, outputs = launch(tmp_path, **settings, out=tmp_path / "run")
+    assert statuses == [0, 0], outputs
+    second = list(read_log(tmp_path / "run", "stage"))[1]
+    assert second["opened_by"] == "interference" and 2 <= second["epoch"] < 6
+    assert [record["epoch"] for record in read_log(tmp_path / "run", "interference")] == [0, 4, 8]
+
+
 def test_gradients_are_averaged_in_buckets(monkeypatch):
     from growtas.training import distributed
 

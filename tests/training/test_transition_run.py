@@ -1,0 +1,132 @@
+"""Runs whose stages open when the run itself says so."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from runs import SPACE, assert_same_result, records
+
+import growtas
+from growtas.comparing.specs import MethodSpec
+from growtas.errors import GrowtasError, UsageError
+from growtas.methods.schedule import ADAPTIVE
+from growtas.training import Run, TrainConfig, checkpoint
+
+LEARNING = {
+    "space": SPACE,
+    "epochs": 12,
+    "batch_size": 96,
+    "lr": 2e-2,
+    "warmup_epochs": 1,
+    "eval_every": 0,
+    "eval_subnets": 0,
+    "tensorboard": False,
+    "device": "cpu",
+}
+"""A run of 132 steps that learns a good deal of the digits."""
+
+FILES = ("config.yaml", "checkpoint.pt", "log.jsonl")
+
+
+def of_kind(folder, event):
+    return [record for record in records(folder) if record["event"] == event]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """For each rule a finished run, and what its folder held at each of its checkpoints, by step."""
+    found, save = {}, checkpoint.save
+    for rule in ADAPTIVE:
+        kept = {}
+
+        def keep(path, state, kept=kept):
+            save(path, state)
+            kept[state["step"]] = {name: (path.parent / name).read_bytes() for name in FILES}
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint, "save", keep)
+            out = tmp_path_factory.mktemp(rule) / "run"
+            run = growtas.train(**LEARNING, transition=rule, checkpoint_every_steps=8, out=out)
+        found[rule] = run, kept
+    return found
+
+
+@pytest.mark.parametrize("rule", ADAPTIVE)
+def test_a_rule_opens_the_stage(whole, rule):
+    run, _ = whole[rule]
+    watched, stages = of_kind(run.path, "method"), of_kind(run.path, "stage")
+    epoch = stages[1]["epoch"]
+    assert 2 <= epoch < 9 and [record["epoch"] for record in watched] == list(range(epoch))
+    assert {"opens": 1, "at_epoch": epoch, "opened_by": rule}.items() <= watched[-1].items()
+    assert stages[1]["opened_by"] == rule and stages[1]["groups"] == [0, 1, 2]
+    assert all(("conflict" in record) == (rule == "interference") for record in watched)
+    steps = of_kind(run.path, "step")
+    for record in watched:
+        losses = [step["loss"] for step in steps if step["epoch"] == record["epoch"]]
+        assert record["loss"] == pytest.approx(sum(losses) / 11)
+    assert {group for step in steps if step["epoch"] < epoch for group in step["group"]} == {0, 1}
+    assert {group for step in steps if step["epoch"] >= epoch for group in step["group"]} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("rule", ADAPTIVE)
+@pytest.mark.parametrize("step", [30, 33, 63])
+def test_stopped_at_a_checkpoint(whole, tmp_path, rule, step):
+    """Within an epoch, at its end, and later on: nothing that a rule has seen is lost."""
+    run, kept = whole[rule]
+    out = tmp_path / "run"
+    out.mkdir()
+    for name, data in kept[step].items():
+        (out / name).write_bytes(data)
+    growtas.train(resume=out)
+    assert_same_result(out, run.path)
+
+
+def test_sigkill(whole, child, tmp_path):
+    run, _ = whole["interference"]
+    out = tmp_path / "killed"
+    process = child(**LEARNING, transition="interference", out=out, checkpoint_every_steps=7)
+    process.wait_until(lambda: (out / "log.jsonl").exists() and len(records(out)) >= 40)
+    status, _ = process.kill()
+    assert status == -signal.SIGKILL and not Run.open(out).finished
+    growtas.train(resume=out)
+    assert_same_result(out, run.path)
+
+
+def test_a_run_that_does_not_learn_opens_at_the_latest_epoch(tmp_path):
+    settings = {**LEARNING, "epochs": 4, "batch_size": 512, "lr": 0.0, "transition": "plateau"}
+    run = growtas.train(**settings, min_lr=0.0, warmup_lr=0.0, out=tmp_path / "run")
+    second = of_kind(run.path, "stage")[1]
+    assert (second["epoch"], second["opened_by"]) == (3, "latest epoch")
+
+
+def test_one_stage_has_nothing_to_open(tmp_path):
+    short = {**LEARNING, "epochs": 2, "batch_size": 512, "stages": 1}
+    runs = [growtas.train(**short, transition=rule, out=tmp_path / rule) for rule in ("midpoint", "plateau")]
+    assert records(runs[0].path) == records(runs[1].path)
+
+
+def test_compare_takes_the_rules_and_their_options():
+    spec = MethodSpec.parse("growtas:transition=interference,window=5,tolerance=0.02")
+    settings = spec.settings()
+    assert settings == {"transition": "interference", "method_options": "tolerance=0.02,window=5"}
+    TrainConfig.from_dict({"space": "digits", "method": spec.name, **settings})
+
+
+def test_a_checkpoint_of_fixed_epochs_is_refused(tmp_path):
+    run = growtas.train(**{**LEARNING, "epochs": 2, "batch_size": 512}, transition="1", out=tmp_path / "run")
+    state = checkpoint.load(run.checkpoint_path)
+    state["run"]["transition"], state["step"] = "plateau", 3
+    checkpoint.save(run.checkpoint_path, {key: value for key, value in state.items() if key != "format"})
+    config = (run.path / "config.yaml").read_text()
+    (run.path / "config.yaml").write_text(config.replace("transition: '1'", "transition: plateau"))
+    with pytest.raises(GrowtasError, match="does not hold the stages of transition='plateau'"):
+        growtas.train(resume=run.path)
+
+
+def test_an_unknown_rule_names_the_known_ones(tmp_path):
+    with pytest.raises(UsageError, match="Did you mean 'interference'.*plateau"):
+        growtas.train(**LEARNING, transition="interferences", out=tmp_path / "run")
+    with pytest.raises(UsageError, match="only with transition='interference' or 'plateau', not with '3'"):
+        growtas.train(**LEARNING, transition="3", method_options="window=2", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
