@@ -160,10 +160,7 @@ def transition_epochs(
         found = given
         remedy = "Give ascending epochs inside the run."
     elif rule in ADAPTIVE:
-        found = latest_epochs(stages, epochs)
-        remedy = (
-            f"The stages of transition={rule!r} last {least_epochs(epochs)} epochs or more: train longer."
-        )
+        return latest_epochs(stages, epochs)
     else:
         offset = 0.0
         if rule == "size-aware":
