@@ -10,7 +10,7 @@ from growtas.methods import schedule
 from growtas.methods.base import Method, MethodSettings, TrainingContext, register
 from growtas.methods.interference import between_groups
 from growtas.methods.regions import initialise, new_region, reset_moments, used
-from growtas.methods.transition import AdaptiveStages, TransitionOptions, checked_options
+from growtas.methods.transition import AdaptiveStages, TransitionOptions, check_options
 from growtas.space import Subnet
 
 
@@ -41,7 +41,7 @@ class Growth(Method):
             settings.transition_max_params,
             settings.transition_beta,
         )
-        checked_options(self.options, settings.transition)
+        check_options(self.options, settings.transition)
         self.adaptive: AdaptiveStages | None = None
         if settings.transition in schedule.ADAPTIVE:
             self.adaptive = AdaptiveStages(
@@ -93,8 +93,8 @@ class Growth(Method):
         The same subnets and images in every epoch of a stage: what changes is the network.
         """
         following = self.adaptive.waiting
-        active = self.stages[following - 1].groups
-        added = sorted(set(self.stages[following].groups) - set(active)) or self.stages[following].groups
+        active, coming = (self.stages[stage].groups for stage in (following - 1, following))
+        added = sorted(set(coming) - set(active)) or coming  # a stage may only drop groups
         found = between_groups(
             training,
             active,

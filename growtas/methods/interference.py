@@ -127,9 +127,9 @@ def measure_each(
 ) -> dict[str, Interference]:
     """:func:`measure` for sets of pairs by name; a subnet's gradient is computed once for all of them."""
     subnets = list(dict.fromkeys(subnet for pairs in sets.values() for pair in pairs for subnet in pair))
-    if not subnets:
-        return {name: _of_pairs((), (), (), (), len(images)) for name in sets}
     layers = list(dict.fromkeys(layer_names(net).values()))
+    if not subnets:
+        return {name: _of_pairs((), (), layers, (), len(images)) for name in sets}
     with _undisturbed(net):
         gradients = [_gradient(net, subnet, images, labels, autocast, smoothing) for subnet in subnets]
     sums = _sums(net, subnets, gradients, layers)

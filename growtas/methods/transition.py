@@ -244,16 +244,11 @@ class AdaptiveStages:
         self._losses, self._conflicts, self._sum, self._steps = losses, conflicts, total, steps
 
 
-def checked_options(options: TransitionOptions, transition: str) -> TransitionOptions:
-    """Raises: UsageError: options of a rule were given, but no such rule."""
-    if transition not in ADAPTIVE and options != TransitionOptions():
-        given = [
-            field.name
-            for field in dataclasses.fields(options)
-            if getattr(options, field.name) != field.default
-        ]
+def check_options(options: TransitionOptions, transition: str) -> None:
+    """Raises: UsageError: options of a rule were given, but the epochs of the transitions are fixed."""
+    given = [f.name for f in dataclasses.fields(options) if getattr(options, f.name) != f.default]
+    if given and transition not in ADAPTIVE:
         raise UsageError(
             f"{given[0]} of growtas has a meaning only with transition={' or '.join(map(repr, ADAPTIVE))}, "
             f"not with {transition!r}; leave it out."
         )
-    return options

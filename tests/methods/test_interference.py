@@ -126,7 +126,8 @@ def test_sets_are_measured_as_if_alone(tiny):
     alone = measure(net, [(c, a), (b, c)], images, labels)
     assert both["second"].cosine == pytest.approx(alone.cosine, abs=1e-12)
     assert both["none"].cosine is None and both["none"].pairs == 0
-    assert measure(net, [], images, labels).cosine is None
+    none = measure(net, [], images, labels)
+    assert none.cosine is None and none.layers == both["none"].layers == dict.fromkeys(both["first"].layers)
 
 
 def test_layers_of_a_convolutional_network_in_order(convolutional):
