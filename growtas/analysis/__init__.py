@@ -11,6 +11,9 @@ from types import ModuleType
 from typing import Any
 
 _HOME: dict[str, str] = {
+    "extend_and_crop": "extension",
+    "extend_and_crop_convolutional": "extension",
+    "initialisation": "extension",
     "weight_regions": "weight_regions",
 }
 

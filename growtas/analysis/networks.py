@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _QUIET = {"eval_every": 0, "eval_subnets": 0, "tensorboard": False}
 MEASUREMENTS = 20  # of interference, over a run
 OFA_SPACE, OFA_IMAGE_SIZE = "ofa-mobilenetv3", 32
+OFA_EPOCHS = 5  # one for so many of the report's: a step of the largest network takes twenty times as long
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +75,9 @@ class Networks:
         """The settings that do not belong to a method: a convolutional network has the recipe of its kind."""
         if self.space_of(name) is self.space:
             return self.config
-        kept = ("space", "data", "epochs", "seed", "split_seed", "amp", *RUNTIME)
+        kept = ("space", "data", "seed", "split_seed", "amp", *RUNTIME)
         values = {key: value for key, value in self.config.to_dict().items() if key in kept}
+        values["epochs"] = max(1, self.config.epochs // OFA_EPOCHS)
         return TrainConfig.from_dict(values).resolved(convolutional=True)
 
     def finished(self, name: str) -> bool:
