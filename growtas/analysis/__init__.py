@@ -14,6 +14,9 @@ _HOME: dict[str, str] = {
     "extend_and_crop": "extension",
     "extend_and_crop_convolutional": "extension",
     "initialisation": "extension",
+    "methods_table": "methods_table",
+    "sampling_schedule": "sampling_schedule",
+    "sampling_strategies": "sampling",
     "weight_regions": "weight_regions",
 }
 

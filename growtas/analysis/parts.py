@@ -20,7 +20,7 @@ _MODULES = {
     "figure-d": "similarity",
     "figure-e": "extension",
     "figure-f": "sampling",
-    "figure-g": "sampling",
+    "figure-g": "sampling_schedule",
     "table-a": "methods_table",
     "interference": "interference",
 }
