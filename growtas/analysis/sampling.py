@@ -21,6 +21,7 @@ from growtas.training.log import read_log
 from growtas.training.run import Run
 
 COLUMNS, ROWS = 12, 12  # of the map, about: spans of epochs, and of parameters
+_MOST_STAGES = 3  # that a sentence tells one by one
 FEW = 12  # subnets; a method that draws no more is drawn subnet by subnet
 
 # What a method means to sample; of another one, the first line of its documentation.
@@ -263,7 +264,7 @@ def _findings(found: SamplingStrategies) -> list[str]:
         f"{low:,} to {high:,}, in the first and in the second half of the run: {', '.join(halves)}."
     ]
     sentences += [_of_method(found, row[0], row[2], row[3]) for row in table.rows]
-    thinned = [f"{name} (every {every}th)" for name, every in facts["log_every"].items() if every > 1]
+    thinned = [f"{name} (one in {every})" for name, every in facts["log_every"].items() if every > 1]
     if thinned:
         sentences.append(f"Not every step is in the log of {', '.join(thinned)}.")
     return sentences
@@ -273,11 +274,15 @@ def _of_method(found: SamplingStrategies, name: str, draws: int, different: int)
     """What one method drew: how many, of which groups and when, and which if they are few."""
     facts, groups = found.facts, found.tables["groups"].where(method=name)
     text = f"{name} drew {draws:,} times, {different:,} different subnets"
+    stages = [list(rows) for _, rows in itertools.groupby(groups.rows, key=lambda row: row[1])]
+    if len(stages) > _MOST_STAGES:
+        text += f", in {len(stages)} stages of which the first and the last are told"
+        stages = [stages[0], stages[-1]]
     parts = []
-    for _, rows in itertools.groupby(groups.rows, key=lambda row: row[1]):
-        stage = list(rows)
+    for stage in stages:
         shares = ", ".join(f"{row[-1]:.1f} %" for row in stage)
-        parts.append(f"{shares} in epochs {stage[0][2]} to {stage[0][3] - 1}")
+        first, last = stage[0][2], stage[0][3] - 1
+        parts.append(f"{shares} in epoch{'' if first == last else 's'} {_to(first, last)}")
     values = ", ".join(str(value) for value in facts["groups"])
     text += f"; of {facts['axis']} {values}: {'; '.join(parts)}"
     few = found.tables["candidates"].where(method=name)
@@ -285,6 +290,10 @@ def _of_method(found: SamplingStrategies, name: str, draws: int, different: int)
         sizes = ", ".join(f"{params:,}" for params in few.column("params"))
         text += f". The few have {sizes} parameters"
     return f"{text}."
+
+
+def _to(first: int, last: int) -> str:
+    return f"{first}" if first == last else f"{first} to {last}"
 
 
 def _make(workspace: Workspace) -> SamplingStrategies:

@@ -83,7 +83,7 @@ def _panel(found: SamplingStrategies, name: str, strip: Axes, chart: Axes, first
 
 
 def _strip(found: SamplingStrategies, name: str, axes: Axes, epochs: int) -> None:
-    """Which groups may be drawn when: filled where uniform, dotted where learned, thin where chosen."""
+    """Which groups may be drawn when: filled where uniform, hatched where learned, thin where some."""
     facts = found.facts
     values, colour = facts["groups"], method_colour(facts["methods"][name])
     looks = {
@@ -144,7 +144,7 @@ def _legend(figure: Figure, free: Axes | None) -> None:
     strips = [
         Patch(facecolor="0.35", label="group drawn uniformly"),
         Patch(facecolor="white", edgecolor="0.35", hatch="/////", linewidth=0, label="as a sampler learns"),
-        Line2D([], [], color="0.35", linewidth=3, label="chosen subnets of the group"),
+        Line2D([], [], color="0.35", linewidth=3, label="some of its subnets"),
         Patch(facecolor=_LEFT_OUT, label="group left out"),
     ]
     if free is None:

@@ -225,8 +225,8 @@ def _findings(found: SamplingSchedule) -> list[str]:
         sentences.append("Drawn again by the method's code, every step of the log has the same subnets.")
     else:
         sentences.append(
-            f"At {facts['differing']:,} steps of the log the method's code draws other subnets now: the run "
-            "was made by another version."
+            f"Drawn again by the method's code, {facts['differing']:,} steps of the log have other subnets: "
+            "the run was made by another version."
         )
     for name, draws, *test in found.tables["tests"].rows:
         if name != "run" and name != facts["same_as"]:
@@ -244,15 +244,17 @@ def _of_run(found: SamplingSchedule) -> str:
         rows = own.where(stage=stage)
         first, end = rows.column("epoch_from")[0], rows.column("epoch_to")[0]
         shares = ", ".join(_percent(share) for share in rows.column("share"))
-        parts.append(
-            f"{shares} in stage {stage} (epochs {first} to {end - 1}, {rows.column('of')[0]:,} draws)"
-        )
+        parts.append(f"{shares} in stage {stage} ({_epochs(first, end - 1)}, {rows.column('of')[0]:,} draws)")
     values = ", ".join(str(value) for value in found.facts["groups"])
     _, draws, *test = found.tables["tests"].where(schedule="run").rows[0]
     return (
         f"The run (seed {found.facts['seed']}) drew {found.facts['axis']} {values}: {'; '.join(parts)}. "
         f"{_of_test(own, draws, *test)}"
     )
+
+
+def _epochs(first: int, last: int) -> str:
+    return f"epoch {first}" if first == last else f"epochs {first} to {last}"
 
 
 def _of_test(own: Table, draws: int, statistic: float, degrees: int, p: float | None, outside: int) -> str:

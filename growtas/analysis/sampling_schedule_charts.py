@@ -78,7 +78,9 @@ def _panel(axes: Axes, table: Table, groups: list[int]) -> None:
     labels = []
     for stage in stages:
         row = table.where(stage=stage).rows[0]
-        labels.append(f"stage {stage}\nepochs {row[at['epoch_from']]}–{row[at['epoch_to']] - 1}")
+        first, last = row[at["epoch_from"]], row[at["epoch_to"]] - 1
+        epochs = f"epoch {first}" if first == last else f"epochs {first}–{last}"
+        labels.append(f"stage {stage}\n{epochs}")
     axes.set_xticks(range(len(stages)), labels, fontsize=8)
     axes.set_xlim(-0.55, len(stages) - 0.45)
     axes.tick_params(axis="x", length=0)

@@ -143,6 +143,9 @@ def test_figure_f_of_one_run_and_of_a_convolutional_space(tmp_path):
     assert found.facts["axis"] == "expand"
     assert len(found.tables["intended"].where(group=6).rows) == 6  # phases
     assert found.tables["intended"].where(group=3).rows == (("shrinking", 6, 7, 3, "uniform"),)
+    assert "6 stages of which the first and the last are told" in found.findings()[1]
+    assert "0.0 %, 0.0 %, 100.0 % in epochs 0 to 1; " in found.findings()[1]
+    assert found.findings()[1].endswith(" % in epoch 6.")
     drawn = found.drawings()[""]
     assert "largest first" in charts.svg_text(drawn.figure, "figure-f", drawn.alt)
 
@@ -151,7 +154,7 @@ def test_a_thinned_log_is_told(tmp_path):
     run = logged_run(tmp_path / "thin", "uniform", log_every=2)
     found = sampling_strategies({"thin": run})
     assert found.tables["methods"].column("draws") == [9]
-    assert found.findings()[-1] == "Not every step is in the log of thin (every 2th)."
+    assert found.findings()[-1] == "Not every step is in the log of thin (one in 2)."
 
 
 def test_what_cannot_be_in_one_figure_is_a_sentence(runs, tmp_path):
@@ -204,7 +207,7 @@ def test_draws_that_are_no_longer_made_are_told(tmp_path):
     assert found.facts["differing"] == 1
     assert found.tables["tests"].where(schedule="run").column("outside") == [1]
     assert "1 of 18 draws are of a group that its stage leaves out" in found.findings()[0]
-    assert "At 1 steps of the log" in found.findings()[1]
+    assert "1 steps of the log have other subnets" in found.findings()[1]
 
 
 def test_intervals_and_the_test_are_those_of_scipy(runs):
