@@ -14,10 +14,13 @@ _HOME: dict[str, str] = {
     "extend_and_crop": "extension",
     "extend_and_crop_convolutional": "extension",
     "initialisation": "extension",
+    "interference": "interference",
     "methods_table": "methods_table",
     "sampling_schedule": "sampling_schedule",
     "sampling_strategies": "sampling",
+    "similarity": "similarity",
     "weight_regions": "weight_regions",
+    "weight_statistics": "weight_statistics",
 }
 
 __all__ = sorted(_HOME)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from growtas import cost
 from growtas.analysis.base import Table, Value
-from growtas.analysis.evaluations import top1_of
 from growtas.analysis.extension_analyses import (
     AS_IT_IS,
     INITS,
@@ -21,19 +18,11 @@ from growtas.analysis.extension_analyses import (
     top1_column,
 )
 from growtas.analysis.histograms import count_table
+from growtas.analysis.trained import Trained, check_pair, draw
 from growtas.analysis.workspace import SUBNETS, Part, Workspace
 from growtas.errors import UsageError
-from growtas.methods.regions import initialise, used_by
-from growtas.space import Space, seeded_rng
 from growtas.training.calibration import IMAGES
-from growtas.training.distributed import choose_device
 from growtas.training.run import Run
-from growtas.training.run_method import create_run_method
-
-if TYPE_CHECKING:
-    from growtas.subnet import AnySubnet
-    from growtas.supernet import AnySupernet
-    from growtas.training.data import Splits
 
 CONVOLUTIONAL_SUBNETS = 40
 """Of figure E, at most: to evaluate one of its networks takes as long as fifty transformers of the digits."""
@@ -116,7 +105,7 @@ def initialisation(
 
     Source: GrowTAS, supplement, "Why Weight Extension Preserves Performance", figure C.
     """
-    trained = _Trained.of(smallest, "smallest")
+    trained = Trained.of(smallest, "smallest")
     drawn = draw(trained.run.space, subnets, seed)
     top1, base = {}, 0.0
     for init in INITS:
@@ -136,89 +125,6 @@ def initialisation(
     return Initialisation(tables, facts)
 
 
-def draw(space: Space, count: int, seed: int) -> list[AnySubnet]:
-    """Distinct random subnets of a space, neither its smallest nor its largest among them.
-
-    Args:
-        space: to draw from, as training does.
-        count: how many; all others where there are fewer.
-        seed: of the draw.
-    """
-    left_out = {space.smallest(), space.largest()}
-    count = min(count, space.count() - len(left_out))
-    rng, found = seeded_rng("extended and cropped subnets", seed), {}
-    while len(found) < count:
-        subnet = space.sample(rng)
-        if subnet not in left_out:
-            found[subnet] = None
-    return list(found)
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """A run of one subnet. Args: run: finished; subnet: the smallest or the largest; splits: its data."""
-
-    run: Run
-    subnet: AnySubnet
-    splits: Splits
-
-    @classmethod
-    def of(cls, run: str | Path | Run, which: str) -> _Trained:
-        """Check a run. Raises: UsageError: it did not train that subnet alone."""
-        run = Run.open(run)
-        wanted = getattr(run.space, which)()
-        method = create_run_method(run)
-        if method.name != "single" or method.subnet != wanted:
-            trained = f"subnet {method.subnet}" if method.name == "single" else f"by {method.name!r}"
-            raise UsageError(
-                f"This needs a run that trained only the {which} subnet of its space, but {run.path} trained "
-                f"{trained}; train one with method='single', method_options='subnet={which}'."
-            )
-        return cls(run, wanted, run.splits())
-
-    def net(self, device: str) -> AnySupernet:
-        return self.run.load_net(choose_device(device))
-
-    def extended(self, init: str, seed: int, device: str) -> AnySupernet:
-        """The net with everything that the subnet does not use initialised anew."""
-        net = self.net(device)
-        used = used_by(net, [self.subnet])
-        new = {name: ~mask for name, mask in used.items() if not mask.all()}
-        initialise(net, new, used, init, seed, stage=1, draw_norms=True)
-        return net
-
-    def evaluate(
-        self, net: AnySupernet, subnets: list[AnySubnet], calibrated: bool, log: Path | None, desc: str
-    ) -> list[float]:
-        """Top-1 of subnets on the test images, in per cent."""
-        amp = self.run.config.amp
-        return top1_of(net, self.splits, subnets, amp=amp, calibrated=calibrated, log=log, desc=desc)
-
-    def group(self, subnet: AnySubnet) -> Value:
-        """The choice by which a subnet is grouped."""
-        return self.run.space.groups[self.run.space.group_of(subnet)]
-
-    def described(self, subnet: AnySubnet) -> tuple[Value, ...]:
-        """The first columns of a subnet's row."""
-        params = cost.parameters(subnet, self.run.space, self.run.num_classes)
-        return str(subnet), self.group(subnet), params
-
-    def facts(self, seed: int, drawn: list[AnySubnet]) -> dict[str, Any]:
-        """What is said besides the numbers."""
-        space = self.run.space
-        return {
-            "space": space.name,
-            "subnets_in_space": space.count(),
-            "axis": space.group_axis,
-            "groups": list(space.groups),
-            "data": self.run.config.data,
-            "num_classes": self.run.num_classes,
-            "test_images": len(self.splits.test),
-            "seed": seed,
-            "subnets": len(drawn),
-        }
-
-
 def _extend_and_crop(
     kind: type[ExtendAndCrop],
     smallest: str | Path | Run,
@@ -229,10 +135,10 @@ def _extend_and_crop(
     log: Path | None,
 ) -> ExtendAndCrop:
     trained = {
-        side: _Trained.of(run, which)
+        side: Trained.of(run, which)
         for (side, which), run in zip(SIDES.items(), (smallest, largest), strict=True)
     }
-    _check_pair(*(each.run for each in trained.values()))
+    check_pair(*(each.run for each in trained.values()))
     first = trained["extended"]
     drawn = draw(first.run.space, subnets, seed)
     nets = {"extended": first.extended("standard", seed, device), "cropped": trained["cropped"].net(device)}
@@ -272,20 +178,6 @@ def _counts(kind: type[ExtendAndCrop], table: Table, facts: Mapping[str, Any]) -
             if way == facts["batchnorm"][0] and side in kind.published_counts:
                 published[side, way] = kind.published_counts[side]
     return count_table(("side", "batchnorm"), samples, facts["axis"], facts["groups"], published)
-
-
-def _check_pair(smallest: Run, largest: Run) -> None:
-    """Raises: UsageError: two runs differ in more than the subnet that they trained."""
-    pairs = {
-        "space": (smallest.space.to_dict(), largest.space.to_dict()),
-        "data": (smallest.config.data, largest.config.data),
-        "split_seed": (smallest.config.split_seed, largest.config.split_seed),
-    }
-    for name, (one, other) in pairs.items():
-        if one != other:
-            raise UsageError(
-                f"The runs {smallest.path} and {largest.path} differ in their {name}; train both alike."
-            )
 
 
 # -- parts of the report -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import growtas
 from growtas.analysis import extension, histograms
 from growtas.analysis.base import Table
 from growtas.analysis.charts import svg_text
-from growtas.analysis.extension import draw, extend_and_crop, extend_and_crop_convolutional, initialisation
+from growtas.analysis.extension import extend_and_crop, extend_and_crop_convolutional, initialisation
 from growtas.analysis.extension_analyses import (
     AS_IT_IS,
     RECALIBRATED,
@@ -22,6 +22,7 @@ from growtas.analysis.extension_analyses import (
     Initialisation,
 )
 from growtas.analysis.networks import Networks, ofa_space_for
+from growtas.analysis.trained import Trained, draw
 from growtas.errors import UsageError
 from growtas.methods.regions import used_by
 from growtas.space import MobileNetSpace, SearchSpace, load_space
@@ -128,6 +129,10 @@ def test_the_drawn_subnets_are_distinct_and_neither_extreme():
 def test_a_small_space_gives_all_its_others():
     space = dataclasses.replace(SPACE, embed_dim=(24, 36), mlp_ratio=(2,), depth=(1,))
     assert len(draw(space, 100, seed=0)) == space.count() - 2 == 2
+    with pytest.raises(UsageError, match="'small' has no subnets but its smallest and its largest"):
+        draw(dataclasses.replace(space, num_heads=(2,)), 100, seed=0)
+    with pytest.raises(UsageError, match="subnets=0 is not possible"):
+        draw(space, 0, seed=0)
 
 
 # -- sentences and pictures of made-up numbers ---------------------------------------------------------------
@@ -262,7 +267,7 @@ def test_on_digits_extensions_keep_far_more_than_crops(learned, tmp_path):
 @pytest.mark.parametrize("init", ["standard", "pretrained"])
 def test_what_the_small_subnet_does_not_use_is_initialised_anew(convolutional, init):
     run = convolutional[0]
-    each = extension._Trained.of(run, "smallest")
+    each = Trained.of(run, "smallest")
     before, net = dict(run.load_net().named_parameters()), each.extended(init, 0, "cpu")
     for name, mask in used_by(net, [each.subnet]).items():
         parameter = net.get_parameter(name)
