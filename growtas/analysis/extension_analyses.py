@@ -63,16 +63,25 @@ class ExtendAndCrop(Analysis):
         extended, cropped = (self.sample(side, batchnorm).column("top1 (%)") for side in SIDES)
         better = sum(a > b for a, b in zip(extended, cropped, strict=True))
         lead = statistics.mean(extended) - statistics.mean(cropped)
-        seen, more = ("is", "better") if lead > 0 else ("is not", "worse")
-        return sentence(
-            f"{_STATISTICS[batchnorm]}the asymmetry {seen} seen here: the same {len(extended)} subnets are "
-            f"{abs(lead):.1f} points {more} as extensions than as crops, on average; {better} of them are "
-            "better as extensions."
+        seen = lead > 0 and 2 * better > len(extended)
+        near = self._near("extended", batchnorm)
+        said = sentence(
+            f"{_STATISTICS[batchnorm]}the asymmetry is {'' if seen else 'not '}seen here: the same "
+            f"{len(extended)} subnets are {abs(lead):.1f} points {'better' if lead > 0 else 'worse'} as "
+            f"extensions than as crops, on average; {better} of them are better as extensions."
         )
+        if seen and 2 * near < len(extended):
+            said += f" But extensions lose much too: only {near} stay within {NEAR} points of their base."
+        return said
+
+    def _near(self, side: str, batchnorm: str | None) -> int:
+        """How many subnets stay within a few points of the trained one."""
+        least = self.base(side, batchnorm) - NEAR
+        return sum(value >= least for value in self.sample(side, batchnorm).column("top1 (%)"))
 
     def _side(self, side: str, batchnorm: str | None) -> str:
         top1, base = self.sample(side, batchnorm).column("top1 (%)"), self.base(side, batchnorm)
-        near = sum(value >= base - NEAR for value in top1)
+        near = self._near(side, batchnorm)
         return sentence(
             f"{_STATISTICS[batchnorm]}the {SIDES[side]} subnet, trained alone, reaches {base:.1f} %; "
             f"{len(top1)} subnets {_FROM[side]} reach {statistics.mean(top1):.1f} % on average (median "

@@ -29,9 +29,19 @@ def draw(space: Space, count: int, seed: int) -> list[AnySubnet]:
         space: to draw from, as training does.
         count: how many; all others where there are fewer.
         seed: of the draw.
+
+    Raises:
+        UsageError: the count is below 1, or the space has no others.
     """
     left_out = {space.smallest(), space.largest()}
-    count = min(count, space.count() - len(left_out))
+    others = space.count() - len(left_out)
+    if count < 1:
+        raise UsageError(f"subnets={count} is not possible; it must be 1 or more.")
+    if not others:
+        raise UsageError(
+            f"Space {space.name!r} has no subnets but its smallest and its largest; give it more choices."
+        )
+    count = min(count, others)
     rng, found = seeded_rng("extended and cropped subnets", seed), {}
     while len(found) < count:
         subnet = space.sample(rng)

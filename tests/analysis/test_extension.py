@@ -189,9 +189,21 @@ def test_figure_1_says_what_its_numbers_are():
 
 def test_figure_1_says_so_where_the_paper_is_not_confirmed():
     turned = {"extended": VALUES["cropped"], "cropped": VALUES["extended"]}
-    assert (
-        "is not seen here: the same 4 subnets are 34.2 points worse" in made_up(values=turned).findings()[0]
-    )
+    verdict = made_up(values=turned).findings()[0]
+    assert "is not seen here: the same 4 subnets are 34.2 points worse" in verdict
+
+
+def test_a_mean_that_few_subnets_make_is_no_asymmetry():
+    values = {"extended": (90.0, 19.0, 20.0, 21.0), "cropped": (20.0, 20.0, 21.0, 22.0)}
+    verdict = made_up(values=values).findings()[0]
+    assert "is not seen here: the same 4 subnets are 16.8 points better" in verdict
+
+
+def test_extensions_that_lose_much_are_called_so():
+    assert "But" not in made_up().findings()[0]  # two of four are within ten points
+    values = {"extended": (90.0, 30.0, 31.0, 32.0), "cropped": (10.0, 10.0, 11.0, 12.0)}
+    verdict = made_up(values=values).findings()[0]
+    assert "is seen here" in verdict and "extensions lose much too: only 1 stay within 10 points" in verdict
 
 
 def test_figure_e_says_it_for_both_statistics_and_has_no_published_counts():
