@@ -71,7 +71,7 @@ class ExtendAndCrop(Analysis):
             f"extensions than as crops, on average; {better} of them are better as extensions."
         )
         if seen and 2 * near < len(extended):
-            said += f" But extensions lose much too: only {near} stay within {NEAR} points of their base."
+            said += f" But extensions lose much too: {near} of them stay within {NEAR} points of their base."
         return said
 
     def _near(self, side: str, batchnorm: str | None) -> int:
