@@ -1,7 +1,9 @@
-"""The blocks of a supernet of either family: their names, and what they answer."""
+"""The blocks of a supernet of either family: their names, also along an axis, and what they answer."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +11,7 @@ import torch
 from growtas.space import MobileNetSpace
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from torch import Tensor
 
     from growtas.subnet import AnySubnet
@@ -35,6 +38,13 @@ def block_labels(net: AnySupernet) -> dict[str, str]:
         return {f"blocks.{at}": str(at + 1) for at in range(largest.depth)}
     places = [(block.stage, block.index) for block in net.space.blocks(largest)]
     return {f"stages.{stage}.{index}": f"{stage + 1}.{index + 1}" for stage, index in places}
+
+
+def block_axis(axes: Axes, labels: Sequence[str]) -> None:
+    """Let an x axis count blocks from 1. Args: labels: of all of them; a few are left out where many are."""
+    step = math.ceil(len(labels) / 10)
+    axes.set_xticks(range(1, len(labels) + 1, step), labels[::step])
+    axes.set(xlabel="block", xlim=(0.5, len(labels) + 0.5))
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from growtas.analysis.base import Analysis, Drawing, Table, Value
-from growtas.analysis.blocks import block_labels, block_outputs, convolutional
+from growtas.analysis.blocks import block_axis, block_labels, block_outputs, convolutional
 from growtas.analysis.charts import ROLE_COLOURS, new_figure, styled
 from growtas.analysis.extension_analyses import SIDES
 from growtas.analysis.trained import Trained, check_pair, draw
@@ -96,16 +96,17 @@ class Similarity(Analysis):
 
     def drawings(self) -> dict[str, Drawing]:
         facts, blocks, labels = self.facts, self.tables["blocks"], self.facts["labels"]
-        few = max(1, len(labels) // 10)  # so that the labels have room
         with styled():
-            figure, axes = new_figure(3.6, 1, len(facts["tokens"]), sharey=True, squeeze=False)
-            for letter, each, tokens in zip("ab", axes[0], facts["tokens"], strict=False):
+            kinds = facts["tokens"]
+            figure, axes = new_figure(3.6, 1, len(kinds), sharey=True, squeeze=False)
+            titles = [f"({letter}) {tokens}" for letter, tokens in zip("ab", kinds, strict=False)]
+            for each, tokens, title in zip(axes[0], kinds, titles if len(kinds) > 1 else kinds, strict=True):
                 for side in SIDES:
                     _curve(each, blocks.where(side=side, tokens=tokens), side)
                 style = {"color": ROLE_COLOURS["base"], "linestyle": "--", "linewidth": 1.2}
                 each.axhline(1, label="the base itself", **style)
-                each.set(xlabel="block", xlim=(0.7, len(labels) + 0.3), title=f"({letter}) {tokens}")
-                each.set_xticks(range(1, len(labels) + 1, few), labels[::few])
+                each.set_title(title)
+                block_axis(each, labels)
                 each.grid(axis="y")
             axes[0, 0].set_ylabel("cosine similarity with the base")
             figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)

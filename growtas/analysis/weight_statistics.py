@@ -11,7 +11,7 @@ import torch
 from matplotlib.patches import Patch
 
 from growtas.analysis.base import Analysis, Drawing, Table
-from growtas.analysis.blocks import block_labels, convolutional
+from growtas.analysis.blocks import block_axis, block_labels, convolutional
 from growtas.analysis.charts import ROLE_COLOURS, new_figure, styled
 from growtas.analysis.trained import Trained
 from growtas.analysis.workspace import Part
@@ -128,15 +128,14 @@ class WeightStatistics(Analysis):
                 _bars(each, case, role, shift, len(labels))
             for block in set(cases[1].column("block")) - set(cases[0].column("block")):
                 each.axvspan(block - 0.5, block + 0.5, color="0.94", linewidth=0, zorder=0)
-            each.set(title=component, xlim=(0.5, len(labels) + 0.5))
+            each.set_title(component)
+            block_axis(each, labels)
             each.grid(axis="y")
             each.set_axisbelow(True)
         for each in axes.flat[len(components) :]:
             each.set_visible(False)
-        for each in axes[-1]:
-            few = max(1, len(labels) // 10)  # so that the labels have room
-            each.set_xticks(range(1, len(labels) + 1, few), labels[::few])
-            each.set_xlabel("block")
+        for each in axes[0]:
+            each.set_xlabel("")  # the row below has it
         for each in axes[:, 0]:
             each.set_ylabel("value of a weight")
         handles = [Patch(color=ROLE_COLOURS[role], label=text) for role, text in _ROLES.items()]
