@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import shlex
@@ -295,15 +296,22 @@ def command(workspace: Workspace, whole: bool = False) -> str:
 
 def _given_settings(workspace: Workspace) -> list[str]:
     """The options that make a recipe, or a run's settings, into those of the report."""
+    config, epochs = workspace.config, None
     if workspace.source is not None:
         plain = workspace.source.config
+        if config.epochs != plain.epochs:
+            epochs = config.epochs
+            plain = dataclasses.replace(plain, epochs=epochs)
     else:
-        own = {name: getattr(workspace.config, name) for name in ("space", "data", "method")}
-        plain = TrainConfig.from_dict(own).resolved(convolutional=workspace.convolutional)
+        own = {name: getattr(config, name) for name in ("space", "data", "method")}
+        recipe = TrainConfig.from_dict(own).resolved(convolutional=workspace.convolutional)
+        if config.epochs != recipe.epochs:
+            epochs = config.epochs
+        plain = TrainConfig.from_dict({**own, "epochs": config.epochs})  # a short run warms up for less
+        plain = plain.resolved(convolutional=workspace.convolutional)
     apart = ("out", "initial", "resolutions", *RUNTIME)
-    now, before = workspace.config.to_dict(), plain.to_dict()
+    now, before = config.to_dict(), plain.to_dict()
     differing = {name: now[name] for name in now if now[name] != before[name] and name not in apart}
-    epochs = differing.pop("epochs", None)
     words = [] if epochs is None else ["--epochs", str(epochs)]
     pairs = [f"{name}={value}" for name, value in differing.items()]
     return words + (["--settings", *pairs] if pairs else [])

@@ -117,7 +117,9 @@ def _matrix(axes: Axes, inclusion: Table, rectangles: list[dict[str, Any]]) -> N
     count = len(rectangles)
     rows = [inclusion.rows[at : at + count] for at in range(0, count**2, count)]
     states = [[2 if row[7] else int(row[6]) for row in line] for line in rows]
-    axes.imshow(states, cmap=ListedColormap([_NOT, _WITHIN, ACCENT]), vmin=0, vmax=2, aspect="auto")
+    edges = [at - 0.5 for at in range(count + 1)]
+    axes.pcolormesh(edges, edges, states, cmap=ListedColormap([_NOT, _WITHIN, ACCENT]), vmin=0, vmax=2)
+    axes.invert_yaxis()
     size = min(9, 72 / count)
     for y, line in enumerate(rows if count <= _LABELLED else ()):
         for x, row in enumerate(line):

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -73,6 +74,7 @@ class Fork:
             os.dup2(descriptor, 1), os.dup2(descriptor, 2), os.dup2(theirs, 0)
             os.close(theirs), os.close(ours)
             os.setpgid(0, 0)
+            sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # not pytest's
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             tqdm.set_lock(threading.RLock())  # its own is shared with the parent
