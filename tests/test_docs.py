@@ -137,7 +137,7 @@ def test_variables_and_options_exist(page):
     for variable in set(re.findall(r"GROWTAS_[A-Z_]+", text)):
         assert variable in code, variable
     for command in re.findall(
-        r"growtas (?:train|search|extract|evaluate|finetune|emit|compare|demo|doctor) .*", text
+        r"growtas (?:train|search|extract|evaluate|finetune|emit|compare|report|demo|doctor) .*", text
     ):
         assert set(re.findall(r"(?<![\w-])--([a-z-]+)", command)) <= OPTIONS, command
     if page.name in OPTION_PAGES:
@@ -145,7 +145,7 @@ def test_variables_and_options_exist(page):
 
 
 OPTION_PAGES = (
-    *("training.md", "search.md", "export.md", "methods.md", "compare.md", "results.md"),
+    *("training.md", "search.md", "export.md", "methods.md", "compare.md", "results.md", "report.md"),
     *("growtas-plus.md", "prenas.md", "focusformer.md", "once-for-all.md"),
 )
 
@@ -203,7 +203,7 @@ def test_the_table_of_plateaus_is_the_committed_one():
 
 def options() -> set[str]:
     """The options of all verbs, as they are written in a shell."""
-    functions = (TrainConfig, growtas.search, growtas.finetune, growtas.emit, growtas.compare)
+    functions = (TrainConfig, growtas.search, growtas.finetune, growtas.emit, growtas.compare, growtas.report)
     functions += (cli.extract, cli.evaluate, spaces, demo.demo, doctor.main)
     names = {name for function in functions for name in inspect.signature(function).parameters}
     return {name.replace("_", "-") for name in names | {"resume", "help"}}

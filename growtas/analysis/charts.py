@@ -76,17 +76,22 @@ def styled() -> Any:
     return matplotlib.rc_context(CHART_STYLE)
 
 
-def save(figure: Figure, path: Path, alt: str) -> None:
+def save(figure: Figure, path: Path, alt: str) -> str:
     """Write a figure as SVG and, beside it, as PNG.
 
     Args:
         figure: to save.
         path: of the ``.svg`` file; the other one ends in ``.png``.
         alt: what it looks like, for who cannot see it.
+
+    Returns:
+        The text of the SVG file.
     """
-    atomic.write_text(path, svg_text(figure, path.stem, alt))
+    text = svg_text(figure, path.stem, alt)
+    atomic.write_text(path, text)
     with styled(), atomic.replace(path.with_suffix(".png")) as temporary:
         figure.savefig(temporary, format="png", dpi=140)
+    return text
 
 
 def svg_text(figure: Figure, name: str, alt: str) -> str:

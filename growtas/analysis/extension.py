@@ -210,4 +210,4 @@ def _figure_e(workspace: Workspace) -> ExtendAndCropConvolutional:
 
 FIGURE_1 = Part(ExtendAndCrop, _figure_1, lambda workspace: tuple(SIDES.values()))
 FIGURE_C = Part(Initialisation, _figure_c, lambda workspace: ("smallest",))
-FIGURE_E = Part(ExtendAndCropConvolutional, _figure_e, _ofa_names)
+FIGURE_E = Part(ExtendAndCropConvolutional, _figure_e, _ofa_names, long=True)

@@ -71,7 +71,9 @@ class ExtendAndCrop(Analysis):
             f"extensions than as crops, on average; {better} of them are better as extensions."
         )
         if seen and 2 * near < len(extended):
-            said += f" But extensions lose much too: {near} of them stay within {NEAR} points of their base."
+            said += (
+                f" But extensions lose much too: only {near} of {len(extended)} keep within {NEAR} points."
+            )
         return said
 
     def _near(self, side: str, batchnorm: str | None) -> int:
@@ -85,8 +87,8 @@ class ExtendAndCrop(Analysis):
         return sentence(
             f"{_STATISTICS[batchnorm]}the {SIDES[side]} subnet, trained alone, reaches {base:.1f} %; "
             f"{len(top1)} subnets {_FROM[side]} reach {statistics.mean(top1):.1f} % on average (median "
-            f"{statistics.median(top1):.1f} %, from {min(top1):.1f} % to {max(top1):.1f} %), and {near} of "
-            f"them ({100 * near / len(top1):.0f} %) stay within {NEAR} points of it."
+            f"{statistics.median(top1):.1f} %, from {min(top1):.1f} % to {max(top1):.1f} %), with {near} of "
+            f"them ({100 * near / len(top1):.0f} %) within {NEAR} points of it."
         )
 
     def _groups(self, batchnorm: str | None) -> str:

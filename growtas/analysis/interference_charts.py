@@ -99,7 +99,7 @@ def _layers(found: GradientInterference) -> Drawing:
     low = min(0.0, float(np.floor(10 * known.min()) / 10))
     figure, panels = new_figure(1.6 + 0.27 * len(names), 1, len(methods), sharey=True, squeeze=False)
     edges = _edges(epochs)
-    colours = matplotlib.colormaps["viridis"].with_extremes(bad="#DDDDDD")
+    colours = matplotlib.colormaps["viridis"].resampled(24).with_extremes(bad="#DDDDDD")
     for axes, (method, values) in zip(panels[0], maps.items(), strict=True):
         grid = axes.pcolormesh(
             edges, np.arange(len(names) + 1), np.ma.masked_invalid(values), cmap=colours, vmin=low, vmax=1
@@ -112,7 +112,8 @@ def _layers(found: GradientInterference) -> Drawing:
     places = np.arange(0, len(names), step)
     panels[0, 0].set(yticks=places + 0.5, yticklabels=[names[place] for place in places])
     panels[0, 0].invert_yaxis()
-    figure.colorbar(grid, ax=panels[0].tolist(), label="cosine between gradients")
+    bar = figure.colorbar(grid, ax=panels[0].tolist(), label="cosine between gradients")
+    bar.solids.set_rasterized(False)  # no bitmap in the SVG
     caption = (
         f"The same cosine for each layer from the input (top) to the head, mean over the seeds "
         f"({_sample(found)}). Grey: no pair shared the layer. Dashed: transitions."

@@ -32,7 +32,7 @@ _PUBLISHED = (
     ("AutoFormer-B", 82.4, 95.7, 54.0, 6.62),
     ("PreNAS-B", 82.6, 96.0, 54.0, 6.62),
     ("GrowTAS-B", 82.6, 96.0, 53.2, 6.62),
-    ("GrowTAS+-B", 82.7, 96.1, 53.3, 6.69),
+    ("GrowTAS-B+", 82.7, 96.1, 53.3, 6.69),
 )
 _FEW = 4  # pairs: with fewer an interval is hardly worth its name
 

@@ -164,6 +164,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _make(workspace: Workspace, wanted: Sequence[str], at_once: int, threads: int) -> dict[str, str]:
     """Train what is not trained and make the parts that are not kept; what failed, with its reason."""
     left = [name for name in wanted if parts.read(workspace, name) is None]
+    left.sort(key=lambda name: not parts.part(name).long)
     needed = {name: parts.part(name) for name in left}
     networks = list(dict.fromkeys(n for each in needed.values() for n in each.networks(workspace)))
     untrained = [name for name in networks if not workspace.networks.finished(name)]
@@ -241,7 +242,7 @@ def _failure(workspace: Workspace, name: str, failed: Mapping[str, str]) -> str:
 
 def _section(base: Path, name: str, analysis: Analysis) -> Section:
     """Draw an analysis, write its files, and give what the page shows of it."""
-    from growtas.analysis.charts import save, styled, svg_text
+    from growtas.analysis.charts import save, styled
     from growtas.analysis.page import Picture, Section
 
     folder = base / FIGURES
@@ -251,8 +252,7 @@ def _section(base: Path, name: str, analysis: Analysis) -> Section:
         drawings = analysis.drawings()
     for suffix, drawing in drawings.items():
         file = folder / f"{'-'.join(filter(None, (name, suffix)))}.svg"
-        save(drawing.figure, file, drawing.alt)
-        text = svg_text(drawing.figure, file.stem, drawing.alt)
+        text = save(drawing.figure, file, drawing.alt)
         pictures.append(Picture(text, drawing.caption, f"{FIGURES}/{file.name}"))
     numbers = []
     for table_name, table in analysis.tables.items():
@@ -331,8 +331,8 @@ def _intro(workspace: Workspace) -> list[str]:
         f"Space: {workspace.space.name}, {workspace.space.count():,} subnets in "
         f"{len(workspace.space.groups)} groups ({axis} {groups}). Data: {config.data}, "
         f"{workspace.num_classes} classes, {images['train']:,} images to train on, {images['search']:,} held "
-        f"out for searches, {images['test']:,} to test on. Every network: {config.epochs} epochs, batches "
-        f"of {config.batch_size}, {config.opt}, learning rate {config.lr:g}.",
+        f"out for searches, {images['test']:,} to test on. Networks of this space: {config.epochs} epochs, "
+        f"batches of {config.batch_size}, {config.opt}, learning rate {config.lr:g}.",
         "The paper's numbers are from ImageNet and AutoFormer's spaces. On other data, what can be compared "
         "with them is the direction of an effect, not its size.",
     ]

@@ -90,6 +90,8 @@ class Part:
         networks: names of the networks that it needs.
         compares: whether it needs the comparison of methods.
         reason: why it cannot be made for a report, as a sentence; None where it can.
+        long: whether it takes longer than the others: such a part, and its networks, are begun first, so that
+            the last process does not work alone.
     """
 
     kind: type[Analysis]
@@ -97,3 +99,4 @@ class Part:
     networks: Callable[[Workspace], tuple[str, ...]] = lambda workspace: ()
     compares: bool = False
     reason: Callable[[Workspace], str | None] = lambda workspace: None
+    long: bool = False

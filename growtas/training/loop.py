@@ -99,7 +99,7 @@ class Trainer:
             device,
             draw_images=partial(draw_images, splits, config.seed, device),
             autocast=partial(precision, config.amp, device),
-            restart_average=lambda: self.ema and self.ema.set(self.net),
+            restart_average=self._restart_average,
             smoothing=config.smoothing,
         )
         self.interference = InterferenceMonitor(run, self.context)
@@ -128,6 +128,10 @@ class Trainer:
         self.progress = Progress(
             state["step"], state["skipped"], state["skipped_in_a_row"], checkpoint_step=state["step"]
         )
+
+    def _restart_average(self) -> None:
+        if self.ema is not None:
+            self.ema.set(self.net)
 
     # -- the run -----------------------------------------------------------------------------------------
 

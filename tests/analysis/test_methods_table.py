@@ -126,7 +126,7 @@ def test_both_tables_are_shown(found):
     assert here.where(method="uniform").column("difference to uniform") == ["", ""]
     assert here.rows[1][2].startswith("84.00 [") and here.rows[1][4:] == (99, 1100)
     assert times.rows[0] == ("uniform", 101, 202, "1")
-    assert ("GrowTAS+-B", 82.7, 96.1, 53.3, 6.69) in published.rows and len(published.rows) == 8
+    assert ("GrowTAS-B+", 82.7, 96.1, 53.3, 6.69) in published.rows and len(published.rows) == 8
 
 
 def test_it_is_drawn_from_what_is_kept(found):
