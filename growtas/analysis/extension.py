@@ -27,6 +27,7 @@ from growtas.training.run import Run
 CONVOLUTIONAL_SUBNETS = 40
 """Of figure E, at most: to evaluate one of its networks takes as long as fifty transformers of the digits."""
 
+OFA_NETWORKS = ("ofa-smallest", "ofa-largest")
 _COLUMNS = ("subnet", "group", "params", "top1 (%)")
 
 
@@ -183,9 +184,10 @@ def _counts(kind: type[ExtendAndCrop], table: Table, facts: Mapping[str, Any]) -
 # -- parts of the report -------------------------------------------------------------------------------------
 
 
-def _ofa_names(workspace: Workspace) -> tuple[str, str]:
-    """Where the report is about convolutional networks already, figure E is about those."""
-    return ("smallest", "largest") if workspace.convolutional else ("ofa-smallest", "ofa-largest")
+def _why_not_e(workspace: Workspace) -> str | None:
+    if workspace.convolutional:
+        return "the space of this report is convolutional itself: its figure 1 is that figure."
+    return None
 
 
 def _common(workspace: Workspace) -> tuple[int, str, Path]:
@@ -203,11 +205,13 @@ def _figure_c(workspace: Workspace) -> Initialisation:
 
 
 def _figure_e(workspace: Workspace) -> ExtendAndCropConvolutional:
-    runs = (workspace.run(name) for name in _ofa_names(workspace))
+    runs = (workspace.run(name) for name in OFA_NETWORKS)
     subnets = min(workspace.subnets, CONVOLUTIONAL_SUBNETS)
     return extend_and_crop_convolutional(*runs, subnets, *_common(workspace))
 
 
 FIGURE_1 = Part(ExtendAndCrop, _figure_1, lambda workspace: tuple(SIDES.values()))
 FIGURE_C = Part(Initialisation, _figure_c, lambda workspace: ("smallest",))
-FIGURE_E = Part(ExtendAndCropConvolutional, _figure_e, _ofa_names, long=True)
+FIGURE_E = Part(
+    ExtendAndCropConvolutional, _figure_e, lambda workspace: OFA_NETWORKS, reason=_why_not_e, long=True
+)

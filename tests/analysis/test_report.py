@@ -183,3 +183,12 @@ def test_a_report_of_a_run_lies_in_it_and_moves_with_it(tmp_path, fork_work):
     again = growtas.report(moved, only=["figure-a"], device="cpu")
     assert set(again.parts) == {"figure-a", "figure-g"}
     assert read_plan(moved, "cpu").source.path.resolve() == moved.resolve()
+
+
+def test_a_convolutional_report_has_figure_e_as_its_figure_1(tmp_path, fork_work):
+    given = SMALL | {"only": ["figure-a", "figure-e"], "space": "digits-mobilenet", "data": "digits"}
+    made = growtas.report(out=tmp_path / "out", **given)
+    assert set(made.parts) == {"figure-a"} and not made.failed
+    assert "its figure 1 is that figure" in made.missing["figure-e"]
+    assert "its figure 1 is that figure" in made.path.read_text()
+    assert not (tmp_path / "out" / "report" / "networks").exists()
