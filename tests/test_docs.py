@@ -201,6 +201,16 @@ def test_the_table_of_plateaus_is_the_committed_one():
             assert top1 == ", ".join(f"{float(run['top1_all_groups']):.1f}" for run in runs)
 
 
+@pytest.mark.parametrize("data", ["digits", "glyphs"])
+def test_the_epochs_of_the_rules_are_the_committed_ones(data):
+    rows = list(csv.DictReader((COMPARED / f"transitions-{data}" / "transitions.csv").open()))
+    for rule in ("interference", "plateau"):
+        runs = [row for row in rows if row["method"] == f"growtas:transition={rule}"]
+        assert {run["opened_by"] for run in runs} == {rule} and len(runs) == {"digits": 7, "glyphs": 5}[data]
+        epochs = ", ".join(run["began_at_epoch"] for run in sorted(runs, key=lambda run: int(run["seed"])))
+        assert f"{epochs} ({rule}" in RESULTS
+
+
 def options() -> set[str]:
     """The options of all verbs, as they are written in a shell."""
     functions = (TrainConfig, growtas.search, growtas.finetune, growtas.emit, growtas.compare, growtas.report)
