@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from growtas.analysis.base import Analysis, Drawing, Table
+from growtas.analysis.base import Drawing, Table
+from growtas.analysis.interference_tables import WHOLE, InterferenceTables
 from growtas.analysis.workspace import Part, Workspace
 from growtas.comparing.statistics import Interval, mean_interval, paired_interval
 from growtas.errors import UsageError
@@ -16,10 +17,9 @@ if TYPE_CHECKING:
     from growtas.training.run import Run
 
 METHODS = ("uniform", "growtas")
-WHOLE = "all"  # in the column of layers: over all shared weights together
 
 
-class GradientInterference(Analysis):
+class GradientInterference(InterferenceTables):
     """The figure "Interference". Its tables:
 
     - ``cosines``: for each run and epoch the cosine between gradients of small and large subnets on the
@@ -55,28 +55,6 @@ class GradientInterference(Analysis):
         sentences.append(_signs_and_norms(self))
         sentences += [_layers(self, method) for method in self.methods]
         return sentences
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The methods that were measured, in order."""
-        return tuple(dict.fromkeys(self.tables["cosines"].column("method")))
-
-    def seeds(self, method: str) -> list[int]:
-        """The seeds of a method."""
-        return sorted(set(self.tables["cosines"].where(method=method).column("seed")))
-
-    def course(self, method: str, layer: str = WHOLE) -> dict[int, list[tuple[float, float | None]]]:
-        """For each epoch the cosine and its control of every seed that has the layer there."""
-        table = self.tables["cosines"].where(method=method, layer=layer)
-        found: dict[int, list[tuple[float, float | None]]] = {}
-        for epoch, cosine, control in zip(*map(table.column, ("epoch", "cosine", "control")), strict=True):
-            found.setdefault(epoch, []).append((cosine, control))
-        return dict(sorted(found.items()))
-
-    def begins(self, method: str) -> list[float]:
-        """The epochs of the transitions of a method, each the mean over the seeds."""
-        table = self.tables["transitions"].where(method=method)
-        return [_mean(table.where(stage=k).column("epoch")) for k in sorted(set(table.column("stage")))]
 
 
 def interference(runs: Iterable[str | os.PathLike | Run]) -> GradientInterference:

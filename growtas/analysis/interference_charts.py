@@ -9,23 +9,22 @@ import numpy as np
 
 from growtas.analysis.base import Drawing
 from growtas.analysis.charts import new_figure, styled
+from growtas.analysis.interference_tables import InterferenceTables
 from growtas.plotting import method_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from growtas.analysis.interference import GradientInterference
-
 _MOST_TICKS = 14  # names of layers beside a heat map
 
 
-def drawings(found: GradientInterference) -> dict[str, Drawing]:
+def drawings(found: InterferenceTables) -> dict[str, Drawing]:
     """The cosine over training, and by layer."""
     with styled():
         return {"": _course(found), "layers": _layers(found)}
 
 
-def _sample(found: GradientInterference) -> str:
+def _sample(found: InterferenceTables) -> str:
     """The runs and pairs that a point is the mean of."""
     facts, counts = found.facts, {len(found.seeds(method)) for method in found.methods}
     seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
@@ -36,7 +35,7 @@ def _sample(found: GradientInterference) -> str:
     )
 
 
-def _course(found: GradientInterference) -> Drawing:
+def _course(found: InterferenceTables) -> Drawing:
     facts = found.facts
     figure, (left, right) = new_figure(3.6, 1, 2)
     for method in found.methods:
@@ -91,7 +90,7 @@ def _band(axes: Axes, course: dict[int, list[float]], colour: str, label: str) -
         axes.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def _layers(found: GradientInterference) -> Drawing:
+def _layers(found: InterferenceTables) -> Drawing:
     methods, names = found.methods, found.facts["layers"]
     epochs = sorted({epoch for method in methods for epoch in found.course(method)})
     maps = {method: _map(found, method, names, epochs) for method in methods}
@@ -128,7 +127,7 @@ def _layers(found: GradientInterference) -> Drawing:
     return Drawing(figure, caption, alt)
 
 
-def _map(found: GradientInterference, method: str, names: list[str], epochs: list[int]) -> np.ndarray:
+def _map(found: InterferenceTables, method: str, names: list[str], epochs: list[int]) -> np.ndarray:
     """The mean cosine of each layer (rows) at each epoch (columns); NaN where there is none."""
     values = np.full((len(names), len(epochs)), np.nan)
     for row, name in enumerate(names):

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from growtas.analysis.base import Drawing, Table
+from growtas.analysis.base import Analysis, Drawing, Table
 from growtas.analysis.charts import new_figure
 from growtas.comparing.figure import looks
 from growtas.comparing.limits import Limit
 from growtas.comparing.specs import read_methods
 
-if TYPE_CHECKING:
-    from growtas.analysis.methods_table import MethodsTable
-
 _SPREAD = 0.7  # of the room of one limit that the methods share
 
 
-def drawings(found: MethodsTable) -> dict[str, Drawing]:
-    """The picture of a table of methods; see :meth:`.MethodsTable.drawings`."""
+def drawings(found: Analysis) -> dict[str, Drawing]:
+    """The picture of a table of methods; see :meth:`.Analysis.drawings`."""
     facts, table = found.facts, found.tables["searched"]
     specs = read_methods(facts["methods"])
     look = {str(spec): each for spec, each in looks(specs).items()}
@@ -84,7 +79,7 @@ def _short(limit: Limit) -> str:
     return f"{limit.most:,}" + (" MACs" if limit.kind == "macs" else "")
 
 
-def _caption(found: MethodsTable) -> str:
+def _caption(found: Analysis) -> str:
     facts = found.facts
     seeds = facts["seeds"]
     text = (
@@ -101,7 +96,7 @@ def _caption(found: MethodsTable) -> str:
     return text
 
 
-def _alt(found: MethodsTable) -> str:
+def _alt(found: Analysis) -> str:
     facts = found.facts
     return (
         f"Two charts of {', '.join(facts['methods'])} on {facts['data']}: top-1 over parameters of the "

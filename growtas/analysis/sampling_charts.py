@@ -14,14 +14,13 @@ from matplotlib.patches import Patch, PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from growtas.analysis.base import Drawing
+from growtas.analysis.base import Analysis, Drawing
 from growtas.analysis.charts import new_figure
 from growtas.plotting import method_colour
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from growtas.analysis.sampling import SamplingStrategies
 
 BOUNDS = (0, 2, 5, 10, 20, 40, 100)  # per cent of the draws of a span of epochs
 _MAP = matplotlib.colormaps["YlGnBu"]
@@ -31,8 +30,8 @@ _WRAP = 38  # letters of a line above a panel
 _LEFT_OUT = "0.93"  # grey of a group that is not drawn
 
 
-def strategies(found: SamplingStrategies) -> dict[str, Drawing]:
-    """The picture of how methods sample; see :meth:`.SamplingStrategies.drawings`."""
+def strategies(found: Analysis) -> dict[str, Drawing]:
+    """The picture of how methods sample; see :meth:`.Analysis.drawings`."""
     names = list(found.facts["methods"])
     across = min(_ACROSS, len(names))
     down = math.ceil(len(names) / across)
@@ -51,7 +50,7 @@ def strategies(found: SamplingStrategies) -> dict[str, Drawing]:
     return {"": Drawing(figure, _caption(found), _alt(found))}
 
 
-def _panel(found: SamplingStrategies, name: str, strip: Axes, chart: Axes, first: bool) -> None:
+def _panel(found: Analysis, name: str, strip: Axes, chart: Axes, first: bool) -> None:
     facts, tables = found.facts, found.tables
     _, epochs, draws, different, *_ = tables["methods"].where(method=name).rows[0]
     _strip(found, name, strip, epochs)
@@ -82,7 +81,7 @@ def _panel(found: SamplingStrategies, name: str, strip: Axes, chart: Axes, first
         strip.tick_params(labelleft=False)
 
 
-def _strip(found: SamplingStrategies, name: str, axes: Axes, epochs: int) -> None:
+def _strip(found: Analysis, name: str, axes: Axes, epochs: int) -> None:
     """Which groups may be drawn when: filled where uniform, hatched where learned, thin where some."""
     facts = found.facts
     values, colour = facts["groups"], method_colour(facts["methods"][name])
@@ -162,7 +161,7 @@ def _thousands(value: float, _position: int) -> str:
     return f"{value / 1e6:g} M" if value >= 1e6 else f"{value / 1e3:g} k"
 
 
-def _caption(found: SamplingStrategies) -> str:
+def _caption(found: Analysis) -> str:
     seeds = sorted(set(found.facts["seeds"].values()))
     of = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
     text = (
@@ -175,7 +174,7 @@ def _caption(found: SamplingStrategies) -> str:
     return text
 
 
-def _alt(found: SamplingStrategies) -> str:
+def _alt(found: Analysis) -> str:
     return (
         f"Maps of the parameters of drawn subnets over epochs for {', '.join(found.facts['methods'])}; each "
         "below a strip of the groups that the method may draw from."

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from growtas.analysis.base import Drawing, Table
+from growtas.analysis.base import Analysis, Drawing, Table
 from growtas.analysis.charts import new_figure
 from growtas.plotting import GROUP_COLOURS
-
-if TYPE_CHECKING:
-    from growtas.analysis.sampling_schedule import SamplingSchedule
 
 _SPREAD = 0.8  # of the room of a stage that the groups share
 
 
-def drawings(found: SamplingSchedule) -> dict[str, Drawing]:
-    """The picture of a schedule of sampling; see :meth:`.SamplingSchedule.drawings`."""
+def drawings(found: Analysis) -> dict[str, Drawing]:
+    """The picture of a schedule of sampling; see :meth:`.Analysis.drawings`."""
     facts = found.facts
     names = panels(found)
     tables = [found.tables["schedules"].where(schedule=name) for name in names]
@@ -47,7 +42,7 @@ def drawings(found: SamplingSchedule) -> dict[str, Drawing]:
     return {"": Drawing(figure, _caption(found), _alt(found))}
 
 
-def panels(found: SamplingSchedule) -> list[str]:
+def panels(found: Analysis) -> list[str]:
     """The schedules that are drawn: where the run has K stages, its counts stand for those of that K."""
     names = list(dict.fromkeys(found.tables["schedules"].column("schedule")))
     same = found.facts["same_as"]
@@ -93,7 +88,7 @@ def _fraction(probability: float) -> str:
     return f"{probability:g}" if probability in (0, 1) else f"1/{round(1 / probability)}"
 
 
-def _caption(found: SamplingSchedule) -> str:
+def _caption(found: Analysis) -> str:
     facts = found.facts
     drawn = {name: count for name, count, *_ in found.tables["tests"].rows}
     text = (
@@ -110,7 +105,7 @@ def _caption(found: SamplingSchedule) -> str:
     return f"{text} Whiskers are Wilson's 95 % intervals; black lines are the probabilities that are meant."
 
 
-def _alt(found: SamplingSchedule) -> str:
+def _alt(found: Analysis) -> str:
     names = ", ".join(name for name in panels(found) if name != "run")
     return (
         f"Bars of sampling probability per stage and group: counted in a run of GrowTAS, and for {names}; "

@@ -8,21 +8,20 @@ from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from growtas.analysis.base import Drawing, Table
+from growtas.analysis.base import Analysis, Drawing, Table
 from growtas.analysis.charts import ACCENT, new_figure, styled
 from growtas.plotting import GROUP_COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from growtas.analysis.weight_regions import WeightRegions
 
 _LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))  # of the ratios, the largest first
 _WITHIN, _NOT = "#CFE3F1", "#F3F3F3"
 _LABELLED = 16  # rectangles up to which every cell of the matrix has room for a label
 
 
-def drawings(found: WeightRegions) -> dict[str, Drawing]:
+def drawings(found: Analysis) -> dict[str, Drawing]:
     """The picture of either family."""
     with styled():
         return {"": _mobile(found) if "widths" in found.tables else _vit(found)}
@@ -35,7 +34,7 @@ def _colour(group: int) -> str:
 # -- transformers ----------------------------------------------------------------------------------------
 
 
-def _vit(found: WeightRegions) -> Drawing:
+def _vit(found: Analysis) -> Drawing:
     rectangles = [
         dict(zip(t.columns, row, strict=True)) for t in [found.tables["rectangles"]] for row in t.rows
     ]
@@ -147,7 +146,7 @@ def _matrix(axes: Axes, inclusion: Table, rectangles: list[dict[str, Any]]) -> N
 # -- MobileNetV3 -----------------------------------------------------------------------------------------
 
 
-def _mobile(found: WeightRegions) -> Drawing:
+def _mobile(found: Analysis) -> Drawing:
     """One bar per stage's first and later blocks, which differ in their input: the widths nested in it."""
     widths, name = found.tables["widths"], found.facts["space"]
     expand = sorted(set(widths.column("expand")))

@@ -320,15 +320,13 @@ def test_another_methods_run_is_refused(tmp_path):
         initialisation(run)
 
 
-@pytest.mark.parametrize(
-    ("convolutional_report", "names"),
-    [(False, ("ofa-smallest", "ofa-largest")), (True, ("smallest", "largest"))],
-)
-def test_figure_e_of_a_convolutional_report_needs_no_networks_of_its_own(convolutional_report, names):
-    workspace = SimpleNamespace(convolutional=convolutional_report)
-    assert extension.FIGURE_E.networks(workspace) == names
-    assert extension.FIGURE_1.networks(workspace) == ("smallest", "largest")
-    assert extension.FIGURE_C.networks(workspace) == ("smallest",)
+def test_figure_e_is_left_out_where_figure_1_is_the_same_figure():
+    transformers, convolutional = (SimpleNamespace(convolutional=answer) for answer in (False, True))
+    assert extension.FIGURE_E.networks(transformers) == ("ofa-smallest", "ofa-largest")
+    assert extension.FIGURE_E.reason(transformers) is None
+    assert "its figure 1 is that figure" in extension.FIGURE_E.reason(convolutional)
+    assert extension.FIGURE_1.networks(convolutional) == ("smallest", "largest")
+    assert extension.FIGURE_C.networks(convolutional) == ("smallest",)
 
 
 def test_the_convolutional_networks_take_a_fifth_of_the_reports_epochs(tmp_path):
