@@ -98,15 +98,13 @@ def _check_of_run(run: Run, space: object, data: str | None) -> None:
             f"The run {run.path} is not finished; go on with: growtas train --resume {run.path} - and then "
             "make its report."
         )
-    if (
-        space is not None
-        and load_space(space).to_dict() != run.space.to_dict()
-        or data
-        not in (
-            None,
-            run.config.data,
+    if run.config.initial is not None:
+        raise UsageError(
+            f"The run {run.path} goes on from the weights of another one, {run.config.initial}: its few "
+            "epochs are no recipe for networks of their own. Make the report of that run."
         )
-    ):
+    another = space is not None and load_space(space).to_dict() != run.space.to_dict()
+    if another or data not in (None, run.config.data):
         raise UsageError(
             f"A report of the run {run.path} is about its own space and data ({run.space.name}, "
             f"{run.config.data}); leave space and data out."

@@ -167,6 +167,15 @@ def test_an_unfinished_run_is_refused(tmp_path):
     refused("is not finished; go on with: growtas train --resume", run=run)
 
 
+def test_a_second_phase_is_refused(tmp_path):
+    """Its settings are those of a few epochs from trained weights: nothing else could be trained by them."""
+    first = growtas.train("digits", epochs=2, eval_every=0, out=tmp_path / "first")
+    second = growtas.finetune(first, epochs=1, out=tmp_path / "second")
+    before = files(tmp_path)
+    refused("goes on from the weights of another one", run=second)
+    assert files(tmp_path) == before
+
+
 def test_a_damaged_plan_is_told(tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "report.json").write_text("{")
