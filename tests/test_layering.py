@@ -19,6 +19,7 @@ LAYERS = [
     {"subnet"},
     {"space"},
     {"cost"},
+    {"shadow"},
     {"kernels"},
     {"ops"},
     {"nn"},
