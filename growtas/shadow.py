@@ -19,7 +19,8 @@ Memory: 2 bytes per element of every shared weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -48,21 +49,38 @@ class _Shadow:
         self.work = work
         self.version = self.age = -1
 
-    def valid(self, pointer: int) -> bool:
+    def valid(self, place: int) -> bool:
         weight = self.weight
-        return self.version == weight._version and self.age == _age and weight.data_ptr() == pointer
+        return self.version == weight._version and self.age == _age and _place(weight) == place
 
 
 _shadows: WeakValueDictionary[tuple[int, torch.dtype], _Shadow] = WeakValueDictionary()
 _age = 0
+_ignored = False
+
+
+@contextmanager
+def ignored() -> Iterator[None]:
+    """Within it, weights are read as they are: for code that was promised the strides of that path."""
+    global _ignored
+    former, _ignored = _ignored, True
+    try:
+        yield
+    finally:
+        _ignored = former
+
+
+def _place(weight: Tensor) -> int:
+    """The address, which views of a weight share; meta tensors have none, and are told apart as objects."""
+    return weight.data_ptr() or id(weight)
 
 
 def _find(weight: Tensor, dtype: torch.dtype) -> Work | None:
-    if not _shadows:
+    if not _shadows or _ignored:
         return None
-    pointer = weight.data_ptr()
-    shadow = _shadows.get((pointer, dtype))
-    if shadow is None or not shadow.valid(pointer) or len(shadow.work.matrix) != len(weight):
+    place = _place(weight)
+    shadow = _shadows.get((place, dtype))
+    if shadow is None or not shadow.valid(place) or len(shadow.work.matrix) != len(weight):
         return None
     return shadow.work
 
@@ -118,15 +136,19 @@ class Shadows:
         weights: fp32 and contiguous, on one device; those that are not get no shadow. More than two axes
             count as rows of the first.
         head_dims: place in ``weights`` -> head_dim, of the qkv weights and biases among them.
+        sort: whether rows of qkv weights are sorted by head; on a GPU where None.
 
     Example:
         >>> shadows = Shadows([fc1.weight, fc2.weight])
         >>> shadows.refresh(torch.bfloat16)  # before a forward pass under autocast
     """
 
-    def __init__(self, weights: Sequence[Tensor], head_dims: Mapping[int, int] | None = None) -> None:
+    def __init__(
+        self, weights: Sequence[Tensor], head_dims: Mapping[int, int] | None = None, sort: bool | None = None
+    ) -> None:
         self._weights = list(weights)
         self._head_dims = dict(head_dims or {})
+        self._sort = sort
         self._made: dict[torch.dtype, list[_Shadow]] = {}
 
     @torch.no_grad()
@@ -143,7 +165,7 @@ class Shadows:
         if dtype not in SHADOW_DTYPES:
             return False
         made = self._made.get(dtype)
-        if made is None or not all(_shadows.get((s.weight.data_ptr(), dtype)) is s for s in made):
+        if made is None or not all(_shadows.get((_place(s.weight), dtype)) is s for s in made):
             made = self._make(dtype)
         if all(s.version == s.weight._version and s.age == _age for s in made):
             return False
@@ -159,10 +181,11 @@ class Shadows:
                 continue
             flat = weight.detach().view(len(weight), -1)
             matrix = torch.empty(flat.shape, dtype=dtype, device=weight.device)
-            head_dim = self._head_dims.get(place, 0) if weight.is_cuda else 0
+            sort = weight.device.type != "cpu" if self._sort is None else self._sort
+            head_dim = self._head_dims.get(place, 0) if sort else 0
             made.append(_Shadow(weight, Work(flat, matrix, head_dim)))
         self._made[dtype] = made
-        _shadows.update({(s.weight.data_ptr(), dtype): s for s in made})
+        _shadows.update({(_place(s.weight), dtype): s for s in made})
         return made
 
     def __reduce__(self) -> tuple:

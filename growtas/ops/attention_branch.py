@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from growtas.errors import UsageError
 from growtas.ops import backend
 from growtas.ops.qkv import check_qkv, empty_qkv
-from growtas.ops.registration import call, product_flops, signed
+from growtas.ops.registration import call, custom_op, product_flops, signed
 from growtas.ops.relative_attention import attention_flops, attention_kernel, check_grid
 
 
@@ -207,7 +207,7 @@ class AttentionBranch(torch.autograd.Function):
         return *found, *(None,) * 8
 
 
-_operator = torch.library.custom_op("growtas::attention_branch", _forward, mutates_args=())
+_operator = custom_op("growtas::attention_branch", _forward)
 
 
 @_operator.register_fake
@@ -222,7 +222,7 @@ def _(x, norm_weight, norm_bias, *rest):
     return x.new_empty(x.shape), mean, rstd, qkv, attended, lse
 
 
-_backward_operator = torch.library.custom_op("growtas::attention_branch_backward", _backward, mutates_args=())
+_backward_operator = custom_op("growtas::attention_branch_backward", _backward)
 
 
 @_backward_operator.register_fake

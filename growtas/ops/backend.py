@@ -1,10 +1,10 @@
 """Which language runs an operation: the one asked for, or the one that a committed measurement favours.
 
-Four back ends: ``torch`` (the reference composition, always there), ``cpu`` (C++), ``triton`` and ``cuda``
-(CUDA C++). ``GROWTAS_BACKEND`` or :func:`use` asks for one: every operation that has a kernel in that
-language then runs on it or raises; operations without one stay with torch (docs/kernels.md has the table).
-``auto``, the default, follows ``choices.json``, which ``benchmarks/choose.py`` writes from measurements, and
-falls back to torch quietly where the favoured back end is missing.
+Five back ends: ``torch`` (the reference composition, always there), ``cpu`` (C++), ``cublas`` (GEMMs, with
+Triton between them), ``triton`` and ``cuda`` (CUDA C++). ``GROWTAS_BACKEND`` or :func:`use` asks for one:
+every operation that has it then runs on it or raises; operations without it stay with torch (docs/kernels.md
+has the table). ``auto``, the default, follows ``choices.json``, which ``benchmarks/choose.py`` writes from
+measurements, and falls back to torch quietly where the favoured back end is missing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from growtas.errors import GrowtasError, UsageError, nearest
 
-BACKENDS = ("torch", "cpu", "triton", "cuda")
+BACKENDS = ("torch", "cpu", "cublas", "triton", "cuda")
 
 _REFERENCE = "growtas.ops.reference:"
 
@@ -35,23 +35,27 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "linear": {
         "torch": _REFERENCE,
         "cpu": "growtas.ops.native_linear:cpu_",
+        "cublas": "growtas.ops.cublas:",
         "triton": "growtas.kernels.linear:",
         "cuda": "growtas.ops.native_products:cuda_",
     },
     "linear_gelu": {
         "torch": _REFERENCE,
         "cpu": "growtas.ops.native_linear:cpu_",
+        "cublas": "growtas.ops.cublas:",
         "triton": "growtas.kernels.linear:",
         "cuda": "growtas.ops.native_products:cuda_",
     },
     "qkv": {
         "torch": _REFERENCE,
         "cpu": "growtas.ops.native_linear:cpu_",
+        "cublas": "growtas.ops.cublas:",
         "triton": "growtas.kernels.qkv:",
         "cuda": "growtas.ops.native_products:cuda_",
     },
     "norm_qkv": {
         "torch": "growtas.ops.composed:",
+        "cublas": "growtas.ops.cublas:",
         "triton": "growtas.kernels.norm_qkv growtas.kernels.norm_qkv_backward:",
     },
     "relative_attention": {
@@ -61,6 +65,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
     "mlp": {
         "torch": "growtas.ops.composed:",
+        "cublas": "growtas.ops.cublas:",
         "triton": "growtas.kernels.mlp:",
     },
 }
@@ -77,6 +82,7 @@ CHOICES_FILE = Path(__file__).with_name("choices.json")
 
 _DTYPES = {
     "cpu": (torch.float32, torch.bfloat16, torch.float16),
+    "cublas": (torch.bfloat16, torch.float16),
     "triton": (torch.float32, torch.bfloat16, torch.float16),
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
@@ -161,7 +167,7 @@ def available(name: str) -> Availability:
     _check_name(name)
     if name in ("torch", "auto"):
         return Availability(True)
-    if name == "triton":
+    if name in ("triton", "cublas"):  # between the GEMMs of cuBLAS Triton does the work
         return _triton_available()
     from growtas.ops import native
 
@@ -281,6 +287,7 @@ def _mismatch(name: str, device: torch.device, dtype: torch.dtype) -> str:
     if name == "torch":
         return ""
     wanted = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda", "cpu") if interpreted() else ("cuda",)}
+    wanted["cublas"] = wanted["triton"]
     if device.type not in wanted[name]:
         return f"the tensors are on {device.type!r}"
     if dtype not in _DTYPES[name]:

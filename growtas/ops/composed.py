@@ -25,10 +25,12 @@ def _normalised_rows(
     return reference.layer_norm_again(x, weight, bias, mean, rstd, dtype)
 
 
-def qkv_gradient(dqkv: Tensor, width: int) -> Tensor:
-    """dqkv (3, B, h, N, e) in the layout in memory that both gradients of the chosen back end read."""
-    chosen = backend.choose("qkv", dqkv.device, dqkv.dtype, width)
-    return reference.interleaved(dqkv) if chosen in ("torch", "cpu") else dqkv.contiguous()
+def qkv_gradient(dqkv: Tensor, weight: Tensor) -> Tensor:
+    """dqkv (3, B, h, N, e) in the layout in memory that both gradients of the chosen backend read."""
+    chosen = backend.choose("qkv", dqkv.device, dqkv.dtype, weight.shape[1])
+    if chosen in ("torch", "cublas", "cpu"):
+        return reference.gradient_layout(dqkv, weight)
+    return dqkv.contiguous()
 
 
 def norm_qkv_forward(
@@ -65,7 +67,7 @@ def norm_qkv_backward(
     """dx, with dresidual added, and the full-size gradients of the norm, the weight and the bias."""
     d = x.shape[-1]
     rows = x.view(-1, d)
-    dqkv = qkv_gradient(dqkv, weight.shape[1])
+    dqkv = qkv_gradient(dqkv, weight)
     y = _normalised_rows(rows, norm_weight, norm_bias, mean, rstd, dqkv.dtype).view(x.shape)
     dweight, dbias = backend.kernel("qkv", "qkv_backward_weight", y, weight.shape[1])(
         dqkv, y, weight, bias, bias_layout

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
 from growtas.ops import backend
-from growtas.ops.registration import call, signed
+from growtas.ops.registration import call, custom_op, signed
 
 
 def layer_norm(
@@ -84,7 +84,7 @@ class LayerNorm(torch.autograd.Function):
         )
 
 
-_layer_norm_op = torch.library.custom_op("growtas::layer_norm", _forward, mutates_args=())
+_layer_norm_op = custom_op("growtas::layer_norm", _forward)
 
 
 @_layer_norm_op.register_fake
@@ -95,7 +95,7 @@ def _(x, weight, bias, eps, out_dtype):
     return y, x.new_empty(rows, dtype=wide), x.new_empty(rows, dtype=wide)
 
 
-_layer_norm_backward_op = torch.library.custom_op("growtas::layer_norm_backward", _backward, mutates_args=())
+_layer_norm_backward_op = custom_op("growtas::layer_norm_backward", _backward)
 
 
 @_layer_norm_backward_op.register_fake

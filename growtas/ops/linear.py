@@ -8,7 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
 from growtas.ops import backend
-from growtas.ops.registration import call, product_flops, signed
+from growtas.ops.registration import call, custom_op, product_flops, signed
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
@@ -83,7 +83,7 @@ class Linear(torch.autograd.Function):
         )
 
 
-_linear_op = torch.library.custom_op("growtas::linear", _forward, mutates_args=())
+_linear_op = custom_op("growtas::linear", _forward)
 
 
 @_linear_op.register_fake
@@ -91,7 +91,7 @@ def _(x, weight, bias, out_features):
     return x.new_empty(*x.shape[:-1], out_features)
 
 
-_linear_backward_op = torch.library.custom_op("growtas::linear_backward", _backward, mutates_args=())
+_linear_backward_op = custom_op("growtas::linear_backward", _backward)
 
 
 @_linear_backward_op.register_fake

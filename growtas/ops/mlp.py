@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
 from growtas.ops import backend
-from growtas.ops.registration import call, product_flops, signed
+from growtas.ops.registration import call, custom_op, product_flops, signed
 
 
 def mlp(
@@ -149,7 +149,7 @@ class MLPBranch(torch.autograd.Function):
         return *found, *(None,) * 4
 
 
-_operator = torch.library.custom_op("growtas::mlp", _forward, mutates_args=())
+_operator = custom_op("growtas::mlp", _forward)
 
 
 @_operator.register_fake
@@ -162,7 +162,7 @@ def _(x, norm_weight, norm_bias, w1, b1, w2, b2, scale, hidden_dim, eps, dtype):
     return x.new_empty(x.shape), mean, rstd, hidden
 
 
-_backward_operator = torch.library.custom_op("growtas::mlp_backward", _backward, mutates_args=())
+_backward_operator = custom_op("growtas::mlp_backward", _backward)
 
 
 @_backward_operator.register_fake

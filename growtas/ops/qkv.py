@@ -9,7 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 from growtas.errors import UsageError, nearest
 from growtas.ops import backend, reference
 from growtas.ops.composed import qkv_gradient
-from growtas.ops.registration import call, product_flops, signed
+from growtas.ops.registration import call, custom_op, product_flops, signed
 
 BIAS_LAYOUTS = ("interleaved", "published")
 
@@ -66,7 +66,7 @@ def empty_qkv(
 ) -> Tensor:
     """A result for tokens x (B, N, d) of a (.., width) weight, with the strides its back end gives it."""
     x = x if dtype is None else x.to(dtype)
-    if backend.choose("qkv", x.device, x.dtype, width) in ("torch", "cpu"):
+    if backend.choose("qkv", x.device, x.dtype, width) in ("torch", "cublas", "cpu"):
         return reference.empty_qkv(x, num_heads, head_dim)
     return x.new_empty(3, x.shape[0], num_heads, x.shape[1], head_dim)
 
@@ -82,7 +82,7 @@ def _backward(
     dqkv: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, bias_layout: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, full-size dweight and dbias (empty where there is no bias)."""
-    x, dqkv = x.contiguous(), qkv_gradient(dqkv, weight.shape[1])
+    x, dqkv = x.contiguous(), qkv_gradient(dqkv, weight)
     dx = backend.kernel("qkv", "qkv_backward_input", x, weight.shape[1])(dqkv, weight, x.shape[-1])
     dweight, dbias = backend.kernel("qkv", "qkv_backward_weight", x, weight.shape[1])(
         dqkv, x, weight, bias, bias_layout
@@ -110,7 +110,7 @@ class QKV(torch.autograd.Function):
         return dx, dweight, None if bias is None else dbias, None, None, None
 
 
-_qkv_op = torch.library.custom_op("growtas::qkv", _forward, mutates_args=())
+_qkv_op = custom_op("growtas::qkv", _forward)
 
 
 @_qkv_op.register_fake
@@ -118,7 +118,7 @@ def _(x, weight, bias, num_heads, head_dim, bias_layout):
     return empty_qkv(x, weight.shape[1], num_heads, head_dim)
 
 
-_qkv_backward_op = torch.library.custom_op("growtas::qkv_backward", _backward, mutates_args=())
+_qkv_backward_op = custom_op("growtas::qkv_backward", _backward)
 
 
 @_qkv_backward_op.register_fake

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+
+from growtas import shadow
 
 Function = TypeVar("Function", bound=type[torch.autograd.Function])
 
@@ -22,6 +25,11 @@ def signed(function: Function) -> Function:
     return function
 
 
+def eager() -> bool:
+    """Whether nothing of torch looks on: no compiler, no exporter, no dispatch mode."""
+    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
+
+
 def call(direct: Callable, operator: Callable, *args: Any) -> Any:
     """Run an operation by the shortest way that the present mode allows.
 
@@ -34,9 +42,26 @@ def call(direct: Callable, operator: Callable, *args: Any) -> Any:
         operator: the same operation registered with torch.library.
         args: their common arguments.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return operator(*args)
-    return direct(*args)
+    return direct(*args) if eager() else operator(*args)
+
+
+def custom_op(name: str, function: Callable) -> Any:
+    """Register an operation with torch.library; it reads weights as they are, never their shadows.
+
+    A compiled graph holds the strides that the shape rule told, and shadows change those of q, k and v.
+
+    Args:
+        name: namespace and name, ``growtas::linear``.
+        function: the operation; its annotations are the operator's schema.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        with shadow.ignored():
+            return function(*args)
+
+    schema = torch.library.infer_schema(function, mutates_args=())
+    return torch.library.custom_op(name, run, mutates_args=(), schema=schema)
 
 
 def product_flops(rows: int, inner: int, columns: int) -> int:

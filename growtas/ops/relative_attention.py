@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
 from growtas.ops import backend, reference
-from growtas.ops.registration import call, product_flops, signed
+from growtas.ops.registration import call, custom_op, product_flops, signed
 
 
 def check_grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:
@@ -142,7 +142,7 @@ class RelativeAttention(torch.autograd.Function):
         )
 
 
-_relative_attention_op = torch.library.custom_op("growtas::relative_attention", _forward, mutates_args=())
+_relative_attention_op = custom_op("growtas::relative_attention", _forward)
 
 
 @_relative_attention_op.register_fake

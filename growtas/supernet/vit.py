@@ -18,8 +18,12 @@ from torch import Tensor, nn
 from growtas.errors import UsageError, nearest
 from growtas.nn.block import Block
 from growtas.nn.linear import PartialLayerNorm, PatchEmbedding, SlicedLinear
+from growtas.nn.precision import compute_dtype
 from growtas.ops.qkv import BIAS_LAYOUTS
 from growtas.ops.reference import qkv_bias_rows, qkv_rows
+from growtas.ops.registration import eager
+from growtas.ops.shadows import refresh
+from growtas.shadow import SHADOW_DTYPES, Shadows
 from growtas.space import SearchSpace, Subnet
 
 UNUSED_BLOCKS = ("skip", "zero")
@@ -121,6 +125,7 @@ class VisionTransformer(nn.Module):
         self.qkv_bias = qkv_bias
         self.unused_blocks = unused_blocks
         self._subnet: Subnet | None = None
+        self._shadows: Shadows | None = None
 
         self.patch_embed = PatchEmbedding(dims.in_channels, dims.embed_dim, dims.patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dims.embed_dim))
@@ -194,12 +199,38 @@ class VisionTransformer(nn.Module):
     def forward_features(self, images: Tensor, subnet: Subnet | None = None) -> Tensor:
         """(B, C, S, S) images to (B, N, d) tokens after the final norm; token 0 is cls."""
         chosen = self._chosen(subnet)
+        self._cast_shared_weights(compute_dtype(images))
         x = self.forward_embedding(images, chosen.embed_dim)
         scales = self._drop_path_scales(x, chosen.depth)
         layers = zip(self.blocks, chosen.num_heads, chosen.hidden_dims, scales, strict=False)
         for block, heads, hidden, pair in layers:
             x = block(x, heads, hidden, chosen.grid, pair)
         return self.norm(x)
+
+    def _cast_shared_weights(self, dtype: torch.dtype) -> None:
+        """Before GEMMs in 16 bits: bring the shadows of the shared weights up to date (``growtas.shadow``).
+
+        A compiled graph and operators under another dispatch mode read the weights themselves.
+        """
+        if dtype not in SHADOW_DTYPES or not eager():
+            return
+        if self._shadows is None:
+            weights, head_dims = [self.patch_embed.proj.weight, self.patch_embed.proj.bias], {}
+            for block in self.blocks:
+                for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+                    if layer is block.attn.qkv and self.qkv_bias == "interleaved":
+                        head_dims |= {len(weights): self.dims.head_dim, len(weights) + 1: self.dims.head_dim}
+                    elif layer is block.attn.qkv:
+                        head_dims[len(weights)] = self.dims.head_dim
+                    weights += [layer.weight, layer.bias]
+            if isinstance(self.head, SlicedLinear):
+                weights += [self.head.weight, self.head.bias]
+            self._shadows = Shadows(weights, head_dims)
+        refresh(self._shadows, dtype, self.cls_token.device)
+
+    def _apply(self, fn, recurse=True):
+        self._shadows = None  # parameters may move, or be replaced
+        return super()._apply(fn, recurse)
 
     def _drop_path_scales(self, x: Tensor, depth: int) -> list[tuple[Tensor, Tensor] | None]:
         """For each block the factors (B,) of its two branches: 0 where dropped, else 1 / (1 - rate).

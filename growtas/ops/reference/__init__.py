@@ -22,6 +22,7 @@ from growtas.ops.reference.products import (
 )
 from growtas.ops.reference.qkv import (
     empty_qkv,
+    gradient_layout,
     interleaved,
     qkv_backward_input,
     qkv_backward_weight,
@@ -34,6 +35,7 @@ from growtas.ops.reference.slices import full_size
 __all__ = [
     "empty_qkv",
     "full_size",
+    "gradient_layout",
     "interleaved",
     "layer_norm_again",
     "layer_norm_backward",

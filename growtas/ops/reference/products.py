@@ -6,22 +6,25 @@ import torch
 from torch import Tensor
 
 from growtas.ops.reference.slices import full_size
+from growtas.shadow import read
 
 
 def product_into(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """``out = a @ b`` straight into a strided view; through a temporary where the dtypes differ."""
+    """``out = a @ b`` straight into a strided view; through a temporary where BLAS has no such output."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
+    elif a.is_cuda and out.dtype is torch.float32:  # cuBLAS writes its fp32 sums as they are
+        torch.ops.aten.mm.dtype_out(a, b, torch.float32, out=out)
     else:
         out.copy_(torch.mm(a, b))
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
     """``x (M, k) @ weight[:n, :k].T + bias[:n]``."""
-    matrix = weight[:out_features, : x.shape[1]].to(x.dtype).t()
+    matrix = read(weight, x.dtype)[:out_features, : x.shape[1]].to(x.dtype).t()
     if bias is None:
         return torch.mm(x, matrix)
-    return torch.addmm(bias[:out_features].to(x.dtype), x, matrix)
+    return torch.addmm(read(bias, x.dtype)[:out_features].to(x.dtype), x, matrix)
 
 
 def linear_gelu_forward(
@@ -44,7 +47,7 @@ def linear_residual_forward(
     if x.dtype != residual.dtype:
         return residual + linear_forward(x, weight, bias, width)
     out = residual.clone() if bias is None else residual + bias[:width].to(x.dtype)
-    return out.addmm_(x, weight[:width, : x.shape[1]].to(x.dtype).t())
+    return out.addmm_(x, read(weight, x.dtype)[:width, : x.shape[1]].to(x.dtype).t())
 
 
 def scaled_rows(dy: Tensor, scale: Tensor | None, tokens: int, dtype: torch.dtype) -> Tensor:
@@ -64,7 +67,7 @@ def linear_backward_input(
 ) -> Tensor:
     """``(scale * dy) (M, n) @ weight[:n, :k]`` in ``dtype``, dy's where None."""
     dy = scaled_rows(dy, scale, tokens, dtype or dy.dtype)
-    return torch.mm(dy, weight[: dy.shape[1], :in_features].to(dy.dtype))
+    return torch.mm(dy, read(weight, dy.dtype)[: dy.shape[1], :in_features].to(dy.dtype))
 
 
 def linear_gelu_backward_input(
