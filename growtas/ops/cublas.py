@@ -145,12 +145,21 @@ def mlp_keeps_hidden(width: int, dtype: torch.dtype) -> bool:
 
 
 def _hidden(y: Tensor, w1: Tensor, b1: Tensor | None, hidden_dim: int) -> Tensor:
-    """fc1's result (M, m), in rows that begin at multiples of 16 bytes."""
-    h = _aligned(len(y), hidden_dim, y)
-    matrix = read(w1, y.dtype)[:hidden_dim, : y.shape[1]].to(y.dtype).t()
+    """fc1's result (M, m), in rows that begin at multiples of 16 bytes.
+
+    Where the shared weight has rows enough, the columns that fill up a row are computed too, and never read:
+    cuBLAS adds a bias in its epilogue only to a contiguous result.
+    """
+    padded = -(-hidden_dim // ALIGN) * ALIGN
+    computed = min(padded, len(w1))
+    h = y.new_empty(len(y), padded)
+    out = h if computed == padded else h[:, :computed]
+    matrix = read(w1, y.dtype)[:computed, : y.shape[1]].to(y.dtype).t()
     if b1 is None:
-        return torch.mm(y, matrix, out=h)
-    return torch.addmm(read(b1, y.dtype)[:hidden_dim].to(y.dtype), y, matrix, out=h)
+        torch.mm(y, matrix, out=out)
+    else:
+        torch.addmm(read(b1, y.dtype)[:computed].to(y.dtype), y, matrix, out=out)
+    return h[:, :hidden_dim]
 
 
 def mlp_forward(

@@ -73,9 +73,9 @@ def qkv_forward(
     rows = x.reshape(-1, x.shape[-1])
     if part_step != 1:
         out = rows.new_empty(len(rows), active)
-        multiply(
-            rows, matrix, None if bias is None else sorted_bias(bias, active, head_dim, bias_layout), out
-        )
+        if bias is not None:
+            bias = sorted_bias(bias, active, head_dim, bias_layout, x.dtype)
+        multiply(rows, matrix, bias, out)
         return by_head(out, len(x), num_heads, head_dim)
     out = empty_qkv(x, num_heads, head_dim)
     multiply(

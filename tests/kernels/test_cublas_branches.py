@@ -1,0 +1,104 @@
+"""The cublas backend's branches beside the torch backend's: the same GEMMs on sorted shadows, other glue."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_cases import GPU, assert_as_good_as_torch, needs_gpu, parameter, poisoned_outputs
+
+from growtas.ops import composed, cublas
+from growtas.ops.backend import use
+from growtas.shadow import Shadows
+
+DTYPES = [
+    pytest.param(torch.float16, id="fp16"),
+    pytest.param(torch.bfloat16, id="bf16", marks=(needs_gpu, pytest.mark.cuda)),
+]
+B, N = (128, 197) if GPU else (2, 10)
+
+
+def truth_of(function, *arguments):
+    """The composition of torch calls in fp64."""
+    wide = [a.double() if isinstance(a, torch.Tensor) else a for a in arguments]
+    wide = [torch.float64 if isinstance(a, torch.dtype) else a for a in wide]
+    with use("torch"):
+        return function(*wide)
+
+
+def compare(names, own, torch_way, truth, reductions):
+    for name, value, other, exact, reduction in zip(names, own, torch_way, truth, reductions, strict=True):
+        assert_as_good_as_torch(value, other.to(value.dtype), exact, reduction, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("width, hidden", [(216, 756), (24, 60)])
+def test_mlp(dtype, scaled, width, hidden, device):
+    torch.manual_seed(0)
+    x = torch.randn(B * N, width, device=device)
+    dy = torch.randn(B * N, width, device=device)
+    full, full_hidden = width + 40, hidden + 12
+    norm = [parameter((full,), (width,), torch.float32, device, 1.0) for _ in range(2)]
+    w1 = parameter((full_hidden, full), (hidden, width), torch.float32, device, 0.1)
+    w2 = parameter((full, full_hidden), (width, hidden), torch.float32, device, 0.1)
+    b1 = parameter((full_hidden,), (hidden,), torch.float32, device, 0.1)
+    b2 = parameter((full,), (width,), torch.float32, device, 0.1)
+    scale = torch.rand(B, device=device) if scaled else None
+    shadows = Shadows([w1, b1, w2, b2])
+    shadows.refresh(dtype)
+    forward = (x, *norm, 1e-5, w1, b1, w2, b2, hidden, scale, N, dtype)
+    with poisoned_outputs():
+        y, mean, rstd, h = cublas.mlp_forward(*forward)
+    assert h.stride(0) % 8 == 0
+    with use("torch"):
+        expected = composed.mlp_forward(*forward)
+    truth = truth_of(composed.mlp_forward, *forward)
+    compare(("y", "mean", "rstd", "h"), (y, mean, rstd, h), expected, truth, (hidden, width, width, width))
+
+    with poisoned_outputs():
+        gradients = cublas.mlp_backward(dy, x, mean, rstd, h, *norm, *forward[4:])
+        again = cublas.mlp_backward(dy, x, mean, rstd, h[:0], *norm, *forward[4:])
+    with use("torch"):
+        expected = composed.mlp_backward(dy, x, *expected[1:], *norm, *forward[4:])
+    exact = [truth[i] if i < 3 else h for i in range(1, 4)]
+    truth = truth_of(composed.mlp_backward, dy, x, *exact, *norm, *forward[4:])
+    names = ("dx", "dnorm_weight", "dnorm_bias", "dw1", "db1", "dw2", "db2")
+    compare(names, gradients, expected, truth, (hidden, *[B * N] * 6))
+    assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True)), "h made again differs"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["interleaved", "published"])
+def test_norm_qkv(dtype, layout, device):
+    torch.manual_seed(0)
+    width, heads, head_dim, full_heads = 48, 2, 16, 3
+    active, rows = 3 * heads * head_dim, 3 * full_heads * head_dim
+    x = torch.randn(B, N, width, device=device)
+    residual = torch.randn(B, N, width, device=device)
+    norm = [parameter((width + 16,), (width,), torch.float32, device, 1.0) for _ in range(2)]
+    weight = parameter((rows, width + 16), (active, width), torch.float32, device, 0.1)
+    bias = parameter((rows,), (active,), torch.float32, device, 0.1)
+    head_dims = {0: head_dim, 1: head_dim} if layout == "interleaved" else {0: head_dim}
+    shadows = Shadows([weight, bias], head_dims, sort=True)
+    forward = (x, *norm, 1e-5, weight, bias, heads, head_dim, layout, dtype)
+    with use("torch"):
+        expected = composed.norm_qkv_forward(*forward)
+    truth = truth_of(composed.norm_qkv_forward, *forward)
+    shadows.refresh(dtype)
+    with poisoned_outputs():
+        qkv, mean, rstd = cublas.norm_qkv_forward(*forward)
+    assert qkv.stride(-1) == 1 and qkv.shape == (3, B, heads, N, head_dim)
+    compare(("qkv", "mean", "rstd"), (qkv, mean, rstd), expected, truth, (width, width, width))
+
+    dqkv = torch.randn(qkv.shape, device=device).to(dtype)
+    backward = (x, mean, rstd, *norm, weight, bias, layout, residual)
+    with poisoned_outputs():
+        own = cublas.norm_qkv_backward(dqkv, *backward)
+        in_place = cublas.norm_qkv_backward(torch.empty_like(qkv).copy_(dqkv), *backward)
+    shadows = None  # the torch backend on the weights themselves
+    with use("torch"):
+        expected = composed.norm_qkv_backward(dqkv, *backward)
+    truth = truth_of(composed.norm_qkv_backward, dqkv, *backward)
+    names = ("dx", "dnorm_weight", "dnorm_bias", "dweight", "dbias")
+    compare(names, own, expected, truth, (active, *[B * N] * 4))
+    assert all(torch.equal(a, b) for a, b in zip(own, in_place, strict=True))
