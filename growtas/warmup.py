@@ -23,6 +23,7 @@ import torch
 from growtas import ops
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.ops import backend
+from growtas.shadow import Shadows
 from growtas.space import SearchSpace, load_space
 
 if TYPE_CHECKING:
@@ -136,31 +137,38 @@ def record(
 
     before = torch.get_float32_matmul_precision()
     try:
-        with launch.recording(target[0]) as found, _on_triton(target):
+        with launch.recording(target[0]) as found:
             for name in dtype:
                 products, parameters, precision = DTYPES[name]
                 torch.set_float32_matmul_precision(precision)
-                for images in dict.fromkeys(batch):
-                    for signature in signatures(space):
-                        run_block(space, *signature, images, products, parameters)
-                    for width in space.embed_dim:
-                        run_ends(space, width, num_classes, images, products, parameters)
+                for preferred in ("triton", "cublas"):
+                    with _on_triton(target, preferred):
+                        for images in dict.fromkeys(batch):
+                            for signature in signatures(space):
+                                run_block(space, *signature, images, products, parameters)
+                            for width in space.embed_dim:
+                                run_ends(space, width, num_classes, images, products, parameters)
     finally:
         torch.set_float32_matmul_precision(before)
     return found
 
 
 @contextmanager
-def _on_triton(target: Target) -> Iterator[None]:
+def _on_triton(target: Target, preferred: str = "triton") -> Iterator[None]:
     """Within it, every operation that has Triton kernels takes them, also for tensors on the meta device.
 
     ``backend.use`` asks whether the tensors' device fits; here nothing is launched. Tiles are picked for the
     multiprocessors and the shared memory of the target.
+
+    Args:
+        target: what is compiled for.
+        preferred: ``triton``, or ``cublas`` for the kernels between cuBLAS's GEMMs.
     """
     from growtas.kernels import launch
 
     def choose(op: str, *_: Any) -> str:
-        return "triton" if "triton" in backend.KERNELS[op] else "torch"
+        names = (preferred, "triton", "torch")
+        return next(name for name in names if name in backend.KERNELS[op])
 
     _, multiprocessors, shared_memory = target
     replaced = [(backend, "choose", choose)]
@@ -212,6 +220,8 @@ def run_block(
         products: dtype of products.
         parameters: dtype of parameters and of the residual stream.
     """
+    from growtas.kernels.shadow import cast
+
     shared, e = space.super_embed_dim, space.head_dim
     shared_heads, shared_hidden = space.super_num_heads * e, space.super_hidden_dim
     side = space.image_size // space.patch_size
@@ -226,6 +236,8 @@ def run_block(
     tables = tuple(parameter(rows, e) for _ in range(4))
     fc1 = parameter(shared_hidden, shared), parameter(shared_hidden)
     fc2 = parameter(shared, shared_hidden), parameter(shared)
+    shadows = Shadows([*qkv, *proj, *fc1, *fc2], {0: e, 1: e})
+    shadows.refresh(products, cast)
     for scale in (None, _empty(batch, dtype=torch.float32, leaf=False)):
         x = _empty(batch, space.num_tokens, width, dtype=parameters)
         arguments = {"scale": scale, "dtype": products}
@@ -246,8 +258,12 @@ def run_ends(
     """Patch embedding, final norm and head of one width, forward and backward, on tensors without values."""
     shared = space.super_embed_dim
     patch = space.in_channels * space.patch_size**2
+    from growtas.kernels.shadow import cast
+
     weight, bias = _empty(shared, patch, dtype=parameters), _empty(shared, dtype=parameters)
     patches = _empty(batch, space.num_tokens - 1, patch, dtype=products, leaf=False)
+    shadows = Shadows([weight, bias])
+    shadows.refresh(products, cast)
     _both_passes(ops.linear(patches, weight, bias, width), (weight, bias))
 
     scale, shift = _empty(shared, dtype=parameters), _empty(shared, dtype=parameters)
@@ -255,6 +271,8 @@ def run_ends(
     _both_passes(ops.layer_norm(x, scale, shift, out_dtype=products), (x, scale, shift))
 
     weight, bias = _empty(num_classes, shared, dtype=parameters), _empty(num_classes, dtype=parameters)
+    shadows = Shadows([weight, bias])
+    shadows.refresh(products, cast)
     pooled = _empty(batch, width, dtype=products)
     _both_passes(ops.linear(pooled, weight, bias, num_classes), (pooled, weight, bias))
 
