@@ -85,6 +85,32 @@ def norm_qkv_backward(
     return dx.view(x.shape), dnorm_weight, dnorm_bias, dweight, dbias
 
 
+def linear_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    tokens: int,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradients of ``scale * linear(x)``: of x (M, k) in its dtype, of weight and bias at full size.
+
+    Where the chosen backend wants dy scaled and in x's dtype, both gradients take the same rows.
+    """
+    width, chosen = weight.shape[1], backend.choose("linear", x.device, x.dtype, weight.shape[1])
+    if chosen == "cublas":
+        from growtas.ops import cublas
+
+        return cublas.linear_backward(dy, x, weight, bias, scale, tokens)
+    if chosen == "torch":
+        dy, scale = reference.scaled_rows(dy, scale, tokens, x.dtype), None
+    dweight, dbias = backend.kernel("linear", "linear_backward_weight", x, width)(
+        dy, x, weight, bias, scale, tokens
+    )
+    backward_input = backend.kernel("linear", "linear_backward_input", x, width)
+    return backward_input(dy, weight, x.shape[1], scale, tokens, x.dtype), dweight, dbias
+
+
 def mlp_keeps_hidden(width: int, dtype: torch.dtype) -> bool:
     """Whether :func:`mlp_forward` returns the hidden layer; a fused kernel returns an empty tensor."""
     return True

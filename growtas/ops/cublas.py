@@ -66,6 +66,19 @@ def _weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return dweight
 
 
+def linear_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None = None,
+    tokens: int = 1,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """All gradients of ``scale * linear(x)``, from one pass over dy: of x, of weight and of bias."""
+    dz, dbias = scaled_rows(dy, scale, tokens, x.dtype, bias)
+    return linear_backward_input(dz, weight, x.shape[1]), _weight_gradient(dz, x, weight), dbias
+
+
 def linear_backward_weight(
     dy: Tensor,
     x: Tensor,

@@ -68,6 +68,27 @@ def test_mlp(dtype, scaled, width, hidden, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scaled", [True, False])
+def test_all_gradients_of_a_linear_layer(dtype, scaled, device):
+    torch.manual_seed(0)
+    width, inner = 216, 64
+    dy = torch.randn(B * N, width, device=device)
+    x = torch.randn(B * N, inner, device=device).to(dtype)
+    weight = parameter((256, 96), (width, inner), torch.float32, device, 0.1)
+    bias = parameter((256,), (width,), torch.float32, device, 0.1)
+    scale = torch.rand(B, device=device) if scaled else None
+    shadows = Shadows([weight, bias])
+    shadows.refresh(dtype)
+    arguments = (dy, x, weight, bias, scale, N)
+    with poisoned_outputs():
+        own = cublas.linear_backward(*arguments)
+    with use("torch"):
+        expected = composed.linear_backward(*arguments)
+    truth = truth_of(composed.linear_backward, *arguments)
+    compare(("dx", "dweight", "dbias"), own, expected, truth, (width, B * N, B * N))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["interleaved", "published"])
 def test_norm_qkv(dtype, layout, device):
     torch.manual_seed(0)

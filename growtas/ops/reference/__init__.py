@@ -19,6 +19,7 @@ from growtas.ops.reference.products import (
     linear_gelu_backward_input,
     linear_gelu_forward,
     linear_residual_forward,
+    scaled_rows,
 )
 from growtas.ops.reference.qkv import (
     empty_qkv,
@@ -53,4 +54,5 @@ __all__ = [
     "qkv_rows",
     "relative_attention_backward",
     "relative_attention_forward",
+    "scaled_rows",
 ]
