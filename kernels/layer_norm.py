@@ -10,10 +10,13 @@ Shapes (M = rows of the batch):
     where x also went past the LayerNorm, the gradient that came that way is added to dx: + dresidual
 
 Everything is computed in fp32 whatever the dtypes of x, y and the parameters, which need not agree. A row
-fits into one program, so x is read once. Lanes past d are masked *before* the variance: x - mean of a padded
-zero is not zero. Saved for backward: mean and rstd (8 bytes per row); xhat is recomputed from x. The
-parameter gradients take no atomics but integer counters: each program of the backward pass keeps the sums of
-its own rows and leaves them as fp32 parts, and the last to finish adds these in order and writes the
+fits into one warp (up to 1024 channels, else into one program), so x is read once and its sums pass no
+barrier. Every thread has four consecutive channels of each tensor, whatever its dtype, so no layout is
+converted. Warps of a multiprocessor, 16 in the backward pass, are at different places of their loops: that is
+what hides the latency of their loads, 2 to 6 KB each. Lanes past d are masked *before* the variance: x - mean
+of a padded zero is not zero. Saved for backward: mean and rstd (8 bytes per row); xhat is recomputed from x.
+The parameter gradients take no atomics but integer counters: each program of the backward pass keeps the sums
+of its own rows and leaves them as fp32 parts, and the last to finish adds these in order and writes the
 full-size gradients, zeros included (``parts``). So it is one launch, and the bits are the same in every run.
 """
 
@@ -28,6 +31,45 @@ from growtas.kernels import launch, tiles
 from growtas.kernels.launch import known_multiple
 from growtas.kernels.parts import add_columns, leave_columns, write_columns
 from growtas.kernels.slices import check_same_shape
+
+#: Whether the rows are the first axis of a tile (rows, pieces of a row, 128 columns), else the second. A warp
+#: should have whole rows, so that no sum along a row leaves it. Triton gives warps to the axes in the order
+#: of how contiguous their addresses are; rows and pieces are alike, and versions break the tie differently.
+ROWS_FIRST = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7))
+
+
+@triton.jit
+def columns(BLOCK_COLS: tl.constexpr):
+    """Column numbers, the pieces of a row and the columns of a piece, to lie beside :func:`along_rows`."""
+    PIECE: tl.constexpr = BLOCK_COLS if BLOCK_COLS < 128 else 128
+    pieces = tl.arange(0, BLOCK_COLS // PIECE) * PIECE
+    if ROWS_FIRST:
+        at = pieces[None, :, None]
+    else:
+        at = pieces[:, None, None]
+    return at + tl.arange(0, PIECE)[None, None, :]
+
+
+@triton.jit
+def along_rows(x):
+    """A vector with one entry per row as a tile with one column."""
+    if ROWS_FIRST:
+        x = x[:, None, None]
+    else:
+        x = x[None, :, None]
+    return x
+
+
+@triton.jit
+def row_sums(x):
+    """Sums along the rows of a tile, one column: first over what a thread holds, then over its warp."""
+    return tl.sum(tl.sum(x, axis=1 if ROWS_FIRST else 0, keep_dims=True), axis=2, keep_dims=True)
+
+
+@triton.jit
+def column_sums(x, BLOCK_COLS: tl.constexpr):
+    """(BLOCK_COLS,) sums over the rows of a tile."""
+    return tl.reshape(tl.sum(x, axis=0 if ROWS_FIRST else 1), (BLOCK_COLS,))
 
 
 @launch.kernel
@@ -48,27 +90,27 @@ def _forward(
     BLOCK_COLS: tl.constexpr,
 ):
     """Grid: (tiles over M,)."""
+    QUAD: tl.constexpr = ALIGN if ALIGN < 4 else 4
     width = known_multiple(width, ALIGN)
-    stride_x = known_multiple(stride_x, ALIGN)
-    stride_y = known_multiple(stride_y, ALIGN)
+    stride_x = known_multiple(stride_x, QUAD)
+    stride_y = known_multiple(stride_y, QUAD)
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    cols = tl.arange(0, BLOCK_COLS)
     row_ok = rows < M
+    cols = columns(BLOCK_COLS)
     col_ok = cols < width
-    ok = row_ok[:, None] & col_ok[None, :]
-    x = tl.load(x_ptr + rows.to(tl.int64)[:, None] * stride_x + cols[None, :], mask=ok, other=0.0).to(
-        tl.float32
-    )
-    weight = tl.load(weight_ptr + cols, mask=col_ok, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + cols, mask=col_ok, other=0.0).to(tl.float32)
-    mean = tl.sum(x, axis=1) / width
-    centred = tl.where(col_ok[None, :], x - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / width + eps)
-    y = centred * rstd[:, None] * weight[None, :] + bias[None, :]
-    y_ptrs = y_ptr + rows.to(tl.int64)[:, None] * stride_y + cols[None, :]
-    tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=ok)
-    tl.store(mean_ptr + rows, mean, mask=row_ok)
-    tl.store(rstd_ptr + rows, rstd, mask=row_ok)
+    ok = along_rows(row_ok) & col_ok
+    at = along_rows(rows.to(tl.int64))
+    x = tl.load(x_ptr + at * stride_x + cols, mask=ok, other=0.0).to(tl.float32)
+    entries = cols + tl.zeros_like(at).to(tl.int32)  # for every row, so that their layout is that of x
+    weight = tl.load(weight_ptr + entries, mask=col_ok, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + entries, mask=col_ok, other=0.0).to(tl.float32)
+    mean = row_sums(x) / width
+    centred = tl.where(col_ok, x - mean, 0.0)
+    rstd = 1.0 / tl.sqrt(row_sums(centred * centred) / width + eps)
+    y = centred * rstd * weight + bias
+    tl.store(y_ptr + at * stride_y + cols, y.to(y_ptr.dtype.element_ty), mask=ok)
+    tl.store(mean_ptr + at, mean, mask=along_rows(row_ok))
+    tl.store(rstd_ptr + at, rstd, mask=along_rows(row_ok))
 
 
 @triton.jit
@@ -90,35 +132,39 @@ def backward_rows(
     stride_dresidual,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    IN_PLACE: tl.constexpr,  # dx is written where dy is read
 ):
     """Write dx of rows first .. last - 1; return their sums of dy * xhat and of dy, (BLOCK_COLS,) each."""
-    cols = tl.arange(0, BLOCK_COLS)
+    cols = columns(BLOCK_COLS)
     col_ok = cols < width
     weight = tl.load(weight_ptr + cols, mask=col_ok, other=0.0).to(tl.float32)
-    dweight = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
-    dbias = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
+    dweight = along_rows(tl.zeros((BLOCK_ROWS,), tl.float32)) + tl.zeros_like(cols).to(tl.float32)
+    dbias = dweight
     last = tl.minimum(last, M)
     for row in range(first, last, BLOCK_ROWS):
         rows = row + tl.arange(0, BLOCK_ROWS)
         row_ok = rows < last
-        ok = row_ok[:, None] & col_ok[None, :]
-        at = rows.to(tl.int64)[:, None]
-        x = tl.load(x_ptr + at * stride_x + cols[None, :], mask=ok, other=0.0).to(tl.float32)
-        dy = tl.load(dy_ptr + at * stride_dy + cols[None, :], mask=ok, other=0.0).to(tl.float32)
-        mean = tl.load(mean_ptr + rows, mask=row_ok, other=0.0)
-        rstd = tl.load(rstd_ptr + rows, mask=row_ok, other=0.0)
-        xhat = tl.where(col_ok[None, :], (x - mean[:, None]) * rstd[:, None], 0.0)
+        ok = along_rows(row_ok) & col_ok
+        at = along_rows(rows.to(tl.int64))
+        x = tl.load(x_ptr + at * stride_x + cols, mask=ok, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + at * stride_dy + cols, mask=ok, other=0.0).to(tl.float32)
+        mean = tl.load(mean_ptr + at, mask=along_rows(row_ok), other=0.0)
+        rstd = tl.load(rstd_ptr + at, mask=along_rows(row_ok), other=0.0)
+        if dresidual_ptr is not None:
+            dresidual = tl.load(dresidual_ptr + at * stride_dresidual + cols, mask=ok, other=0.0)
+        xhat = tl.where(col_ok, (x - mean) * rstd, 0.0)
         dweight += dy * xhat
         dbias += dy
-        g = dy * weight[None, :]
-        g_average = tl.sum(g, axis=1) / width
-        g_xhat_average = tl.sum(g * xhat, axis=1) / width
-        dx = (g - g_average[:, None] - xhat * g_xhat_average[:, None]) * rstd[:, None]
+        g = dy * weight
+        g_average = row_sums(g) / width
+        g_xhat_average = row_sums(g * xhat) / width
+        dx = (g - g_average - xhat * g_xhat_average) * rstd
         if dresidual_ptr is not None:
-            dresidual_ptrs = dresidual_ptr + at * stride_dresidual + cols[None, :]
-            dx += tl.load(dresidual_ptrs, mask=ok, other=0.0).to(tl.float32)
-        tl.store(dx_ptr + at * stride_dx + cols[None, :], dx.to(dx_ptr.dtype.element_ty), mask=ok)
-    return tl.sum(dweight, axis=0), tl.sum(dbias, axis=0)
+            dx += dresidual.to(tl.float32)
+        if IN_PLACE:
+            tl.debug_barrier()  # all of dy has been read, by whichever thread
+        tl.store(dx_ptr + at * stride_dx + cols, dx.to(dx_ptr.dtype.element_ty), mask=ok)
+    return column_sums(dweight, BLOCK_COLS), column_sums(dbias, BLOCK_COLS)
 
 
 @launch.kernel
@@ -149,17 +195,18 @@ def _backward(
     BLOCK_COLS: tl.constexpr,
 ):
     """Grid: (programs,). Each walks over its own block of consecutive rows."""
+    QUAD: tl.constexpr = ALIGN if ALIGN < 4 else 4
     width = known_multiple(width, ALIGN)
-    stride_dresidual = known_multiple(stride_dresidual, ALIGN)
-    stride_dy = known_multiple(stride_dy, ALIGN)
-    stride_x = known_multiple(stride_x, ALIGN)
-    stride_dx = known_multiple(stride_dx, ALIGN)
+    stride_dresidual = known_multiple(stride_dresidual, QUAD)
+    stride_dy = known_multiple(stride_dy, QUAD)
+    stride_x = known_multiple(stride_x, QUAD)
+    stride_dx = known_multiple(stride_dx, QUAD)
     program = tl.program_id(0)
     first = program * rows_per_program
     dweight, dbias = backward_rows(
         dy_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dresidual_ptr,
         first, first + rows_per_program, M, width, stride_dy, stride_x, stride_dx, stride_dresidual,
-        BLOCK_ROWS, BLOCK_COLS,
+        BLOCK_ROWS, BLOCK_COLS, False,
     )  # fmt: skip
     leave_columns(dweight, dbias, partial_ptr, program, BLOCK_COLS)
     dweight_sum, dbias_sum, last = add_columns(partial_ptr, counter_ptr, program, programs, BLOCK_COLS, PARTS)
@@ -272,7 +319,7 @@ def layer_norm_backward(
             f"{tuple(rstd.shape)}. All must come from the same forward pass."
         )
     full_width = weight.shape[0]
-    tile = tiles.pick_norm(width)
+    tile = tiles.pick_norm_gradient(width)
     dx = torch.empty((m, width), dtype=x.dtype, device=device)
     dweight = torch.empty((full_width,), dtype=weight.dtype, device=device)
     dbias = torch.empty((full_width,), dtype=bias.dtype, device=device)

@@ -80,7 +80,7 @@ def _input(
     tl.debug_barrier()
     dnorm_weight, dnorm_bias = backward_rows(
         dx_ptr, x_ptr, norm_weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dresidual_ptr,
-        row, row + BLOCK_ROWS, M, K, K, stride_x, K, stride_dresidual, STEP_ROWS, BLOCK_COLS,
+        row, row + BLOCK_ROWS, M, K, K, stride_x, K, stride_dresidual, STEP_ROWS, BLOCK_COLS, True,
     )  # fmt: skip
     leave_columns(dnorm_weight, dnorm_bias, partial_ptr, program, BLOCK_COLS)
     dnorm_weight, dnorm_bias, last = add_columns(
@@ -182,7 +182,7 @@ def norm_qkv_backward(
         HEAD_DIM=head_dim,
         PRECISION=precision,
         PARTS=tiles.NORM_GROUP,
-        STEP_ROWS=min(tile.rows, 2 * tile.warps),
+        STEP_ROWS=min(tile.rows, tile.warps),
         **tile.constants(),
     )
     return dx, dnorm_weight, dnorm_bias, dweight, dbias

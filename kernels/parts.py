@@ -113,7 +113,7 @@ def add_columns(
     GROUP: tl.constexpr,  # programs per group
 ):
     """The sums over all programs, two vectors, and true in the last program; in the others, false."""
-    STEP: tl.constexpr = 8192 // BLOCK_COLS if 8192 // BLOCK_COLS < GROUP else GROUP
+    STEP: tl.constexpr = 4096 // BLOCK_COLS if 4096 // BLOCK_COLS < GROUP else GROUP
     one = tl.zeros((BLOCK_COLS,), tl.float32)
     two = tl.zeros((BLOCK_COLS,), tl.float32)
     group = program // GROUP

@@ -75,8 +75,9 @@ COMMITTED: dict[str, tuple[Tile, ...]] = {
 #: Time per element of a tile beside that of the largest: the smaller, the more often operands are read.
 TIME_PER_ELEMENT = {128 * 128: 1.0, 128 * 64: 1.15}
 
-#: Programs whose sums of LayerNorm's parameter gradients are added together first; see ``parts``.
-NORM_GROUP = 32
+#: Programs whose sums of LayerNorm's parameter gradients are added together first; see ``parts``. The square
+#: root of what an H100 runs at a time, so that both levels are equally long.
+NORM_GROUP = 16
 
 #: LayerNorm folded into q, k, v, its whole rows held on chip: ``depth`` is the widest row, ``cols`` the units
 #: of one step. 128 rows read an fp32 weight half as often as 64 would; up to 160 KiB of shared memory.
@@ -84,7 +85,7 @@ HELD: dict[str, Tile] = {"half": Tile(128, 64, 256, 8, 2), "mixed": Tile(128, 32
 
 #: The gradient of q, k, v through the product and LayerNorm's backward pass: ``cols`` is the widest row.
 NORM_BACKWARD: dict[str, Tile] = {
-    "half": Tile(64, 256, 64, 8, 2),
+    "half": Tile(64, 256, 32, 8, 4),
     "mixed": Tile(64, 256, 32, 8, 2),
     "tf32": Tile(64, 256, 32, 8, 2),
     "ieee": Tile(16, 256, 16, 4, 2),
@@ -243,23 +244,41 @@ class NormTile:
     warps: int
 
 
-def pick_norm(width: int) -> NormTile:
-    """The LayerNorm tile of a width: 2048 elements for four warps, more only where one row needs more.
-
-    Raises:
-        UsageError: the width is over :data:`MAX_NORM_WIDTH`.
-    """
+def _norm_cols(width: int) -> int:
     if width > MAX_NORM_WIDTH:
         raise UsageError(
             f"LayerNorm over {width} channels is over the {MAX_NORM_WIDTH} that one program holds. "
             "Use the 'torch' back end for it."
         )
-    cols = max(16, 1 << (width - 1).bit_length())
-    rows = _overrides.get("norm_rows", max(1, min(16, 2048 // cols)))
-    return NormTile(rows, cols, max(4, min(16, rows * cols // 512)))
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def pick_norm(width: int) -> NormTile:
+    """The LayerNorm tile of a width: every warp has rows of its own up to 1024 columns, two where they fit.
+
+    Raises:
+        UsageError: the width is over :data:`MAX_NORM_WIDTH`.
+    """
+    cols = _norm_cols(width)
+    rows = _overrides.get("norm_rows", 8 if cols <= 256 else max(1, 4096 // max(cols, 1024)))
+    return NormTile(rows, cols, 4 if cols <= 1024 else min(16, cols // 512))
+
+
+def pick_norm_gradient(width: int) -> NormTile:
+    """The same for its backward pass, where eight warps leave one sum of parameter gradients together.
+
+    Raises:
+        UsageError: as :func:`pick_norm`.
+    """
+    cols = _norm_cols(width)
+    rows = _overrides.get("norm_rows", 16 if cols <= 256 else max(1, 8192 // max(cols, 1024)))
+    return NormTile(rows, cols, 8 if cols <= 2048 else 16)
 
 
 def pick_norm_programs(tile: NormTile, rows: int, multiprocessors: int) -> int:
-    """Programs that share the rows of a LayerNorm backward pass; each leaves one partial sum of gradients."""
-    wanted = _overrides.get("norm_programs", 4 * multiprocessors)
+    """Programs that share the rows of a LayerNorm backward pass; each leaves one partial sum of gradients.
+
+    As many as are on a GPU at a time: two per multiprocessor, whose registers hold one of wide rows.
+    """
+    wanted = _overrides.get("norm_programs", (2 if tile.cols <= 512 else 1) * multiprocessors)
     return max(1, min(wanted, _ceil(rows, tile.rows)))
