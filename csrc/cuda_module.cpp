@@ -7,6 +7,7 @@
 
 #include "arguments.h"
 #include "cuda/layer_norm.h"
+#include "cuda/mlp_forward.h"
 #include "cuda/products.h"
 
 namespace py = pybind11;
@@ -168,12 +169,33 @@ void qkv_backward_weight(uintptr_t dqkv, Matrix x, Matrix dweight, Matrix dbias,
                                        head_sizes_of(sizes), plan_of(plan), place_of(place));
 }
 
+#ifdef GROWTAS_SM90A
+// rows, width, hidden, tokens
+void mlp_forward(Matrix x, Matrix norm_weight, Matrix norm_bias, double eps, Matrix w1, Matrix b1, Matrix w2, Matrix b2,
+                 Matrix y, uintptr_t mean, uintptr_t rstd, uintptr_t scale, SizeArguments sizes, PlaceArguments place) {
+    const growtas::cuda::MLPSizes s{std::get<0>(sizes), std::get<1>(sizes), std::get<2>(sizes), std::get<3>(sizes)};
+    require("rows", s.rows, 0);
+    require("width", s.width, 1);
+    require("hidden", s.hidden, 1);
+    require("tokens", s.tokens, 1);
+    growtas::cuda::mlp_forward(rows_of(x), vector_of(norm_weight), vector_of(norm_bias), static_cast<float>(eps), rows_of(w1),
+                               vector_of(b1), rows_of(w2), vector_of(b2), rows_of(y), pointer<float>(mean),
+                               pointer<float>(rstd), pointer<const float>(scale), s, place_of(place));
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
     m.doc() = "growtas' CUDA kernels: pointers, sizes, strides, a stream. Use them through growtas.ops.";
     m.attr("version") = GROWTAS_VERSION;
     m.attr("build_id") = GROWTAS_BUILD_ID;
+#ifdef GROWTAS_SM90A
+    m.attr("sm90a") = true;
+    m.def("mlp_forward", &mlp_forward, py::call_guard<py::gil_scoped_release>());
+#else
+    m.attr("sm90a") = false;
+#endif
     m.def("layer_norm_blocks", &growtas::cuda::layer_norm_blocks, "How many blocks a backward pass sums its rows in.");
     m.def("layer_norm_forward", &layer_norm_forward, py::call_guard<py::gil_scoped_release>());
     m.def("layer_norm_backward", &layer_norm_backward, py::call_guard<py::gil_scoped_release>());

@@ -8,7 +8,7 @@
 //   A (64 x 16)  a[0] row 16w + g, a[1] row 16w + g + 8, both columns 2q, 2q+1; a[2], a[3] the same rows, columns 2q+8, 2q+9
 //   D (64 x N)   d[4i], d[4i+1] row 16w + g, columns 8i + 2q, 8i + 2q + 1; d[4i+2], d[4i+3] the same of row 16w + g + 8
 #pragma once
-#include "cuda/elements.cuh"
+#include "cuda/tensor_core.cuh"
 
 namespace growtas::cuda {
 
@@ -261,13 +261,18 @@ GROWTAS_MULTIPLY_WIDE(__half, "f16.f16")
 #undef GROWTAS_R96
 #undef GROWTAS_R32
 
-// 2^x and 1/x to about 2 units in the last place.
+// 2^x, 1/x and 1/sqrt(x) to about 2 units in the last place.
 __device__ __forceinline__ float fast_exp2(float x) {
     asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
     return x;
 }
 __device__ __forceinline__ float fast_reciprocal(float x) {
     asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
+    return x;
+}
+
+__device__ __forceinline__ float fast_rsqrt(float x) {
+    asm("rsqrt.approx.ftz.f32 %0, %0;" : "+f"(x));
     return x;
 }
 

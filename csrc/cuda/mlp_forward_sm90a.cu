@@ -20,7 +20,6 @@
 #include <mutex>
 
 #include "cuda/hopper.cuh"
-#include "cuda/tensor_core.cuh"
 
 namespace growtas::cuda {
 namespace {
@@ -43,8 +42,8 @@ struct Layout {
     static constexpr int kW2 = N * 2 * kUnits;                    // (width, 64) of a stage
     static constexpr int kWeights = kConsumers * kZ;              // where W1's stages start, then W2's, then the rest
     static constexpr int kRest = kWeights + kStages * (kW1 + kW2);
-    static constexpr int bytes(int units) {  // barriers, b2, b1 up to whole steps, and what aligning the start may cost
-        return kRest + 4 * kStages * 8 + (N + (units + kUnits - 1) / kUnits * kUnits) * 4 + 1024;
+    static constexpr int bytes(int units) {  // barriers; gamma, beta, b2, b1 up to whole steps; what aligning the start costs
+        return kRest + 4 * kStages * 8 + (3 * N + (units + kUnits - 1) / kUnits * kUnits) * 4 + 1024;
     }
 };
 
@@ -60,6 +59,11 @@ struct Branch {
     int whole_blocks;  // of 128 rows; those after them have 64
     float eps;
     bool wide;  // x and y are fp32
+};
+
+// The parameters as fp32 in shared memory, zero beyond the slice: scale and shift of the norm (N), b2 (N), b1 (whole steps).
+struct Parameters {
+    float *gamma, *beta, *b2, *b1;
 };
 
 // A ring of stages: `full` ends a phase when a load has arrived, `empty` when every warp of the consumers is done with it.
@@ -89,31 +93,42 @@ __device__ __forceinline__ float gelu(float h) {
     return fmaf(-a, tail, fmaxf(h, 0.0f));
 }
 
+__device__ __forceinline__ void stage(const Vector& from, int count, float* to, int padded, int thread, int threads) {
+    for (int c = thread; c < padded; c += threads)
+        to[c] = from.data && c < count ? load_any(from.data, from.type, c * from.stride) : 0.0f;
+}
+
 // LayerNorm of a warp's 16 rows from `first` on into z: a lane owns 8 columns, eight rows are in flight. What lies beyond the
-// width or the rows becomes zero. `local` is the first row's place among the consumer's 64, a multiple of 8.
+// width or the rows becomes zero. `local` is the first row's place among the consumer's 64, a multiple of 8. The parameters
+// are brought to shared memory on the way, by all `threads` of the consumers, of which this is number `thread`.
 template <typename X, typename E, int N>
-__device__ __forceinline__ void normalise(const Branch& p, unsigned char* z, std::int64_t first, int local, int lane) {
+__device__ __forceinline__ void normalise(const Branch& p, const Parameters& shared, int steps, unsigned char* z,
+                                          std::int64_t first, int local, int thread, int threads) {
     constexpr int kGroup = 8;
-    const int column = 8 * lane;
+    const int lane = thread % kWarp, column = 8 * lane;
     const bool inside = column < p.width;
     const float inverse = 1.0f / static_cast<float>(p.width);
     float weight[8], bias[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        weight[i] = inside ? load_any(p.norm_weight.data, p.norm_weight.type, (column + i) * p.norm_weight.stride) : 0.0f;
-        bias[i] = inside ? load_any(p.norm_bias.data, p.norm_bias.type, (column + i) * p.norm_bias.stride) : 0.0f;
-    }
 #pragma unroll
     for (int group = 0; group < 16 / kGroup; ++group) {
         float v[kGroup][8], mu[kGroup], scale[kGroup];
 #pragma unroll
         for (int r = 0; r < kGroup; ++r) {
             const std::int64_t row = first + group * kGroup + r;
-            if (inside && row < p.rows) {
-                load_pack(static_cast<const X*>(p.x) + row * p.x_stride + column, v[r]);
-            } else {
 #pragma unroll
-                for (int i = 0; i < 8; ++i) v[r][i] = 0.0f;
+            for (int i = 0; i < 8; ++i) v[r][i] = 0.0f;
+            if (inside && row < p.rows) load_pack(static_cast<const X*>(p.x) + row * p.x_stride + column, v[r]);
+        }
+        if (group == 0) {
+            stage(p.norm_weight, p.width, shared.gamma, N, thread, threads);
+            stage(p.norm_bias, p.width, shared.beta, N, thread, threads);
+            stage(p.b2, p.width, shared.b2, N, thread, threads);
+            stage(p.b1, p.hidden, shared.b1, steps * kUnits, thread, threads);
+            named_barrier(1, threads);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                weight[i] = inside ? shared.gamma[column + i] : 0.0f;
+                bias[i] = inside ? shared.beta[column + i] : 0.0f;
             }
         }
 #pragma unroll
@@ -128,7 +143,7 @@ __device__ __forceinline__ void normalise(const Branch& p, unsigned char* z, std
             float squares = 0.0f;
 #pragma unroll
             for (int i = 0; i < 8; ++i) squares += inside ? (v[r][i] - mu[r]) * (v[r][i] - mu[r]) : 0.0f;
-            scale[r] = 1.0f / sqrtf(warp_sum(squares) * inverse + p.eps);
+            scale[r] = fast_rsqrt(warp_sum(squares) * inverse + p.eps);
         }
 #pragma unroll
         for (int r = 0; r < kGroup; ++r) {
@@ -250,23 +265,20 @@ __device__ __forceinline__ void fragments(std::uint32_t (&a)[4][4], const float 
 }
 
 template <typename E, int N>
-__device__ __forceinline__ void consume(const Branch& p, unsigned char* z, const unsigned char* w1, const unsigned char* w2,
-                                        float* b1, float* b2, Ring ring1, Ring ring2, int steps, std::int64_t first,
-                                        int consumer, int consumers) {
+__device__ __forceinline__ void consume(const Branch& p, const Parameters& shared, unsigned char* z, const unsigned char* w1,
+                                        const unsigned char* w2, Ring ring1, Ring ring2, int steps, std::int64_t first,
+                                        int consumers) {
     using L = Layout<N>;
-    const int thread = threadIdx.x % kWarpgroup, warp = thread / kWarp, lane = thread % kWarp;
-    for (int c = consumer * kWarpgroup + thread; c < steps * kUnits; c += consumers * kWarpgroup)
-        b1[c] = p.b1.data && c < p.hidden ? load_any(p.b1.data, p.b1.type, c * p.b1.stride) : 0.0f;
-    for (int c = consumer * kWarpgroup + thread; c < N; c += consumers * kWarpgroup)
-        b2[c] = p.b2.data && c < p.width ? load_any(p.b2.data, p.b2.type, c * p.b2.stride) : 0.0f;
+    const int thread = static_cast<int>(threadIdx.x), consumer = thread / kWarpgroup, lane = thread % kWarp;
+    const int local = thread % kWarpgroup / kWarp * 16;  // the warp's first row of the consumer's
     z += consumer * L::kZ;
-    first += consumer * kRows;
+    first += consumer * kRows + local;
     if (p.wide)
-        normalise<float, E, N>(p, z, first + 16 * warp, 16 * warp, lane);
+        normalise<float, E, N>(p, shared, steps, z, first, local, thread, consumers * kWarpgroup);
     else
-        normalise<E, E, N>(p, z, first + 16 * warp, 16 * warp, lane);
+        normalise<E, E, N>(p, shared, steps, z, first, local, thread, consumers * kWarpgroup);
     stores_to_mma();
-    named_barrier(1, consumers * kWarpgroup);  // b1 and b2 are shared by the consumers
+    named_barrier(2 + consumer, kWarpgroup);
 
     const std::uint64_t rows = describe(z);
     float s[32], o[N / 2];
@@ -280,7 +292,7 @@ __device__ __forceinline__ void consume(const Branch& p, unsigned char* z, const
     keep(s);
     if (lane == 0) barrier_arrive(ring1.empty);
     ring1.next<L::kStages>();
-    activate(s, b1, lane);
+    activate(s, shared.b1, lane);
     fragments<E>(a, s);
 #pragma unroll 1
     for (int j = 1; j < steps; ++j) {
@@ -292,7 +304,7 @@ __device__ __forceinline__ void consume(const Branch& p, unsigned char* z, const
         keep(s);
         if (lane == 0) barrier_arrive(ring1.empty + ring1.stage);
         ring1.next<L::kStages>();
-        activate(s, b1 + j * kUnits, lane);
+        activate(s, shared.b1 + j * kUnits, lane);
         mma_wait<0>();  // O has been added to, and A may change
         keep(a);
         if (lane == 0) barrier_arrive(ring2.empty + ring2.stage);
@@ -305,9 +317,9 @@ __device__ __forceinline__ void consume(const Branch& p, unsigned char* z, const
     keep(o);
     keep(a);
     if (p.wide)
-        finish<float, N>(p, o, b2, first + 16 * warp, lane);
+        finish<float, N>(p, o, shared.b2, first, lane);
     else
-        finish<E, N>(p, o, b2, first + 16 * warp, lane);
+        finish<E, N>(p, o, shared.b2, first, lane);
 }
 
 template <typename E, int N>
@@ -318,8 +330,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     unsigned char* const w1 = shared + L::kWeights;
     unsigned char* const w2 = w1 + L::kStages * L::kW1;
     auto* const barriers = reinterpret_cast<std::uint64_t*>(shared + L::kRest);
-    auto* const b2 = reinterpret_cast<float*>(barriers + 4 * L::kStages);
-    float* const b1 = b2 + N;
+    auto* const floats = reinterpret_cast<float*>(barriers + 4 * L::kStages);
+    const Parameters parameters{floats, floats + N, floats + 2 * N, floats + 3 * N};
     const Ring ring1{barriers, barriers + L::kStages}, ring2{barriers + 2 * L::kStages, barriers + 3 * L::kStages};
     const int block = static_cast<int>(blockIdx.x), group = static_cast<int>(threadIdx.x) / kWarpgroup;
     const bool whole = block < p.whole_blocks;
@@ -342,7 +354,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (threadIdx.x == kConsumers * kWarpgroup) produce<N>(&map1, &map2, w1, w2, ring1, ring2, steps);
     } else {
         more_registers<kConsumerRegisters>();
-        if (group < consumers) consume<E, N>(p, shared, w1, w2, b1, b2, ring1, ring2, steps, first, group, consumers);
+        if (group < consumers) consume<E, N>(p, parameters, shared, w1, w2, ring1, ring2, steps, first, consumers);
     }
 }
 

@@ -16,6 +16,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <map>
 #include <vector>
@@ -27,6 +28,7 @@
 #define __forceinline__ inline
 #define __shared__ static
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct dim3 {
     unsigned x, y, z;
@@ -78,8 +80,9 @@ namespace emulator {
 
 inline bool reversed = false;
 constexpr std::size_t kMaxShared = 99 * 1024, kFreeShared = 48 * 1024;  // with and without cudaFuncSetAttribute
+constexpr std::size_t kHopperShared = 227 * 1024;                       // see hopper_on_cpu.h
 inline std::map<const void*, std::size_t> allowed_shared;
-alignas(128) inline unsigned char shared[kMaxShared];
+alignas(1024) inline unsigned char shared[kHopperShared];
 
 [[noreturn]] inline void fail(const char* what) {
     std::fprintf(stderr, "%s\n", what);
@@ -94,6 +97,20 @@ struct Copy {
     unsigned group;
 };
 
+// A load of TMA that is on its way; see hopper_on_cpu.h.
+struct Load {
+    unsigned char* to;
+    const void* map;
+    std::uint64_t* barrier;
+    std::int64_t row, column;
+};
+
+// bar.sync of some of the threads.
+struct Named {
+    int arrived, threads;
+    unsigned generation;
+};
+
 struct Fiber {
     ucontext_t context;
     jmp_buf resume;
@@ -105,6 +122,9 @@ struct Fiber {
     alignas(16) unsigned char slot[2][64];
     std::vector<Copy> copies;
     unsigned group = 0;  // of copies, the one that is open
+    bool stalled = false;  // waits for what another warp does
+    std::deque<std::pair<unsigned, std::function<void()>>> multiplies;  // of wgmma, not made yet, with their group
+    unsigned mma_group = 0;
 };
 
 struct Block {
@@ -113,6 +133,10 @@ struct Block {
     ucontext_t scheduler;
     jmp_buf back;
     unsigned current = 0, live = 0, arrived = 0, generation = 0;
+    std::vector<Load> loads;
+    Named named[16];
+    std::size_t shared_bytes = 0;
+    std::uint64_t events = 0;  // waits that began or ended
 
     // _setjmp and _longjmp once a fiber has started: they leave the signal mask alone, which swapcontext asks the kernel for.
     void yield() {
@@ -123,6 +147,18 @@ struct Block {
         if (f.started) _longjmp(f.resume, 1);
         f.started = true;
         setcontext(&f.context);
+    }
+
+    // Lets others run until `done` holds.
+    template <typename F>
+    void wait(const F& done) {
+        ++events;
+        while (!done()) {
+            fibers[current].stalled = true;
+            yield();
+        }
+        fibers[current].stalled = false;
+        ++events;
     }
 
     void open_barrier() {
@@ -139,6 +175,7 @@ inline void enter() {
     block->kernel();
     Fiber& self = block->fibers[block->current];
     if (!self.copies.empty()) fail("a thread ends while a copy of its is on the way");
+    if (!self.multiplies.empty()) fail("a thread ends while a multiply of its is on the way");
     self.done = true;
     --block->live;
     block->open_barrier();  // a thread that has ended counts as arrived
@@ -156,20 +193,23 @@ inline void run_warp(Block& b, unsigned first, unsigned threads) {
             if (f.done || (f.waiting && f.barrier == b.generation)) continue;
             threadIdx = dim3(b.current);
             b.resume(f);
-            ran = true;
+            if (!f.stalled) ran = true, ++b.events;
         }
     }
 }
 
-inline void run(Block& b, unsigned threads) {
+inline void run(Block& b, unsigned threads, std::size_t shared_bytes) {
     block = &b;
+    b.shared_bytes = shared_bytes;
+    b.loads.clear();
+    std::memset(b.named, 0, sizeof b.named);
     if (b.fibers.size() != threads) b.fibers = std::vector<Fiber>(threads);
     b.live = threads;
     b.arrived = 0;
     std::memset(shared, 0xff, sizeof shared);  // NaN in every type
     for (Fiber& f : b.fibers) {
-        f.started = f.done = f.waiting = false;
-        f.exchanges = f.group = 0;
+        f.started = f.done = f.waiting = f.stalled = false;
+        f.exchanges = f.group = f.mma_group = 0;
         getcontext(&f.context);
         f.context.uc_stack.ss_sp = f.stack.data();
         f.context.uc_stack.ss_size = f.stack.size();
@@ -177,8 +217,12 @@ inline void run(Block& b, unsigned threads) {
         makecontext(&f.context, enter, 0);
     }
     const unsigned warps = (threads + 31) / 32;
-    while (b.live)
+    while (b.live) {
+        const std::uint64_t before = b.events;
         for (unsigned w = 0; w < warps; ++w) run_warp(b, 32 * (reversed ? warps - 1 - w : w), threads);
+        if (b.events == before) fail("every thread of a block waits for another");
+    }
+    if (!b.loads.empty()) fail("a block ends while a load of TMA is on its way");
 }
 
 }  // namespace emulator
@@ -256,7 +300,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     blockDim = config->blockDim;
     for (unsigned i = 0; i < gridDim.x; ++i) {
         blockIdx = dim3(emulator::reversed ? gridDim.x - 1 - i : i);
-        emulator::run(b, blockDim.x);
+        emulator::run(b, blockDim.x, config->dynamicSmemBytes);
     }
     return cudaSuccess;
 }

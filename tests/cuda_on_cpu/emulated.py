@@ -48,9 +48,9 @@ def emulated_module() -> ModuleType:
 def _build(path: Path) -> None:
     includes = [f"-I{ROOT / 'tests/cuda_on_cpu'}", f"-I{ROOT / 'csrc'}"]
     includes += ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
-    defines = ['-DGROWTAS_VERSION="emulated"', '-DGROWTAS_BUILD_ID="emulated"']
+    defines = ['-DGROWTAS_VERSION="emulated"', '-DGROWTAS_BUILD_ID="emulated"', "-DGROWTAS_SM90A"]
     # A fiber is left by _longjmp, which a fortified library would refuse.
-    flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE"]
+    flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-Wno-psabi"]
 
     def run(*arguments: str) -> None:
         done = subprocess.run(["g++", *arguments], capture_output=True, text=True)
