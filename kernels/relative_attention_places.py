@@ -26,7 +26,6 @@ sum over every key.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -51,6 +50,9 @@ def places(
 ) -> Places:
     """The places of a grid, made once and kept.
 
+    A stream that is being captured uses what is kept. Where nothing is, the graph makes its own at every
+    replay, some 100 small kernels: run the kernels once before the capture, as for compiling them.
+
     Args:
         grid: R and C; with cls and one free column they fit ``side``.
         cls: 1 where token 0 is cls.
@@ -59,18 +61,20 @@ def places(
         dtype: of the products.
         device: of the tensors.
     """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        # memory of a graph being captured is the graph's: not to be kept
-        return _make(grid, cls, clamp, side, dtype, device)
-    return _kept(grid, cls, clamp, side, dtype, device)
+    key = (grid, cls, clamp, side, dtype, device)
+    found = _kept.get(key)
+    if found is None:
+        found = _make(*key)
+        if device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():
+                return found  # its memory is the graph's, and nothing in it is computed before a replay
+            torch.cuda.current_stream(device).synchronize()  # whichever stream reads it next
+        _kept[key] = found
+    return found
 
 
-@functools.lru_cache(maxsize=64)
-def _kept(*arguments) -> Places:
-    made = _make(*arguments)
-    if made.hot.is_cuda:
-        torch.cuda.current_stream(made.hot.device).synchronize()  # whichever stream reads it next
-    return made
+#: Never evicted: a graph that was captured with an entry reads its memory at every replay. 0.1 MB a grid.
+_kept: dict[tuple, Places] = {}
 
 
 def _make(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from kernel_cases import (
@@ -213,3 +215,41 @@ def test_places_of_a_grid_are_made_once():
     assert made.tables_index[0, [0, 31, 32, 63]].tolist() == [15, 31, 15, 31]
     assert made.table_rows[[0, 1, 2, 3, 31]].tolist() == [1, 2, 3, -1, 0]
     assert made.table_rows[[32, 33, 34, 35, 36, 37]].tolist() == [1, 1, 2, 3, 3, -1]  # clamped to 1
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
+def test_places_under_capture(kept, monkeypatch):
+    """What is kept is used in a graph; what a graph makes is its own, and not kept."""
+    from growtas.kernels import relative_attention_places as module
+
+    made = []
+
+    def on_the_cpu(grid, cls, clamp, side, dtype, device):
+        made.append(grid)
+        return make(grid, cls, clamp, side, dtype, torch.device("cpu"))
+
+    make = module._make
+    capturing = [not kept]
+    monkeypatch.setattr(module, "_make", on_the_cpu)
+    monkeypatch.setattr(module, "_kept", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=bool))
+    arguments = ((3, 2), 1, 1, 16, torch.float32, torch.device("cuda", 0))
+    first = module.places(*arguments)
+    capturing[0] = True
+    second = module.places(*arguments)
+    assert (second is first) is kept and len(made) == (1 if kept else 2)
+    capturing[0] = False
+    third = module.places(*arguments)
+    assert third is module.places(*arguments)
+    assert (third is first) is kept and len(made) == (1 if kept else 3)
+
+
+def test_places_that_a_graph_may_read_are_never_evicted(monkeypatch):
+    from growtas.kernels import relative_attention_places as module
+
+    monkeypatch.setattr(module, "_kept", {})
+    first = module.places((1, 1), 0, 1, 16, torch.float32, torch.device("cpu"))
+    for side in range(1, 200):
+        module.places((1, side % 15 + 1), 0, side, 16, torch.float32, torch.device("cpu"))
+    assert module.places((1, 1), 0, 1, 16, torch.float32, torch.device("cpu")) is first
