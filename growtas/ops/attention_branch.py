@@ -15,8 +15,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
 from growtas.ops import backend
+from growtas.ops.composed import linear_backward
 from growtas.ops.qkv import check_qkv, empty_qkv
-from growtas.ops.registration import call, custom_op, product_flops, signed
+from growtas.ops.registration import call, classic, custom_op, product_flops
 from growtas.ops.relative_attention import attention_flops, attention_kernel, check_grid
 
 
@@ -148,11 +149,8 @@ def _backward(
     dy = dy.contiguous()
     tokens, d = x.shape[1:]
     dy_rows, attended_rows = dy.view(-1, d), attended.view(-1, attended.shape[-1])
-    dproj_weight, dproj_bias = backend.kernel(
-        "linear", "linear_backward_weight", attended, proj_weight.shape[1]
-    )(dy_rows, attended_rows, proj_weight, proj_bias, scale, tokens)
-    dattended = backend.kernel("linear", "linear_backward_input", attended, proj_weight.shape[1])(
-        dy_rows, proj_weight, attended.shape[-1], scale, tokens, qkv.dtype
+    dattended, dproj_weight, dproj_bias = linear_backward(
+        dy_rows, attended_rows, proj_weight, proj_bias, scale, tokens
     )
     grid = (rows, columns)
     attend_backward = attention_kernel("relative_attention_backward", qkv, grid)
@@ -163,31 +161,30 @@ def _backward(
     dx, dnorm_weight, dnorm_bias, dqkv_weight, dqkv_bias = project_backward(
         dqkv, x, mean, rstd, norm_weight, norm_bias, qkv_weight, qkv_bias, bias_layout, dy
     )
-    empty = x.new_empty(0)
     return (
         dx,
         dnorm_weight,
         dnorm_bias,
         dqkv_weight,
-        empty if dqkv_bias is None else dqkv_bias,
+        x.new_empty(0) if dqkv_bias is None else dqkv_bias,
         *dtables,
         dproj_weight,
         x.new_empty(0) if dproj_bias is None else dproj_bias,
     )
 
 
-@signed
+def _keep(ctx, inputs, output) -> None:
+    """What the backward pass needs."""
+    tensors, (_, _, ctx.rows, ctx.columns, ctx.bias_layout, _, _) = inputs[:12], inputs[12:]
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
 class AttentionBranch(torch.autograd.Function):
     """See the head of the file for what is saved."""
 
-    forward = staticmethod(_forward)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        tensors, (_, _, ctx.rows, ctx.columns, ctx.bias_layout, _, _) = inputs[:12], inputs[12:]
-        ctx.save_for_backward(*tensors, *output[1:])
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
+    forward = classic(_forward, _keep)
 
     @staticmethod
     def backward(ctx, dy, *_):
@@ -230,7 +227,7 @@ def _(dy, x, *rest):
     return x.new_empty(x.shape), *(x.new_empty(0) if p is None else p.new_empty(p.shape) for p in rest[:10])
 
 
-_operator.register_autograd(AttentionBranch.backward, setup_context=AttentionBranch.setup_context)
+_operator.register_autograd(AttentionBranch.backward, setup_context=_keep)
 
 
 def _product_flops(x_shape, num_heads: int, head_dim: int) -> int:

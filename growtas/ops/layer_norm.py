@@ -8,7 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
 from growtas.ops import backend
-from growtas.ops.registration import call, custom_op, signed
+from growtas.ops.registration import call, classic, custom_op
 
 
 def layer_norm(
@@ -58,19 +58,19 @@ def _backward(
     return dx.view(x.shape), dweight, dbias
 
 
-@signed
+def _keep(ctx, inputs, output) -> None:
+    """What the backward pass needs."""
+    x, weight, bias, _, _ = inputs
+    _, mean, rstd = output
+    ctx.save_for_backward(x, weight, bias, mean, rstd)
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+
+
 class LayerNorm(torch.autograd.Function):
     """Saved: x, mean and rstd (fp32, one each per row). The normalised rows are recomputed."""
 
-    forward = staticmethod(_forward)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        x, weight, bias, _, _ = inputs
-        _, mean, rstd = output
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
-        ctx.mark_non_differentiable(mean, rstd)
-        ctx.set_materialize_grads(False)
+    forward = classic(_forward, _keep)
 
     @staticmethod
     def backward(ctx, dy, _dmean, _drstd):
@@ -103,7 +103,7 @@ def _(dy, x, weight, bias, mean, rstd):
     return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
-_layer_norm_op.register_autograd(LayerNorm.backward, setup_context=LayerNorm.setup_context)
+_layer_norm_op.register_autograd(LayerNorm.backward, setup_context=_keep)
 
 
 @register_flop_formula(torch.ops.growtas.layer_norm)

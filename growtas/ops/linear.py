@@ -8,7 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
 from growtas.ops import backend
-from growtas.ops.registration import call, custom_op, product_flops, signed
+from growtas.ops.registration import call, classic, custom_op, product_flops
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
@@ -58,16 +58,16 @@ def _backward(
     return x.new_empty(0) if dx is None else dx, dweight, x.new_empty(0) if dbias is None else dbias
 
 
-@signed
+def _keep(ctx, inputs, output) -> None:
+    """What the backward pass needs."""
+    x, weight, bias, _ = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
 class Linear(torch.autograd.Function):
     """Saved: x. Nothing is recomputed."""
 
-    forward = staticmethod(_forward)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        x, weight, bias, _ = inputs
-        ctx.save_for_backward(x, weight, bias)
+    forward = classic(_forward, _keep)
 
     @staticmethod
     def backward(ctx, dy):
@@ -100,7 +100,7 @@ def _(dy, x, weight, bias, needs_dx):
     return x.new_empty(x.shape if needs_dx else 0), weight.new_empty(weight.shape), dbias
 
 
-_linear_op.register_autograd(Linear.backward, setup_context=Linear.setup_context)
+_linear_op.register_autograd(Linear.backward, setup_context=_keep)
 
 
 @register_flop_formula(torch.ops.growtas.linear)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
 from growtas.ops import backend
-from growtas.ops.registration import call, custom_op, product_flops, signed
+from growtas.ops.registration import call, classic, custom_op, product_flops
 
 
 def mlp(
@@ -126,18 +126,18 @@ def _backward(
     return dx.view(x.shape), *(x.new_empty(0) if g is None else g for g in gradients)
 
 
-@signed
+def _keep(ctx, inputs, output) -> None:
+    """What the backward pass needs."""
+    tensors, (ctx.hidden_dim, _, ctx.dtype) = inputs[:8], inputs[8:]
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
 class MLPBranch(torch.autograd.Function):
     """See the head of the file for what is saved."""
 
-    forward = staticmethod(_forward)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        tensors, (ctx.hidden_dim, _, ctx.dtype) = inputs[:8], inputs[8:]
-        ctx.save_for_backward(*tensors, *output[1:])
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
+    forward = classic(_forward, _keep)
 
     @staticmethod
     def backward(ctx, dy, *_):
@@ -170,7 +170,7 @@ def _(dy, x, *rest):
     return x.new_empty(x.shape), *(x.new_empty(0) if p is None else p.new_empty(p.shape) for p in rest[:6])
 
 
-_operator.register_autograd(MLPBranch.backward, setup_context=MLPBranch.setup_context)
+_operator.register_autograd(MLPBranch.backward, setup_context=_keep)
 
 
 @register_flop_formula(torch.ops.growtas.mlp)

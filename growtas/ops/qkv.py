@@ -9,7 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 from growtas.errors import UsageError, nearest
 from growtas.ops import backend, reference
 from growtas.ops.composed import qkv_gradient
-from growtas.ops.registration import call, custom_op, product_flops, signed
+from growtas.ops.registration import call, classic, custom_op, product_flops
 
 BIAS_LAYOUTS = ("interleaved", "published")
 
@@ -90,16 +90,16 @@ def _backward(
     return dx, dweight, x.new_empty(0) if dbias is None else dbias
 
 
-@signed
+def _keep(ctx, inputs, output) -> None:
+    """What the backward pass needs."""
+    x, weight, bias, _, _, ctx.bias_layout = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
 class QKV(torch.autograd.Function):
     """Saved: x. Nothing is recomputed."""
 
-    forward = staticmethod(_forward)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        x, weight, bias, _, _, ctx.bias_layout = inputs
-        ctx.save_for_backward(x, weight, bias)
+    forward = classic(_forward, _keep)
 
     @staticmethod
     def backward(ctx, dqkv):
@@ -127,7 +127,7 @@ def _(dqkv, x, weight, bias, bias_layout):
     return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias
 
 
-_qkv_op.register_autograd(QKV.backward, setup_context=QKV.setup_context)
+_qkv_op.register_autograd(QKV.backward, setup_context=_keep)
 
 
 @register_flop_formula(torch.ops.growtas.qkv)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
 from growtas.ops import backend, reference
-from growtas.ops.registration import call, custom_op, product_flops, signed
+from growtas.ops.registration import call, classic, custom_op, product_flops
 
 
 def check_grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:
@@ -110,19 +110,19 @@ def empty_gradient(qkv: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.empty_like(qkv) if run.__name__.startswith("cpu_") else qkv.new_empty(qkv.shape)
 
 
-@signed
+def _keep(ctx, inputs, output) -> None:
+    """What the backward pass needs."""
+    *tensors, ctx.rows, ctx.columns = inputs
+    out, lse = output
+    ctx.save_for_backward(*tensors, out, lse)
+    ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)
+
+
 class RelativeAttention(torch.autograd.Function):
     """Saved: qkv, out and the log-sum-exp of the logits. The attention matrix is recomputed."""
 
-    forward = staticmethod(_forward)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        *tensors, ctx.rows, ctx.columns = inputs
-        out, lse = output
-        ctx.save_for_backward(*tensors, out, lse)
-        ctx.mark_non_differentiable(lse)
-        ctx.set_materialize_grads(False)
+    forward = classic(_forward, _keep)
 
     @staticmethod
     def backward(ctx, dout, _dlse):
@@ -152,9 +152,7 @@ def _(qkv, key_v, key_h, value_v, value_h, rows, columns):
     return qkv.new_empty(batch, tokens, heads * head_dim), qkv.new_empty(batch, heads, tokens, dtype=wide)
 
 
-_relative_attention_backward_op = torch.library.custom_op(
-    "growtas::relative_attention_backward", _backward, mutates_args=()
-)
+_relative_attention_backward_op = custom_op("growtas::relative_attention_backward", _backward)
 
 
 @_relative_attention_backward_op.register_fake
@@ -163,9 +161,7 @@ def _(dout, qkv, key_v, key_h, value_v, value_h, out, lse, rows, columns):
     return empty_gradient(qkv, (rows, columns)), *(table.new_empty(table.shape) for table in tables)
 
 
-_relative_attention_op.register_autograd(
-    RelativeAttention.backward, setup_context=RelativeAttention.setup_context
-)
+_relative_attention_op.register_autograd(RelativeAttention.backward, setup_context=_keep)
 
 
 def attention_flops(qkv_shape, rows: int, columns: int) -> int:
