@@ -6,6 +6,7 @@
 #endif
 
 #include "arguments.h"
+#include "cpu/branch_module.h"
 #include "cpu/gelu.h"
 #include "cpu/layer_norm.h"
 #include "cpu/level.h"
@@ -101,6 +102,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("layer_norm_backward", &layer_norm_backward, py::call_guard<py::gil_scoped_release>());
     m.def("gelu_forward", &gelu_forward, py::call_guard<py::gil_scoped_release>());
     m.def("gelu_backward", &gelu_backward, py::call_guard<py::gil_scoped_release>());
+    growtas::cpu::bind_branch(m);
     growtas::cpu::bind_product(m);
     growtas::cpu::bind_relative_attention(m);
 }

@@ -4,9 +4,16 @@
 
 namespace growtas::cpu {
 
+typedef std::int32_t Integers __attribute__((vector_size(64)));
+
+// All ones where v is negative. A comparison of 64 bytes would be made lane by lane on AVX2: compilers split sums and shifts
+// of vectors that are wider than the processor's, but not comparisons.
+GROWTAS_INLINE Bits negative(Lanes v) { return (Bits)((Integers)v >> 31); }
+
+// v between low and high; NaN stays NaN or becomes a bound: callers that care multiply by v.
 GROWTAS_INLINE Lanes clamp(Lanes v, float low, float high) {
-    v = select((Bits)(v > splat(low)), v, splat(low));  // NaN becomes low: callers that care test for it
-    return select((Bits)(v < splat(high)), v, splat(high));
+    v = select(negative(v - low), splat(low), v);
+    return select(negative(high - v), splat(high), v);
 }
 
 // e^x, 0 below -87.3 and infinity above 88.7: 2^n * e^r with n the nearest integer to x / ln 2, |r| <= ln 2 / 2.
@@ -25,7 +32,7 @@ GROWTAS_INLINE Lanes exponential(Lanes x) {
     p = p * (r * r) + r + 1.0f;
     const Bits power = ((Bits)shifted << 23) + 0x3f800000u;  // the integer sits in the lowest bits of the mantissa
     const Lanes result = p * (Lanes)power;
-    return select((Bits)(x < splat(-87.3f)), Lanes{}, result);
+    return select(negative(x + 87.3f), Lanes{}, result);
 }
 
 // erf(x) = x P(x^2) / Q(x^2) on [-4, 4], beyond which it is 1 to fp32's precision.

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
-from growtas.ops import backend
+from growtas.ops import backend, native_branch
 from growtas.ops.composed import linear_backward
 from growtas.ops.qkv import check_qkv, empty_qkv
 from growtas.ops.registration import call, classic, custom_op, product_flops
@@ -109,14 +109,18 @@ def _forward(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The result, and what the backward pass needs: mean, rstd, qkv, attended, lse."""
+    tables = (key_v, key_h, value_v, value_h)
+    weights = (norm_weight, norm_bias, qkv_weight, qkv_bias, *tables, proj_weight, proj_bias, scale)
+    grid = (rows, columns)
+    if native_branch.takes_attention(x, weights, num_heads, head_dim, dtype):
+        return native_branch.attention_forward(x, weights, num_heads, grid, bias_layout, eps)
     _, tokens, d = x.shape
     project = backend.kernel("norm_qkv", "norm_qkv_forward", x, len(norm_weight), dtype)
     qkv, mean, rstd = project(
         x, norm_weight, norm_bias, eps, qkv_weight, qkv_bias, num_heads, head_dim, bias_layout, dtype
     )
-    grid = (rows, columns)
     attend = attention_kernel("relative_attention_forward", qkv, grid)
-    attended, lse = attend(qkv, key_v, key_h, value_v, value_h, grid)
+    attended, lse = attend(qkv, *tables, grid)
     merge = backend.kernel("linear", "linear_residual_forward", attended, proj_weight.shape[1])
     y = merge(attended.view(-1, attended.shape[-1]), proj_weight, proj_bias, x.view(-1, d), scale, tokens)
     return y.view(x.shape), mean, rstd, qkv, attended, lse
@@ -147,16 +151,24 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x and, in order, of the parameters; those of missing biases are empty."""
     dy = dy.contiguous()
+    tables = (key_v, key_h, value_v, value_h)
+    weights = (norm_weight, norm_bias, qkv_weight, qkv_bias, *tables, proj_weight, proj_bias, scale)
+    grid, (num_heads, _, head_dim) = (rows, columns), qkv.shape[2:]
+    if (
+        native_branch.takes_attention(x, weights, num_heads, head_dim, qkv.dtype)
+        and native_branch.interleaved(qkv)
+        and dy.dtype is qkv.dtype
+    ):
+        saved = (mean, rstd, qkv, attended, lse)
+        gradients = native_branch.attention_backward(dy, x, weights, saved, grid, bias_layout)
+        return tuple(x.new_empty(0) if g is None else g for g in gradients)
     tokens, d = x.shape[1:]
     dy_rows, attended_rows = dy.view(-1, d), attended.view(-1, attended.shape[-1])
     dattended, dproj_weight, dproj_bias = linear_backward(
         dy_rows, attended_rows, proj_weight, proj_bias, scale, tokens
     )
-    grid = (rows, columns)
     attend_backward = attention_kernel("relative_attention_backward", qkv, grid)
-    dqkv, *dtables = attend_backward(
-        dattended.view(attended.shape), qkv, key_v, key_h, value_v, value_h, attended, lse, grid
-    )
+    dqkv, *dtables = attend_backward(dattended.view(attended.shape), qkv, *tables, attended, lse, grid)
     project_backward = backend.kernel("norm_qkv", "norm_qkv_backward", x, len(norm_weight), qkv.dtype)
     dx, dnorm_weight, dnorm_bias, dqkv_weight, dqkv_bias = project_backward(
         dqkv, x, mean, rstd, norm_weight, norm_bias, qkv_weight, qkv_bias, bias_layout, dy

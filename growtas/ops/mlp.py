@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
-from growtas.ops import backend
+from growtas.ops import backend, native_branch
 from growtas.ops.registration import call, classic, custom_op, product_flops
 
 
@@ -81,6 +81,9 @@ def _forward(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The result, and what the backward pass needs: mean, rstd and the hidden layer (or an empty tensor)."""
+    weights = (norm_weight, norm_bias, w1, b1, w2, b2, scale)
+    if native_branch.takes_mlp(x, weights, hidden_dim, dtype):
+        return native_branch.mlp_forward(x, weights, hidden_dim, eps)
     _, tokens, d = x.shape
     y, mean, rstd, hidden = backend.kernel("mlp", "mlp_forward", x, len(norm_weight), dtype)(
         x.view(-1, d), norm_weight, norm_bias, eps, w1, b1, w2, b2, hidden_dim, scale, tokens, dtype
@@ -105,9 +108,13 @@ def _backward(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x and, in order, of the parameters; those of missing biases are empty."""
-    tokens, d = x.shape[1:]
+    dy, (tokens, d) = dy.contiguous(), x.shape[1:]
+    weights = (norm_weight, norm_bias, w1, b1, w2, b2, scale)
+    if hidden.numel() and native_branch.takes_mlp(x, weights, hidden_dim, dtype) and dy.dtype is dtype:
+        gradients = native_branch.mlp_backward(dy, x, weights, mean, rstd, hidden)
+        return tuple(x.new_empty(0) if g is None else g for g in gradients)
     dx, *gradients = backend.kernel("mlp", "mlp_backward", x, len(norm_weight), dtype)(
-        dy.contiguous().view(-1, d),
+        dy.view(-1, d),
         x.view(-1, d),
         mean,
         rstd,

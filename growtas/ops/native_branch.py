@@ -1,0 +1,206 @@
+"""A residual branch of a small net in one call (csrc/cpu/branch.cpp): checks, outputs, addresses.
+
+In a small net a step of Python costs more than the product it starts. Where LayerNorm (and attention) run on
+the C++ kernels and the largest product is small, all steps of a branch are one call; elsewhere, and for other
+dtypes, they are calls of their own (growtas.ops.composed), each on its own back end.
+
+Shapes: x, dy (B, N, d); weights, biases and tables at the full size of the supernet; all fp32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from growtas.ops import backend, native
+
+MOST_OPERATIONS = 1 << 24
+"""Multiply-adds of the largest product of a branch that is made in one call."""
+
+
+def _small(x: Tensor, columns: int, width: int, dtype: torch.dtype) -> bool:
+    """Whether one call may make a branch whose largest product is (B * N, d) times (d, columns)."""
+    return (
+        x.is_cpu
+        and dtype is torch.float32
+        and 0 < x.numel() * columns <= MOST_OPERATIONS
+        and backend.choose("layer_norm", x.device, dtype, width) == "cpu"
+    )
+
+
+def _dense(*tensors: Tensor | None) -> bool:
+    return all(t is None or (t.dtype is torch.float32 and t.is_contiguous() and t.is_cpu) for t in tensors)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _like(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else torch.empty_like(tensor)
+
+
+def takes_mlp(x: Tensor, weights: tuple[Tensor | None, ...], hidden_dim: int, dtype: torch.dtype) -> bool:
+    """Whether :func:`mlp_forward` and :func:`mlp_backward` run this branch.
+
+    Args:
+        x: (B, N, d).
+        weights: scale and shift of the norm, weight and bias of fc1 and of fc2, the images' scale.
+        hidden_dim: m.
+        dtype: of products.
+    """
+    return _small(x, hidden_dim, len(weights[0]), dtype) and _dense(x, *weights)
+
+
+def _mlp_sizes(x: Tensor, weights: tuple[Tensor | None, ...], hidden_dim: int) -> tuple[int, ...]:
+    full_hidden, full = weights[2].shape
+    return (*x.shape, hidden_dim, full, full_hidden, full, full_hidden)
+
+
+def mlp_forward(
+    x: Tensor, weights: tuple[Tensor | None, ...], hidden_dim: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``x + scale * fc2(gelu(fc1(LayerNorm(x))))``, mean and rstd (B * N,), the hidden layer (B * N, m).
+
+    Args:
+        x, weights, hidden_dim: as :func:`takes_mlp` took them.
+        eps: of the norm.
+    """
+    rows = x.shape[0] * x.shape[1]
+    y, mean, rstd, hidden = (
+        torch.empty_like(x),
+        x.new_empty(rows),
+        x.new_empty(rows),
+        x.new_empty(rows, hidden_dim),
+    )
+    tensors = (x.data_ptr(), y.data_ptr(), mean.data_ptr(), rstd.data_ptr(), hidden.data_ptr())
+    sizes = _mlp_sizes(x, weights, hidden_dim)
+    native.load("cpu").mlp_forward(sizes, tuple(map(_address, weights)), tensors, eps)
+    return y, mean, rstd, hidden
+
+
+def mlp_backward(
+    dy: Tensor,
+    x: Tensor,
+    weights: tuple[Tensor | None, ...],
+    mean: Tensor,
+    rstd: Tensor,
+    hidden: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """dx and the full-size gradients of the weights, in their order and without the images' scale.
+
+    Args:
+        dy: (B, N, d), contiguous.
+        x, weights: as :func:`mlp_forward` took them.
+        mean, rstd, hidden: what it returned.
+    """
+    gradients = (torch.empty_like(x), *map(_like, weights[:6]))
+    tensors = (dy.data_ptr(), x.data_ptr(), mean.data_ptr(), rstd.data_ptr(), hidden.data_ptr())
+    native.load("cpu").mlp_backward(
+        _mlp_sizes(x, weights, hidden.shape[1]),
+        tuple(map(_address, weights)),
+        tensors,
+        tuple(map(_address, gradients)),
+    )
+    return gradients
+
+
+def takes_attention(
+    x: Tensor, weights: tuple[Tensor | None, ...], num_heads: int, head_dim: int, dtype: torch.dtype
+) -> bool:
+    """Whether :func:`attention_forward` and :func:`attention_backward` run this branch.
+
+    Args:
+        x: (B, N, d).
+        weights: scale and shift of the norm, weight and bias of qkv, key_v, key_h, value_v, value_h, weight
+            and bias of the projection, the images' scale.
+        num_heads: h.
+        head_dim: e.
+        dtype: of products.
+    """
+    return (
+        _small(x, 3 * num_heads * head_dim, len(weights[0]), dtype)
+        and backend.choose("relative_attention", x.device, dtype, head_dim) == "cpu"
+        and _dense(x, *weights)
+        and weights[4].shape == weights[5].shape == weights[6].shape == weights[7].shape
+        and weights[4].shape[1] == head_dim <= 256
+    )
+
+
+def _attention_sizes(
+    x: Tensor,
+    weights: tuple[Tensor | None, ...],
+    num_heads: int,
+    grid: tuple[int, int],
+    bias_layout: str,
+) -> tuple[int, ...]:
+    (full_qkv, full), (table_rows, head_dim), full_width = (
+        weights[2].shape,
+        weights[4].shape,
+        weights[8].shape[1],
+    )
+    shapes = (*x.shape, num_heads, head_dim, *grid, table_rows // 2 - 1, full, full_qkv, full_width)
+    return (*shapes, full, full_width, bias_layout == "published")
+
+
+def attention_forward(
+    x: Tensor,
+    weights: tuple[Tensor | None, ...],
+    num_heads: int,
+    grid: tuple[int, int],
+    bias_layout: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``x + scale * proj(attention(qkv(LayerNorm(x))))``, mean, rstd, qkv (3, B, h, N, e), attended, lse.
+
+    Args:
+        x, weights, num_heads: as :func:`takes_attention` took them.
+        grid: rows and columns of patches.
+        bias_layout: of the qkv bias.
+        eps: of the norm.
+    """
+    batch, tokens, _ = x.shape
+    head_dim = weights[4].shape[1]
+    y, mean, rstd = torch.empty_like(x), x.new_empty(batch * tokens), x.new_empty(batch * tokens)
+    qkv = x.new_empty(batch, tokens, num_heads, head_dim, 3)
+    attended = x.new_empty(batch, tokens, num_heads * head_dim)
+    lse = x.new_empty(batch, num_heads, tokens)
+    native.load("cpu").attention_forward(
+        _attention_sizes(x, weights, num_heads, grid, bias_layout),
+        tuple(map(_address, weights)),
+        tuple(map(_address, (x, y, mean, rstd, qkv, attended, lse))),
+        eps,
+    )
+    return y, mean, rstd, qkv.permute(4, 0, 2, 1, 3), attended, lse
+
+
+def interleaved(qkv: Tensor) -> bool:
+    """Whether qkv (3, B, h, N, e) lies in memory as :func:`attention_forward` left it."""
+    _, _, heads, tokens, head_dim = qkv.shape
+    token = 3 * heads * head_dim
+    return qkv.stride() == (1, tokens * token, 3 * head_dim, token, 3)
+
+
+def attention_backward(
+    dy: Tensor,
+    x: Tensor,
+    weights: tuple[Tensor | None, ...],
+    saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    grid: tuple[int, int],
+    bias_layout: str,
+) -> tuple[Tensor | None, ...]:
+    """dx and the full-size gradients of the weights, in their order and without the images' scale.
+
+    Args:
+        dy: (B, N, d), contiguous.
+        x, weights, grid, bias_layout: as :func:`attention_forward` took them.
+        saved: mean, rstd, qkv, attended and lse, as it returned them.
+    """
+    gradients = (torch.empty_like(x), *map(_like, weights[:10]))
+    native.load("cpu").attention_backward(
+        _attention_sizes(x, weights, saved[2].shape[2], grid, bias_layout),
+        tuple(map(_address, weights)),
+        tuple(map(_address, (dy, x, *saved))),
+        tuple(map(_address, gradients)),
+    )
+    return gradients
