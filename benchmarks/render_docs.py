@@ -17,8 +17,9 @@ from typing import Any
 from common import environment, performance_docs, product_report, results, roofline_plot
 from common.table import geometric_mean, render
 
+from growtas.ops import records
+
 ROOT = environment.ROOT
-CHOICES = ROOT / "growtas" / "ops" / "choices.json"
 ROOFLINE = ROOT / "docs" / "images" / "roofline.svg"
 
 
@@ -46,21 +47,26 @@ def products_section(path: Path) -> str:
     )
 
 
-def choices_section(data: dict[str, Any]) -> str:
+def choices_section(tuned: list[dict[str, Any]]) -> str:
     """What `auto` follows, per class of widths: the choice, and the worst size that it was measured at.
 
     Args:
-        data: of choices.json.
+        tuned: the tuning records that come with growtas; those without measurements are left out.
     """
     groups: dict[tuple[str, ...], list[dict]] = {}
-    for record in data["measurements"]:
-        key = tuple(record[field] for field in ("device", "op", "dtype", "class", "backend"))
-        groups.setdefault(key, []).append(record)
+    choices = {record["key"]["device"]: record["choices"] for record in tuned if record["measurements"]}
+    for record in tuned:
+        for one in record["measurements"]:
+            key = record["key"]["device"], *(one[field] for field in ("op", "dtype", "class", "backend"))
+            groups.setdefault(key, []).append(one)
     rows = []
     for (device, op, dtype, width_class, name), own in groups.items():
         timed = [record for record in own if "refused" not in record]
-        chosen = data["choices"].get(device, {}).get(op, {}).get(dtype, {}).get(width_class, "torch")
+        chosen = records.name_of(choices[device].get(op, {}).get(dtype, {}).get(width_class, "torch"))
         cells = [device, op, dtype, f"to {width_class}" if width_class != "1024" else "over 512", name]
+        if not timed:
+            rows.append([*cells, "left out", "left out", str(len(own)), chosen])
+            continue
         for key in ("forward", "step"):
             mean = geometric_mean(record[key][0] for record in timed)
             worst = min((record[key][1] for record in timed), default=float("nan"))
@@ -81,7 +87,7 @@ def products_and_choices(folder: Path) -> str:
     """What docs/benchmarks.md shows."""
     files = sorted(folder.glob("*/slice_matmul.json"))
     sections = [products_section(path) for path in files]
-    return "\n\n".join([*sections, choices_section(results.read(CHOICES))])
+    return "\n\n".join([*sections, choices_section([record for _, record in records.shipped()])])
 
 
 def kernels_and_roofline(folder: Path) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from growtas.supernet import Supernet
     from growtas.training import train
     from growtas.training.finetune import finetune
+    from growtas.tuning.driver import tune
 
 _HOME = {
     "GrowtasError": "growtas.errors",
@@ -41,6 +42,7 @@ _HOME = {
     "report": "growtas.analysis.report",
     "search": "growtas.searching",
     "train": "growtas.training",
+    "tune": "growtas.tuning.driver",
 }
 _MODULES = ("analysis", "cost", "ops")
 
@@ -64,6 +66,7 @@ __all__ = [
     "report",
     "search",
     "train",
+    "tune",
 ]
 
 

@@ -297,6 +297,19 @@ def _warmup(args: list[str]) -> int:
     return 0
 
 
+def _tune(args: list[str]) -> int:
+    """race the back ends on this machine, and keep which ones win"""
+    from growtas.tuning import tune
+
+    types = {"space": positional(str), "dtype": tuple[str, ...], "batch": int | None, "out": str | None}
+    values = options(tune, args, "tune", types)
+    try:
+        tune(**values)
+    except KeyboardInterrupt as stop:
+        raise Interrupted("Finished classes are kept: repeat the command to continue.") from stop
+    return 0
+
+
 def _doctor(args: list[str]) -> int:
     """versions, back ends and hardware, and what is missing"""
     from growtas import doctor
@@ -360,6 +373,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "compare": _compare,
     "report": _report,
     "spaces": _spaces,
+    "tune": _tune,
     "warmup": _warmup,
     "doctor": _doctor,
     "demo": _demo,

@@ -109,6 +109,40 @@ def _gpus() -> list[dict[str, Any]]:
     return gpus
 
 
+def _tuning() -> list[dict[str, Any]]:
+    """Per device: the tuning record in force, and what it says."""
+    import torch
+
+    from growtas.ops import backend, records
+    from growtas.tuning.report import summaries
+
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    told = []
+    for device in devices:
+        found = backend.record(device)
+        one: dict[str, Any] = {"device": str(device), "name": records.key(device)["device"], "source": None}
+        if found is not None:
+            record = found.record
+            one |= {"source": found.source, "path": str(found.path), "date": record.get("date")}
+            one |= {"about": record.get("about"), "choices": summaries(record)}
+        told.append(one)
+    return told
+
+
+def _ptxas(gpus: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The assembler that Triton calls."""
+    from growtas.tuning import ptxas
+
+    found = ptxas.version()
+    if found is None:
+        return None
+    path, numbers = found
+    notice = ptxas.notice([gpu["capability"] for gpu in gpus])
+    return {"path": path, "version": ".".join(map(str, numbers)), "notice": notice}
+
+
 def _backend(name: str) -> dict[str, Any]:
     from growtas.ops import backend, native
 
@@ -133,18 +167,22 @@ def collect() -> dict[str, Any]:
 
     Returns:
         ``versions``, ``commit``, ``python``, ``platform``, ``cpu``, ``gpus``, ``backends`` (per back end
-        ``ok``, ``reason``, ``remedy``), ``environment`` (the GROWTAS_ variables set); all of it JSON.
+        ``ok``, ``reason``, ``remedy``), ``tuning`` (per device the record in force), ``ptxas``,
+        ``environment`` (the GROWTAS_ variables set); all of it JSON.
     """
     from growtas.ops import native
 
+    gpus = _gpus()
     return {
         "versions": {"growtas": __version__} | {p: _version(p) for p in PACKAGES},
         "commit": _commit(native.metadata("cpu").get("commit")),
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
         "cpu": _cpu(),
-        "gpus": _gpus(),
+        "gpus": gpus,
         "backends": {name: _backend(name) for name in BACKENDS},
+        "tuning": _tuning(),
+        "ptxas": _ptxas(gpus),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("GROWTAS_")},
     }
 
@@ -223,12 +261,36 @@ def report(facts: dict[str, Any], problems: Sequence[str]) -> str:
     lines += [f"  {g['name']}, {g['memory_gib']} GiB, sm {g['capability']}" for g in facts["gpus"]] or [
         "  none"
     ]
+    if facts["ptxas"]:
+        lines.append(f"  Triton's ptxas {facts['ptxas']['version']}: {facts['ptxas']['path']}")
+        lines += [f"  {facts['ptxas']['notice']}"] if facts["ptxas"]["notice"] else []
+    lines += ["", "what auto takes", *_tuning_lines(facts["tuning"])]
     if facts["environment"]:
         lines += ["", *(f"{k}={v}" for k, v in facts["environment"].items())]
     lines += (
         ["", *(f"Problem: {p}" for p in problems)] if problems else ["", "All that was asked for is there."]
     )
     return "\n".join(lines)
+
+
+def _tuning_lines(told: Sequence[dict[str, Any]]) -> list[str]:
+    """The tuning records as text."""
+    from growtas.tuning.report import table
+
+    lines = []
+    for one in told:
+        head = f"  {one['name']} ({one['device']}): "
+        if one["source"] is None:
+            lines.append(
+                f"{head}no record, so torch everywhere. Measure it: growtas tune --device {one['device']}"
+            )
+            continue
+        whose = "your record" if one["source"] == "user" else "a record that comes with growtas"
+        lines.append(f"{head}{whose}, {(one['date'] or 'without a date')[:10]}, {one['path']}")
+        if one["source"] == "shipped":
+            lines.append(f"    {one['about']} Measure your own: growtas tune --device {one['device']}")
+        lines += [f"    {line}" for line in table(one["choices"]).splitlines()]
+    return lines
 
 
 def main(require: Sequence[str] | None = None, as_json: bool = False) -> int:

@@ -17,6 +17,13 @@ CPU_BACKENDS = ("torch", "cpu", "triton")
 """The back ends that can run on CPU tensors; triton through its interpreter."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_records_of_the_users(tmp_path_factory):
+    """What somebody tuned on this machine must not change what is tested."""
+    os.environ["GROWTAS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    backend.changed()
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Two workers share two cores: one thread each, so that they do not fight."""

@@ -25,6 +25,7 @@ LAYERS = [
     {"nn"},
     {"supernet"},
     {"methods"},
+    {"tuning"},
     {"training"},
     {"searching", "export"},
     {"plotting", "doctor", "warmup", "listing"},
@@ -74,6 +75,7 @@ def test_arrows_go_one_way(name):
         "train": "training",
         "search": "searching",
         "compare": "comparing",
+        "tune": "tuning",
     }
     for other in imported(modules()[name]):
         other = public.get(other, other)
@@ -117,7 +119,7 @@ def test_public_names_are_the_functions():
     code = (
         f"import importlib\nfor name in {names}:\n    importlib.import_module('growtas.' + name)\n"
         "import growtas\n"
-        "print(all(callable(getattr(growtas, name)) for name in ('search', 'train', 'extract')))\n"
+        "print(all(callable(getattr(growtas, name)) for name in ('search', 'train', 'extract', 'tune')))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "True", result.stderr

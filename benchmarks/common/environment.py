@@ -90,7 +90,7 @@ def commit() -> str:
         "csrc",
         "benchmarks",
         ":!benchmarks/results",
-        ":!growtas/ops/choices.json",
+        ":!growtas/ops/records/*.json",
     ]
     try:
         head = _git("rev-parse", "--short=12", "HEAD")

@@ -1,25 +1,29 @@
-"""Which language runs an operation: the one asked for, or the one that a committed measurement favours.
+"""Which language runs an operation: the one asked for, or the one that a measurement favours.
 
-Five back ends: ``torch`` (the reference composition, always there), ``cpu`` (C++), ``cublas`` (GEMMs, with
+Five backends: ``torch`` (the reference composition, always there), ``cpu`` (C++), ``cublas`` (GEMMs, with
 Triton between them), ``triton`` and ``cuda`` (CUDA C++). ``GROWTAS_BACKEND`` or :func:`use` asks for one:
 every operation that has it then runs on it or raises; operations without it stay with torch (docs/kernels.md
-has the table). ``auto``, the default, follows ``choices.json``, which ``benchmarks/choose.py`` writes from
-measurements, and falls back to torch quietly where the favoured back end is missing.
+has the table). ``auto``, the default, follows the tuning record of the device (growtas.ops.records): the
+user's, which ``growtas tune`` wrote, or one that we ship; without any, or where the favoured backend is
+missing, torch.
+
+A choice depends on the supernet's width class and the dtype, never on the subnet. Callers may keep what they
+looked up for as long as :func:`epoch` stays the same.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import json
 import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 
 from growtas.errors import GrowtasError, UsageError, nearest
+from growtas.ops import records
 
 BACKENDS = ("torch", "cpu", "cublas", "triton", "cuda")
 
@@ -78,8 +82,6 @@ the operations above, each of which is chosen for itself.
 KERNELS: dict[str, tuple[str, ...]] = {op: tuple(table) for op, table in IMPLEMENTATIONS.items()}
 """The back ends in which each operation has a kernel."""
 
-CHOICES_FILE = Path(__file__).with_name("choices.json")
-
 _DTYPES = {
     "cpu": (torch.float32, torch.bfloat16, torch.float16),
     "cublas": (torch.bfloat16, torch.float16),
@@ -88,6 +90,13 @@ _DTYPES = {
 }
 
 _request: str | None = None  # None: not read from the environment yet
+_assigned: tuple[Mapping[str, str], Choices] | None = None  # of the block that assigned() is in force for
+_adopted: dict[torch.device, records.Found] = {}
+_epoch = 0
+
+
+Choices = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""By operation, dtype and class of widths, as a tuning record holds them."""
 
 
 class Availability(NamedTuple):
@@ -128,7 +137,54 @@ class _Use:
 def _set(name: str) -> None:
     global _request
     _request = name
+    changed()
+
+
+def epoch() -> int:
+    """A number that changes whenever the same question may get another answer than before."""
+    return _epoch
+
+
+def changed() -> None:
+    """Forget every answer: another request holds, or a record was written."""
+    global _epoch
+    _epoch += 1
     _choose.cache_clear()
+    _look_up.cache_clear()
+
+
+@contextmanager
+def assigned(names: Mapping[str, str], choices: Choices | None = None) -> Iterator[None]:
+    """Within it, operations run where they are told to, unchecked: for those who measure or compile.
+
+    Args:
+        names: back ends by operation, at every dtype and width.
+        choices: of the operations that are not named there; torch where this says nothing.
+    """
+    global _assigned
+    former, _assigned = _assigned, (names, choices or {})
+    changed()
+    try:
+        yield
+    finally:
+        _assigned = former
+        changed()
+
+
+def record(device: torch.device) -> records.Found | None:
+    """The tuning record that ``auto`` follows on a device, if there is any."""
+    return _adopted.get(device) or _look_up(device)
+
+
+def adopt(device: torch.device, found: records.Found) -> None:
+    """Follow a record in this process, wherever it was measured: all ranks of a run choose alike."""
+    _adopted[device] = found
+    changed()
+
+
+@functools.cache
+def _look_up(device: torch.device) -> records.Found | None:
+    return records.find(device)
 
 
 def use(name: str) -> _Use:
@@ -203,19 +259,6 @@ def shape_class(width: int) -> str:
     return str(next(bound for bound in (64, 128, 256, 512, 1024) if width <= bound or bound == 1024))
 
 
-def device_class(device: torch.device) -> str:
-    """The key of a device in the table of measurements: ``cpu`` or the compute capability, ``sm_90``."""
-    if device.type != "cuda":
-        return device.type
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
-
-
-@functools.cache
-def _choices() -> dict:
-    return json.loads(CHOICES_FILE.read_text())["choices"] if CHOICES_FILE.exists() else {}
-
-
 def choose(op: str, device: torch.device, dtype: torch.dtype, width: int) -> str:
     """The back end that runs an operation on tensors of this kind.
 
@@ -237,6 +280,10 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, width: int) -> str
 
 @functools.lru_cache(maxsize=4096)
 def _choose(op: str, device: torch.device, dtype: torch.dtype, width: int) -> str:
+    dtype_name = str(dtype).removeprefix("torch.")
+    if _assigned is not None:
+        names, choices = _assigned
+        return names.get(op) or records.name_of(_chosen(choices, op, dtype_name, width))
     name = requested()
     if name != "auto":
         if name not in KERNELS[op]:
@@ -248,11 +295,31 @@ def _choose(op: str, device: torch.device, dtype: torch.dtype, width: int) -> st
         if not state.ok:
             raise GrowtasError(f"Back end {name!r} cannot run {op}: {state.reason}. {state.remedy}")
         return name
+    found = record(device)
+    name = records.name_of(_chosen(found.record["choices"] if found else {}, op, dtype_name, width))
+    return name if name in KERNELS[op] and suits(name, device, dtype) else "torch"
+
+
+def suits(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a backend is available here and takes tensors of this device and dtype."""
+    return not _mismatch(name, device, dtype) and available(name).ok
+
+
+def _chosen(choices: Choices, op: str, dtype: str, width: int) -> Any:
+    return choices.get(op, {}).get(dtype, {}).get(shape_class(width), "torch")
+
+
+def tile(op: str, device: torch.device, dtype: torch.dtype, width: int) -> dict[str, Any] | None:
+    """The tile that a record names together with the chosen back end; None where the kernel picks its own.
+
+    Args: as of :func:`choose`.
+    """
+    found = record(device)
+    if requested() != "auto" or found is None:
+        return None
     dtype_name = str(dtype).removeprefix("torch.")
-    by_width = _choices().get(device_class(device), {}).get(op, {}).get(dtype_name, {})
-    name = by_width.get(shape_class(width), "torch")
-    usable = name in KERNELS[op] and not _mismatch(name, device, dtype) and available(name).ok
-    return name if usable else "torch"
+    choice = _chosen(found.record["choices"], op, dtype_name, width)
+    return None if isinstance(choice, str) else choice.get("tile")
 
 
 @functools.cache

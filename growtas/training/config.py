@@ -32,6 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "qkv_bias": ("interleaved", "published"),
     "unused_blocks": ("skip", "zero"),
     "amp": ("none", "bfloat16"),
+    "tune": ("auto", "off"),
     "new_region": ("keep", "standard", "near_zero", "pretrained"),
     "new_region_moments": ("keep", "reset"),
     "gradients": ("auto", "mean", "sum"),
@@ -77,6 +78,7 @@ RUNTIME = (
     "checkpoint_every_seconds",
     "interference_every",
     "tensorboard",
+    "tune",
 )
 """Settings that a resume may change: they do not enter the result."""
 
@@ -147,6 +149,8 @@ class TrainConfig:
             them, as the published code did under torch 1.7.
         amp: ``bfloat16`` for autocast, ``none`` for float32.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
+        tune: ``auto`` races back ends first where a GPU has no tuning record of what the run needs, once;
+            ``off`` takes what records there are. See growtas tune.
         workers: processes that load images; as many as fit where None.
         data_folder: where timm data sets are stored.
         download: let timm download the data set into ``data_folder``.
@@ -218,6 +222,7 @@ class TrainConfig:
     unused_blocks: str = "skip"
     amp: str = "none"
     device: str = "auto"
+    tune: str = "auto"
     workers: int | None = None
     data_folder: str | None = None
     download: bool = False

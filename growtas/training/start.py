@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from growtas.errors import GrowtasError, UsageError, nearest
+from growtas.ops import backend
 from growtas.space import Space, load_space
 from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.training import checkpoint, initial
@@ -22,6 +24,7 @@ from growtas.training.loader import TrainingLoader
 from growtas.training.log import Curves, RunLog
 from growtas.training.loop import Trainer
 from growtas.training.run import Run, check_free, remove_leftovers, versions
+from growtas.tuning import tune_before_training
 
 
 def train(
@@ -93,6 +96,7 @@ def begin(config: TrainConfig, space: Space | None = None) -> Run:
         with preserved_generators():  # the trainer checks every setting before a file is written
             trainer = Trainer(run, splits, device, ranks, initial=weights)
             initial.check_needed(trainer.method, config.initial)
+            _tune(run, device, ranks)
             ranks.on_first(lambda: _create(run, weights))
             with _locked(run, ranks) as log:
                 _run(trainer, run, log, 0)
@@ -111,6 +115,15 @@ def _create(run: Run, weights: Mapping[str, Tensor] | None) -> None:
         run.write_config()
     except OSError as error:
         raise GrowtasError(f"The run folder {run.path} could not be written: {error.strerror}.") from error
+
+
+def _tune(run: Run, device: torch.device, ranks: Ranks) -> None:
+    """Race back ends where the device has no record: rank 0 does, and all ranks follow what it found."""
+    config = run.config
+    batch = max(1, config.batch_size // ranks.world)
+    found = ranks.on_first(lambda: tune_before_training(run.space, device, config.amp, batch, config.tune))
+    if found is not None and ranks.world > 1:
+        backend.adopt(device, found)
 
 
 def _load_data(config: TrainConfig, space: Space, ranks: Ranks) -> Splits:
@@ -147,6 +160,7 @@ def _resume(path: str | Path | Run, given: Mapping[str, Any]) -> Run:
             if state is None or state["step"] < run.steps:
                 weights = initial.read(run) if state is None else None
                 trainer = Trainer(run, run.splits(), device, ranks, state, weights)
+                _tune(run, device, ranks)
                 _run(trainer, run, log, state["log_offset"] if state else 0)
             else:
                 checkpoint.check_belongs(state, run.identity(), run.checkpoint_path)

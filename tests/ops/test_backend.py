@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import statistics
+from pathlib import Path
 
 import pytest
 import torch
 
 from growtas import ops
 from growtas.errors import GrowtasError, UsageError
-from growtas.ops import backend
+from growtas.ops import backend, records
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def table(monkeypatch):
-    """Replace the committed measurements."""
+    """Replace the record in force on the CPU."""
 
     def replace(choices: dict) -> None:
-        monkeypatch.setattr(backend, "_choices", lambda: choices)
-        backend._choose.cache_clear()
+        found = records.Found({"choices": choices}, Path("of-the-test.json"), "user")
+        monkeypatch.setattr(records, "find", lambda device: found)
+        backend.changed()
 
     yield replace
-    backend._choose.cache_clear()
+    monkeypatch.undo()
+    backend.changed()
 
 
 def test_use_restores_what_was_in_force():
@@ -71,7 +72,7 @@ def test_wrong_environment_request(monkeypatch):
 
 
 def test_auto_follows_the_table(table):
-    table({"cpu": {"layer_norm": {"float32": {"256": "cpu"}}}})
+    table({"layer_norm": {"float32": {"256": "cpu"}}})
     with ops.use("auto"):
         assert backend.choose("layer_norm", CPU, torch.float32, 216) == "cpu"
         assert backend.choose("layer_norm", CPU, torch.float32, 448) == "torch"
@@ -80,7 +81,7 @@ def test_auto_follows_the_table(table):
 
 
 def test_auto_falls_back_quietly(table, monkeypatch):
-    table({"cpu": {"layer_norm": {"float32": {"256": "cpu"}}, "linear": {"float32": {"256": "cpu"}}}})
+    table({"layer_norm": {"float32": {"256": "cpu"}}, "linear": {"float32": {"256": "cpu"}}})
     monkeypatch.setattr(
         backend, "available", lambda name: backend.Availability(name == "torch", "it was not built", "")
     )
@@ -97,22 +98,38 @@ def test_shape_class(width, expected):
     assert backend.shape_class(width) == expected
 
 
-def test_the_committed_table_names_existing_kernels_and_their_measurements():
-    """A kernel may be chosen only where a committed measurement shows that it wins."""
-    document = json.loads(backend.CHOICES_FILE.read_text())
-    assert document["choices"], "nothing was ever measured"
-    for device, by_op in document["choices"].items():
-        for op, by_dtype in by_op.items():
-            for dtype, by_width in by_dtype.items():
-                for width, name in by_width.items():
-                    assert name in backend.KERNELS[op] and name != "torch"
-                    key = (device, op, dtype, width, name)
-                    own = [m for m in document["measurements"] if _measured(m) == key]
-                    assert own and not any("refused" in m for m in own), key
-                    for step in ("forward", "step"):
-                        assert statistics.geometric_mean(m[step][0] for m in own) > 1, (key, step)
-                        assert all(upper > 0.97 for _, _, upper in (m[step] for m in own)), (key, step)
+def test_a_choice_may_name_a_tile(table):
+    table({"layer_norm": {"float32": {"256": {"backend": "cpu", "tile": {"rows": 4}}, "64": "cpu"}}})
+    with ops.use("auto"):
+        assert backend.choose("layer_norm", CPU, torch.float32, 216) == "cpu"
+        assert backend.tile("layer_norm", CPU, torch.float32, 216) == {"rows": 4}
+        assert backend.tile("layer_norm", CPU, torch.float32, 64) is None
+    with ops.use("cpu"):
+        assert backend.tile("layer_norm", CPU, torch.float32, 216) is None  # of the record, not of a request
 
 
-def _measured(measurement: dict) -> tuple[str, ...]:
-    return tuple(measurement[field] for field in ("device", "op", "dtype", "class", "backend"))
+def test_the_epoch_changes_with_every_answer(table):
+    seen = {backend.epoch()}
+    with ops.use("torch"):
+        seen.add(backend.epoch())
+        assert backend.choose("layer_norm", CPU, torch.float32, 64) == "torch"
+        with backend.assigned({"layer_norm": "cpu"}, {"qkv": {"float32": {"64": "triton"}}}):
+            seen.add(backend.epoch())
+            meta = torch.device("meta")  # who assigns is not asked whether it runs
+            assert backend.choose("layer_norm", meta, torch.float64, 64) == "cpu"
+            assert backend.choose("qkv", meta, torch.float32, 64) == "triton"
+            assert backend.choose("qkv", meta, torch.float32, 65) == "torch"
+        seen.add(backend.epoch())
+        assert backend.choose("layer_norm", CPU, torch.float32, 64) == "torch"
+    table({})
+    seen |= {backend.epoch()}
+    assert len(seen) == 5
+
+
+def test_adopted_records_come_first(table, monkeypatch):
+    table({})
+    monkeypatch.setattr(backend, "_adopted", {})
+    choices = {"layer_norm": {"float32": {"64": "cpu"}}}
+    backend.adopt(CPU, records.Found({"choices": choices}, Path("of-rank-0.json"), "user"))
+    with ops.use("auto"):
+        assert backend.choose("layer_norm", CPU, torch.float32, 64) == "cpu"

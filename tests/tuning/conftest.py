@@ -1,0 +1,42 @@
+"""A small case, and back ends that must be left out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from growtas import load_space
+from growtas.ops import backend
+from growtas.tuning.cases import Case, cases
+
+sys.path.insert(0, str(Path(__file__).parent))  # workers import fake_backends by the path of this process
+
+
+@pytest.fixture
+def norm() -> Case:
+    """LayerNorm at the digits' sizes, without the branch that it is checked in."""
+    (found,) = [case for case in cases(load_space("digits"), 2, ("float32",)) if case.op == "layer_norm"]
+    return Case(found.op, found.dtype, found.width_class, found.jobs[:1], ())
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("GROWTAS_CACHE", str(tmp_path / "cache"))
+    backend.changed()
+    yield tmp_path / "cache"
+    monkeypatch.undo()
+    backend.changed()
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Puts a fake in the place of the C++ LayerNorm."""
+
+    def replace(prefix: str) -> None:
+        table = {**backend.IMPLEMENTATIONS["layer_norm"], "cpu": f"fake_backends:{prefix}_"}
+        monkeypatch.setitem(backend.IMPLEMENTATIONS, "layer_norm", table)
+
+    return replace
