@@ -298,7 +298,7 @@ def _warmup(args: list[str]) -> int:
 
 
 def _tune(args: list[str]) -> int:
-    """race the back ends on this machine, and keep which ones win"""
+    """race the backends on this machine, and keep which ones win"""
     from growtas.tuning import tune
 
     types = {"space": positional(str), "dtype": tuple[str, ...], "batch": int | None, "out": str | None}
@@ -311,7 +311,7 @@ def _tune(args: list[str]) -> int:
 
 
 def _doctor(args: list[str]) -> int:
-    """versions, back ends and hardware, and what is missing"""
+    """versions, backends and hardware, and what is missing"""
     from growtas import doctor
 
     return doctor.main(**options(doctor.main, args, "doctor"))

@@ -1,4 +1,4 @@
-"""What is installed, which back ends run here, and how to get the others: ``growtas doctor``."""
+"""What is installed, which backends run here, and how to get the others: ``growtas doctor``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from growtas.errors import nearest
 from growtas.version import __version__
 
 PACKAGES = ("torch", "torchvision", "triton", "timm", "numpy", "scikit-learn", "tyro", "safetensors")
-BACKENDS = ("torch", "cpu", "triton", "cuda")
+BACKENDS = ("torch", "cpu", "cublas", "triton", "cuda")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -166,7 +166,7 @@ def collect() -> dict[str, Any]:
     """Everything ``growtas doctor`` tells.
 
     Returns:
-        ``versions``, ``commit``, ``python``, ``platform``, ``cpu``, ``gpus``, ``backends`` (per back end
+        ``versions``, ``commit``, ``python``, ``platform``, ``cpu``, ``gpus``, ``backends`` (per backend
         ``ok``, ``reason``, ``remedy``), ``tuning`` (per device the record in force), ``ptxas``,
         ``environment`` (the GROWTAS_ variables set); all of it JSON.
     """
@@ -192,7 +192,7 @@ def complaints(facts: dict[str, Any], require: Sequence[str] = ()) -> list[str]:
 
     Args:
         facts: of :func:`collect`.
-        require: back ends that must run here, beside those GROWTAS_BACKEND and GROWTAS_BUILD ask for.
+        require: backends that must run here, beside those GROWTAS_BACKEND and GROWTAS_BUILD ask for.
 
     Returns:
         One sentence each; empty when all is well.
@@ -206,7 +206,7 @@ def complaints(facts: dict[str, Any], require: Sequence[str] = ()) -> list[str]:
     found = []
     for source, name in asked:
         if name not in BACKENDS:
-            found.append(f"{source} asks for {name!r}, which is no back end.{nearest(name, BACKENDS)}")
+            found.append(f"{source} asks for {name!r}, which is no backend.{nearest(name, BACKENDS)}")
             continue
         state = facts["backends"][name]
         enough = state["ok"] or (source == "GROWTAS_BUILD" and "build" in state)  # built is all that one asks
@@ -236,7 +236,7 @@ def report(facts: dict[str, Any], problems: Sequence[str]) -> str:
         "with    " + ", ".join(f"{p} {versions[p] or 'missing'}" for p in PACKAGES),
         f"on      {facts['platform']}",
         "",
-        "back ends",
+        "backends",
     ]
     for name, state in facts["backends"].items():
         built = state.get("build", {})
@@ -297,7 +297,7 @@ def main(require: Sequence[str] | None = None, as_json: bool = False) -> int:
     """Print the report.
 
     Args:
-        require: back ends that must run here.
+        require: backends that must run here.
         as_json: print the facts as JSON instead of text.
 
     Returns:

@@ -119,16 +119,16 @@ def test_sources_newer_than_the_build_are_told(facts, monkeypatch):
 def test_no_request_makes_the_doctor_crash(value, status):
     done = run(GROWTAS_BACKEND=value)
     assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr and "back ends" in done.stdout
+    assert "Traceback" not in done.stderr and "backends" in done.stdout
     if status:
-        assert "GROWTAS_BACKEND asks for 'nonsense', which is no back end." in done.stdout
+        assert "GROWTAS_BACKEND asks for 'nonsense', which is no backend." in done.stdout
 
 
 def test_the_json_and_the_requirement():
     done = run(["cpu", "cdua"], as_json=True)
     assert done.returncode == 1
     (problem,) = json.loads(done.stdout)["problems"]
-    assert problem.startswith("--require asks for 'cdua', which is no back end. Did you mean 'cuda'")
+    assert problem.startswith("--require asks for 'cdua', which is no backend. Did you mean 'cuda'")
 
 
 def test_without_torch_the_doctor_says_so(monkeypatch, capsys):

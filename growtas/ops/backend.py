@@ -73,14 +73,14 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "triton": "growtas.kernels.mlp:",
     },
 }
-"""Where each operation is implemented: its back ends, and modules and prefix of their functions.
+"""Where each operation is implemented: its backends, and modules and prefix of their functions.
 
 ``norm_qkv`` and ``mlp`` are fused kernels where they exist; elsewhere ``torch`` stands for a composition of
 the operations above, each of which is chosen for itself.
 """
 
 KERNELS: dict[str, tuple[str, ...]] = {op: tuple(table) for op, table in IMPLEMENTATIONS.items()}
-"""The back ends in which each operation has a kernel."""
+"""The backends in which each operation has a kernel."""
 
 _DTYPES = {
     "cpu": (torch.float32, torch.bfloat16, torch.float16),
@@ -100,7 +100,7 @@ Choices = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 class Availability(NamedTuple):
-    """Whether a back end can run here; if not, the reason and what the user can do about it."""
+    """Whether a backend can run here; if not, the reason and what the user can do about it."""
 
     ok: bool
     reason: str = ""
@@ -109,12 +109,12 @@ class Availability(NamedTuple):
 
 def _check_name(name: str) -> str:
     if name not in (*BACKENDS, "auto"):
-        raise UsageError(f"There is no back end {name!r}.{nearest(name, (*BACKENDS, 'auto'))}")
+        raise UsageError(f"There is no backend {name!r}.{nearest(name, (*BACKENDS, 'auto'))}")
     return name
 
 
 def requested() -> str:
-    """The back end asked for by :func:`use` or, first, by ``GROWTAS_BACKEND``; ``auto`` if none was."""
+    """The backend asked for by :func:`use` or, first, by ``GROWTAS_BACKEND``; ``auto`` if none was."""
     global _request
     if _request is None:
         _request = _check_name(os.environ.get("GROWTAS_BACKEND") or "auto")
@@ -158,7 +158,7 @@ def assigned(names: Mapping[str, str], choices: Choices | None = None) -> Iterat
     """Within it, operations run where they are told to, unchecked: for those who measure or compile.
 
     Args:
-        names: back ends by operation, at every dtype and width.
+        names: backends by operation, at every dtype and width.
         choices: of the operations that are not named there; torch where this says nothing.
     """
     global _assigned
@@ -188,13 +188,13 @@ def _look_up(device: torch.device) -> records.Found | None:
 
 
 def use(name: str) -> _Use:
-    """Ask for a back end, until told otherwise or, as a context manager, for a block.
+    """Ask for a backend, until told otherwise or, as a context manager, for a block.
 
     Args:
         name: ``torch``, ``cpu``, ``triton``, ``cuda`` or ``auto``.
 
     Raises:
-        UsageError: there is no such back end.
+        UsageError: there is no such backend.
         GrowtasError: it cannot run here; the sentence says why and what to do.
 
     Example:
@@ -205,14 +205,14 @@ def use(name: str) -> _Use:
     if name != "auto":
         state = available(name)
         if not state.ok:
-            raise GrowtasError(f"Back end {name!r} cannot run here: {state.reason}. {state.remedy}")
+            raise GrowtasError(f"Backend {name!r} cannot run here: {state.reason}. {state.remedy}")
     former = requested()
     _set(name)
     return _Use(former)
 
 
 def available(name: str) -> Availability:
-    """Whether a back end can run on this machine.
+    """Whether a backend can run on this machine.
 
     Args:
         name: one of :data:`BACKENDS`.
@@ -260,7 +260,7 @@ def shape_class(width: int) -> str:
 
 
 def choose(op: str, device: torch.device, dtype: torch.dtype, width: int) -> str:
-    """The back end that runs an operation on tensors of this kind.
+    """The backend that runs an operation on tensors of this kind.
 
     Args:
         op: a key of :data:`KERNELS`.
@@ -272,7 +272,7 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, width: int) -> str
         A name of :data:`BACKENDS`.
 
     Raises:
-        UsageError: the back end asked for does not run on this device or dtype.
+        UsageError: the backend asked for does not run on this device or dtype.
         GrowtasError: it is not available here.
     """
     return _choose(op, device, dtype, int(width))  # a symbolic width is a size of the supernet: it is fixed
@@ -290,10 +290,10 @@ def _choose(op: str, device: torch.device, dtype: torch.dtype, width: int) -> st
             return "torch"
         problem = _mismatch(name, device, dtype)
         if problem:
-            raise UsageError(f"Back end {name!r} was asked for, but {problem}. Ask for 'torch' or 'auto'.")
+            raise UsageError(f"Backend {name!r} was asked for, but {problem}. Ask for 'torch' or 'auto'.")
         state = available(name)
         if not state.ok:
-            raise GrowtasError(f"Back end {name!r} cannot run {op}: {state.reason}. {state.remedy}")
+            raise GrowtasError(f"Backend {name!r} cannot run {op}: {state.reason}. {state.remedy}")
         return name
     found = record(device)
     name = records.name_of(_chosen(found.record["choices"] if found else {}, op, dtype_name, width))
@@ -310,7 +310,7 @@ def _chosen(choices: Choices, op: str, dtype: str, width: int) -> Any:
 
 
 def tile(op: str, device: torch.device, dtype: torch.dtype, width: int) -> dict[str, Any] | None:
-    """The tile that a record names together with the chosen back end; None where the kernel picks its own.
+    """The tile that a record names together with the chosen backend; None where the kernel picks its own.
 
     Args: as of :func:`choose`.
     """
@@ -336,7 +336,7 @@ def kernel(op: str, name: str, x: torch.Tensor, width: int, dtype: torch.dtype |
 
     Args:
         op: a key of :data:`KERNELS`.
-        name: of the step, such as ``linear_forward``: the same in every back end.
+        name: of the step, such as ``linear_forward``: the same in every backend.
         x: activations, whose device and dtype decide, with
         width: channels of the *shared* weight: one choice for all subnets, so that nothing compiled depends
             on the subnet.
@@ -350,7 +350,7 @@ def kernel(op: str, name: str, x: torch.Tensor, width: int, dtype: torch.dtype |
 
 
 def _mismatch(name: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Why a back end cannot take tensors of this device and dtype; empty where it can."""
+    """Why a backend cannot take tensors of this device and dtype; empty where it can."""
     if name == "torch":
         return ""
     wanted = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda", "cpu") if interpreted() else ("cuda",)}

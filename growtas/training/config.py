@@ -149,7 +149,7 @@ class TrainConfig:
             them, as the published code did under torch 1.7.
         amp: ``bfloat16`` for autocast, ``none`` for float32.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
-        tune: ``auto`` races back ends first where a GPU has no tuning record of what the run needs, once;
+        tune: ``auto`` races backends first where a GPU has no tuning record of what the run needs, once;
             ``off`` takes what records there are. See growtas tune.
         workers: processes that load images; as many as fit where None.
         data_folder: where timm data sets are stored.

@@ -1,7 +1,7 @@
-"""Which back end is fastest here: ``growtas tune`` measures it, ``auto`` follows (docs/tuning.md).
+"""Which backend is fastest here: ``growtas tune`` measures it, ``auto`` follows (docs/tuning.md).
 
 - ``cases``: what is raced; ``calls``: the tensors and operations of one job.
-- ``worker``: a process that checks (``checks``) and times (``clock``) one back end; ``children`` its parent's
+- ``worker``: a process that checks (``checks``) and times (``clock``) one backend; ``children`` its parent's
   side; ``compiling`` fills Triton's cache before.
 - ``decide``: from measurements to choices; ``driver``: all of it, into a record of growtas.ops.records.
 - ``before_training``: a run on a GPU without a record tunes first.

@@ -40,7 +40,7 @@ def tune_before_training(
         key = records.key(device)
         print(
             f"{key['device']} has no tuning record for {missing} classes of {space.name} in {dtype}: racing "
-            f"back ends first, about {SECONDS:.0f} s and the time to compile, once (--tune off skips it); "
+            f"backends first, about {SECONDS:.0f} s and the time to compile, once (--tune off skips it); "
             f"the record: {records.path_of(key)}",
             flush=True,
         )

@@ -91,7 +91,7 @@ def same_bits(call: Call, candidate: Callable[[], contextmanager], repeats: int)
         Why it fails; empty where all bits are equal.
     """
     with candidate():
-        first = [_bits(x) for x in call.step()]
+        first = [_bits(x).clone() for x in call.step()]  # outputs may lie in memory used again
         changed = torch.zeros((), dtype=torch.bool, device=first[0].device)
         for turn in range(repeats - 1):
             if turn % 2:

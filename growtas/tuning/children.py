@@ -13,20 +13,21 @@ import time
 from typing import Any
 
 START_SECONDS = 180.0  # to import torch on a slow disk and start a GPU
-MOST_FAILURES = 3  # crashes and hangs of a back end; then its other classes are left out untried
+MOST_FAILURES = 3  # crashes and hangs of a backend; then its other classes are left out untried
 
 
 class Child:
-    """The worker of one back end, started when it is first asked.
+    """The worker of one backend, started when it is first asked.
 
     Args:
-        name: of the back end.
+        name: of the backend.
         patience: seconds that an answer may take beyond what it was given for timing.
     """
 
     def __init__(self, name: str, patience: float) -> None:
         self.name, self.patience, self.failures = name, patience, 0
         self._process: subprocess.Popen | None = None
+        self._ready = False
         self._pending = b""
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -38,8 +39,10 @@ class Child:
         if self.failures >= MOST_FAILURES:
             return {"refused": f"not tried after {self.failures} crashes", "kind": "untried"}
         try:
-            if self._process is None:
-                self._start()
+            self.start()
+            if not self._ready:
+                self._read(START_SECONDS)
+                self._ready = True
             line = json.dumps(request).encode() + b"\n"
             self._process.stdin.write(line)
             self._process.stdin.flush()
@@ -55,18 +58,20 @@ class Child:
             self._fail()
             return {"refused": f"its process crashed ({reason})", "kind": "crash"}
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the worker, unless it runs already; it is waited for when it is first asked."""
+        if self._process is not None:
+            return
         environment = {name: value for name, value in os.environ.items() if name != "GROWTAS_BACKEND"}
         paths = [path for path in sys.path if path]  # growtas as it is imported here, wherever that is
         environment["PYTHONPATH"] = os.pathsep.join(paths)
         self._errors = tempfile.TemporaryFile()
-        self._pending = b""
+        self._pending, self._ready = b"", False
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "growtas.tuning.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment,
             start_new_session=True,  # Ctrl-C reaches the parent alone, which ends its children
         )  # fmt: skip
-        self._read(START_SECONDS)
 
     def _read(self, seconds: float) -> dict[str, Any]:
         """One line of the worker. Raises: TimeoutError, EOFError."""

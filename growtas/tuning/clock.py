@@ -1,4 +1,4 @@
-"""Times two back ends in turns, on inputs that are not in the cache.
+"""Times two backends in turns, on inputs that are not in the cache.
 
 A GPU is timed between two events. A wait of its own comes first, long enough for the host to queue all that
 is timed, so that what is measured is the GPU's time and not the host's; the host's is kept beside it.
@@ -32,7 +32,7 @@ def cache_bytes(device: torch.device) -> int:
 
 
 class _Timer:
-    """Seconds per call of one pass of one back end, on all inputs in turn."""
+    """Seconds per call of one pass of one backend, on all inputs in turn."""
 
     def __init__(self, runs: Sequence[Callable[[], object]], device: torch.device) -> None:
         self.runs, self.device = runs, device
@@ -57,7 +57,7 @@ class _Timer:
 
     def sample(self) -> float:
         """Seconds per call."""
-        self.runs[0]()  # what is looked up after a change of back ends is not part of it
+        self.runs[0]()  # what is looked up after a change of backends is not part of it
         self._wait()
         count = self.repeats * len(self.runs)
         if self.device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Which back end wins: from measurements to choices."""
+"""Which backend wins: from measurements to choices."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Measurement = dict[str, Any]
 
 
 def gain(measurements: Sequence[Measurement]) -> float:
-    """How much faster than torch a back end is on the whole; 0 where it is refused or slower at some size.
+    """How much faster than torch a backend is on the whole; 0 where it is refused or slower at some size.
 
     Args:
-        measurements: of one back end, operation, dtype and class.
+        measurements: of one backend, operation, dtype and class.
 
     Returns:
         The smaller of two geometric means of the medians, of the forward pass and of both passes.
@@ -32,13 +32,13 @@ def gain(measurements: Sequence[Measurement]) -> float:
 
 
 def wins(op: str, measurements: Sequence[Measurement]) -> bool:
-    """Whether a back end beats torch beyond doubt."""
+    """Whether a backend beats torch beyond doubt."""
     own = any("own_us" in one for one in measurements)  # older records timed these operations alone
     return gain(measurements) > (MARGIN_IN_BRANCH if own and op in IN_BRANCH else MARGIN)
 
 
 def decide(measurements: Sequence[Measurement]) -> dict[str, dict[str, dict[str, str]]]:
-    """The back ends that beat torch beyond doubt.
+    """The backends that beat torch beyond doubt.
 
     Args:
         measurements: of one device.

@@ -1,6 +1,6 @@
-"""``growtas tune``: races the back ends of a space's operations on this machine, and keeps the record.
+"""``growtas tune``: races the backends of a space's operations on this machine, and keeps the record.
 
-Each back end is raced against torch in a process of its own, case by case. Every finished case is written at
+Each backend is raced against torch in a process of its own, case by case. Every finished case is written at
 once, so that an interrupted tuning goes on where it stopped.
 """
 
@@ -31,10 +31,12 @@ KINDS = {"cpu": ("cpu",), "cuda": ("cublas", "cuda", "triton")}
 """The backends that may run on a kind of device."""
 
 REPEATS = {"cuda": 100, "cpu": 8}
-"""Runs that must give equal bits before a back end may win."""
+"""Runs that must give equal bits before a backend may win."""
 
 COMPILE_SECONDS = 150.0
 """That all kernels of one class may take to compile."""
+
+__all__ = ["Session", "plan", "rivals", "tune"]
 
 
 def tune(
@@ -47,7 +49,7 @@ def tune(
     again: bool = False,
     out: str | None = None,
 ) -> Path:
-    """Race the back ends of every operation of a space on this machine, and keep which ones win.
+    """Race the backends of every operation of a space on this machine, and keep which ones win.
 
     A kernel may win only where its results and gradients agree with fp64 and its bits do not change from run
     to run. One that is wrong, crashes, hangs or does not compile is left out, and the record says why.
@@ -56,9 +58,9 @@ def tune(
         space: a search space, the name of a preset or the path of a YAML file.
         device: auto for a GPU where there is one, else such as cpu or cuda:1.
         dtype: of GEMMs: bfloat16 (the default on a GPU), float16 or float32 (on a CPU).
-        seconds: of timing, about; compiling and checking come on top.
+        seconds: for checking and timing, about; compiling comes on top.
         batch: images per device; 128 on a GPU and 8 on a CPU where not given.
-        patience: seconds that a back end may take for one class, beyond timing, before it counts as hung.
+        patience: seconds that a backend may take for one class, beyond its share, before it counts as hung.
         again: race classes that were finished before once more.
         out: a file for the record instead of the user's cache folder, such as for sending it in.
 
@@ -113,7 +115,7 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device={name!r} cannot be used here. Use device='auto' or 'cpu'.") from error
     if device.type not in BATCH:
-        raise UsageError(f"device={name!r} has no back ends to race. Use a processor or an NVIDIA GPU.")
+        raise UsageError(f"device={name!r} has no backends to race. Use a processor or an NVIDIA GPU.")
     index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
     return torch.device(device.type, index)
 
@@ -153,35 +155,42 @@ class Session:
 
         Args:
             todo: the cases.
-            names: the back ends of each.
-            seconds: of timing, for all.
+            names: the backends of each.
+            seconds: of checks and timing, for all.
             patience: as of :func:`tune`.
         """
         from tqdm import tqdm
 
-        share = seconds / sum(len(own) for own in names.values())
-        compiled = [(case, name) for case in todo for name in names[case] if name in ("triton", "cublas")]
-        if compiled:
-            jobs = compiling.processes(self.device, len(compiled))
-            requests = [self._request(name, case, seconds=0.0) for case, name in compiled]
-            compiling.compile_ahead(requests, jobs, COMPILE_SECONDS)
-        children: dict[str, Child] = {}
+        children = {name: Child(name, patience) for own in names.values() for name in own}
         try:
-            with tqdm(total=sum(map(len, names.values())), unit="race", disable=None) as bar:
+            for child in children.values():
+                child.start()  # they import while Triton compiles
+            self._compile(todo, names)
+            end = time.monotonic() + seconds
+            left = sum(map(len, names.values()))
+            with tqdm(total=left, unit="race", disable=None) as bar:
                 for case in todo:
                     begin, found = time.monotonic(), []
                     for name in names[case]:
                         bar.set_description(f"{name}: {case}")
-                        child = children.setdefault(name, Child(name, patience))
-                        found += self._one(child, case, share)
+                        share = max(0.0, end - time.monotonic()) / left
+                        found += self._one(children[name], case, share)
+                        left -= 1
                         bar.update()
                     self._keep(case, found, time.monotonic() - begin)
         finally:
             for child in children.values():
                 child.close()
 
+    def _compile(self, todo: Sequence[Case], names: dict[Case, list[str]]) -> None:
+        compiled = [(case, name) for case in todo for name in names[case] if name in ("triton", "cublas")]
+        if compiled:
+            jobs = compiling.processes(self.device, len(compiled))
+            requests = [self._request(name, case, seconds=0.0) for case, name in compiled]
+            compiling.compile_ahead(requests, jobs, COMPILE_SECONDS)
+
     def _one(self, child: Child, case: Case, seconds: float) -> list[dict[str, Any]]:
-        """The measurements of one back end on one case, or one that says why it is left out."""
+        """The measurements of one backend on one case, or one that says why it is left out."""
         head = {"op": case.op, "dtype": case.dtype, "class": case.width_class, "backend": child.name}
         answer = child.ask(self._request(child.name, case, seconds=seconds))
         while answer.get("kind") == "memory" and case.jobs[0].batch > 1:

@@ -19,7 +19,7 @@ def version() -> tuple[str, tuple[int, int]] | None:
         own = getattr(getattr(triton.knobs, "nvidia", None), "ptxas", None)
         path = os.environ.get("TRITON_PTXAS_PATH") or own.path
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
-    except Exception:  # whatever is broken about Triton is told by growtas doctor's list of back ends
+    except Exception:  # whatever is broken about Triton is told by growtas doctor's list of backends
         return None
     found = re.search(r"release (\d+)\.(\d+)", done.stdout)
     return (path, (int(found[1]), int(found[2]))) if found else None

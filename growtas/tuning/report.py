@@ -11,7 +11,7 @@ from growtas.tuning.decide import PASSES
 
 
 def summaries(record: Record) -> list[dict[str, Any]]:
-    """Per operation, dtype, class and back end: what was measured, and what ``auto`` takes.
+    """Per operation, dtype, class and backend: what was measured, and what ``auto`` takes.
 
     Args:
         record: of growtas.ops.records.

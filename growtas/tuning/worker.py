@@ -1,4 +1,4 @@
-"""A process that races one back end: a kernel that crashes, hangs or spoils memory costs this process alone.
+"""A process that races one backend: a kernel that crashes, hangs or spoils memory costs this process alone.
 
 ``python -m growtas.tuning.worker`` answers each line on its standard input, a request in JSON, with a line on
 its standard output. Whatever else is printed here goes to standard error.
@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import partial
@@ -22,6 +23,7 @@ from growtas.tuning import calls, checks, clock, decide
 from growtas.tuning.cases import Case, Job, torch_dtype
 
 FEW_REPEATS = 3  # before the race: what differs so soon need not be timed
+LEAST_SHARE = 0.3  # of the time, for timing, however long the checks took
 MOST_SETS = 4  # of inputs
 SHARE_OF_CACHE = 1.5
 
@@ -35,7 +37,7 @@ class Refused(Exception):
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Check and time one back end on one case.
+    """Check and time one backend on one case.
 
     Args:
         request: ``case``, ``backend``, ``place`` (where its functions are), ``choices`` of the operations
@@ -87,15 +89,15 @@ def _case(
     own = partial(backend.assigned, {case.op: name}, rest)
     torchs = partial(backend.assigned, {case.op: "torch"}, rest)
     _check_support(case, own, device)
+    begin = time.monotonic()
     for job in (*case.jobs, *case.checks):
         call = _made(job, device, 0, own)
         if problem := checks.compare(call, own):
             raise Refused("wrong", problem)
         if problem := checks.same_bits(call, own, FEW_REPEATS):
             raise Refused("bits", problem)
-    found = []
-    for job in case.jobs:
-        found.append(_race(job, torchs, own, device, seconds / len(case.jobs)))
+    rest_of_time = max(LEAST_SHARE * seconds, seconds - (time.monotonic() - begin))
+    found = [_race(job, torchs, own, device, rest_of_time / len(case.jobs)) for job in case.jobs]
     if decide.wins(case.op, found):
         for job in (*case.jobs, *case.checks):
             if problem := checks.same_bits(_made(job, device, 0, own), own, repeats):

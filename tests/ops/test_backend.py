@@ -1,4 +1,4 @@
-"""Which back end runs: explicit requests fail loudly, ``auto`` follows measurements."""
+"""Which backend runs: explicit requests fail loudly, ``auto`` follows measurements."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_use_restores_what_was_in_force():
 
 
 def test_unknown_name():
-    with pytest.raises(UsageError, match="no back end 'tritn'. Did you mean 'triton'"):
+    with pytest.raises(UsageError, match="no backend 'tritn'. Did you mean 'triton'"):
         ops.use("tritn")
 
 
@@ -48,7 +48,7 @@ def test_explicit_request_fails_loudly():
     with ops.use("cpu"), pytest.raises(UsageError, match="float64, which it has no kernel for"):
         backend.choose("layer_norm", CPU, torch.float64, 64)
     if not torch.cuda.is_available():
-        with pytest.raises(GrowtasError, match="Back end 'cuda' cannot run here: .+ .+"):
+        with pytest.raises(GrowtasError, match="Backend 'cuda' cannot run here: .+ .+"):
             ops.use("cuda")
     with ops.use("cpu"), pytest.raises(UsageError, match="the tensors are on 'meta'"):
         backend.choose("layer_norm", torch.device("meta"), torch.float32, 64)
@@ -67,7 +67,7 @@ def test_environment_request(value, expected, monkeypatch):
 def test_wrong_environment_request(monkeypatch):
     monkeypatch.setattr(backend, "_request", None)
     monkeypatch.setenv("GROWTAS_BACKEND", "gpu")
-    with pytest.raises(UsageError, match="There is no back end 'gpu'. Did you mean 'cpu'"):
+    with pytest.raises(UsageError, match="There is no backend 'gpu'. Did you mean 'cpu'"):
         backend.requested()
 
 

@@ -1,4 +1,4 @@
-"""A small case, and back ends that must be left out."""
+"""A small case, and backends that must be left out."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from growtas import load_space
-from growtas.ops import backend
-from growtas.tuning.cases import Case, cases
-
 sys.path.insert(0, str(Path(__file__).parent))  # workers import fake_backends by the path of this process
+
+from fake_gpu import GPU, KEY
+
+from growtas import load_space
+from growtas.ops import backend, records
+from growtas.tuning import driver
+from growtas.tuning.cases import Case, cases
 
 
 @pytest.fixture
@@ -40,3 +43,15 @@ def fake(monkeypatch):
         monkeypatch.setitem(backend.IMPLEMENTATIONS, "layer_norm", table)
 
     return replace
+
+
+@pytest.fixture
+def gpu(cache, monkeypatch):
+    """A GPU on which all backends are available, and nothing to compile."""
+    monkeypatch.setattr(records, "key", lambda device: KEY)
+    monkeypatch.setattr(driver, "_device", lambda name: GPU)
+    monkeypatch.setattr(backend, "available", lambda name: backend.Availability(True))
+    monkeypatch.setattr(backend, "interpreted", lambda: False)
+    monkeypatch.setattr(driver.compiling, "compile_ahead", lambda *_: None)
+    monkeypatch.setattr(driver.compiling, "processes", lambda *_: 1)
+    backend.changed()

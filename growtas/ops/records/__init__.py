@@ -1,4 +1,4 @@
-"""Tuning records: which back end won on which device, as ``growtas tune`` measured it.
+"""Tuning records: which backend won on which device, as ``growtas tune`` measured it.
 
 A record is one JSON file for one key: the device, its driver, the versions of torch, Triton and growtas, and
 the digest of the kernels. The user's records lie in the cache folder; those beside this module are shipped,
@@ -8,7 +8,7 @@ the versions; a field that its key lacks fits any device.
     {"format": 1, "key": {...}, "about": "...", "date": "...", "choices": {op: {dtype: {class: choice}}},
      "finished": [...], "measurements": [...]}
 
-A choice is the name of a back end, or ``{"backend": name, "tile": {...}}`` where a tile won as well.
+A choice is the name of a backend, or ``{"backend": name, "tile": {...}}`` where a tile won as well.
 """
 
 from __future__ import annotations
@@ -198,5 +198,5 @@ def fits(own: dict[str, str | None], wanted: dict[str, str | None]) -> int:
 
 
 def name_of(choice: Any) -> str:
-    """The back end that a choice names."""
+    """The backend that a choice names."""
     return choice if isinstance(choice, str) else choice["backend"]
