@@ -4,7 +4,7 @@
 #   make test     lint and the whole test suite
 #   make lint     ruff alone
 #   make bench    the kernels against torch
-#   make gpu      the tests and benchmarks that need a CUDA device, with the python3 that has torch (no .venv, no network)
+#   make gpu      the checks and measurements that need a CUDA device, RUN=a or RUN=b, with the python3 that has torch (no .venv)
 #   make clean    remove what was built; .venv stays
 #
 # PYTHON=... chooses the interpreter .venv is made from, and the one `make gpu` uses.
@@ -36,7 +36,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/slice_matmul.py
 
 gpu:
-	$(or $(PYTHON),python3) benchmarks/gpu.py
+	$(or $(PYTHON),python3) benchmarks/gpu.py --run $(or $(RUN),a)
 
 setup: $(STAMP)
 

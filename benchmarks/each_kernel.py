@@ -135,7 +135,8 @@ def runnable(work: Work, device: torch.device, interpreted: bool = False) -> dic
     for name, make in work.ways.items():
         backend = name.removeprefix("growtas ").removesuffix(" same") if name.startswith("growtas ") else None
         if device.type == "cuda":
-            fits = backend in (None, "triton", "cuda")
+            # torch's composition is a rival of what is fused; elsewhere it is the dense way once more.
+            fits = backend in (None, "triton", "cuda") or (backend == "torch" and work.part == "fused")
         else:
             there = backend in ("cpu", "torch") and not name.endswith(" same")
             fits = (

@@ -1,298 +1,226 @@
-"""Everything that needs a GPU, in one command of at most ten minutes: build, test, measure (``make gpu``).
+"""Everything that needs a GPU, in two runs of at most six minutes each: check, measure, tell (``make gpu``).
 
-    python3 benchmarks/gpu.py [--minutes 10]
+    python3 benchmarks/gpu.py --run a|b [--minutes 5.5]
 
-Needs a CUDA device, nvcc, and a Python with torch, Triton, timm, setuptools, pybind11 and pytest; no network.
-The steps: build; compile the Triton kernels, on all cores; tests of kernels and operations; each part of
-each_kernel.py in a process of its own, since a kernel that leaves its memory spoils all that its process does
-afterwards; training steps of T, S and B, and of T beside torch.compile; the choice of back ends; and where
-time is left the steps from a CUDA graph, so without the host's share. Each has a time limit; one that fails
-or runs out of time is reported, keeps what it measured, and the next goes on. Results go to
-benchmarks/results/<gpu>/, choices to growtas/ops/choices.json, and copies of both to $OUT where that is set.
-Exit status: 0; 1 where a step failed; 2 where there is no GPU.
+Run A compiles the kernels, compares each with fp64 and with itself (the first table, after about a minute),
+times each beside what it has to beat, then a training step of T beside all rivals, then other tiles of the
+two worst kernels. Run B runs the same checks, steps of T, S and B, fifty random subnets, the tuning, and the
+tests that need a GPU.
+
+Needs a CUDA device and a Python with torch, Triton and timm; no network, no installation. The native module
+is built in the background (nvcc, pybind11, ninja), and only what uses it waits for it. Every kernel runs in a
+process of its own: one that crashes or hangs costs itself. Every record is on disk the moment it is known, in
+benchmarks/results/<gpu>/ and, where that is set, in $OUT: run-<run>.jsonl, the log and the tables.
+Exit status: 0; 1 where a job failed; 2 where there is no GPU. With --rehearse the same script runs on a CPU,
+with tiny sizes and Triton's interpreter.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
+import ctypes
 import os
-import shutil
+import re
+import shlex
 import signal
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+
+from common import gpu_plan, gpu_tables, gpu_worker
+from common.gpu_crew import Crew, Job
 
 ROOT = Path(__file__).resolve().parents[1]
-CHOICES = ROOT / "growtas" / "ops" / "choices.json"
-GRACE_SECONDS = 15.0  # for a step to save what it has after its time is over
-#: What the spaces compile at the batches that are measured and checked, in as many processes as there are
-#: cores.
-WARMUP = (
-    "from growtas.warmup import warmup\n"
-    "for space in ('autoformer-tiny', 'autoformer-small', 'autoformer-base'):\n"
-    "    warmup(space, batch=(4, 128, 512), dtype=('bf16-autocast',))"
-)
-KERNEL_TESTS = ("kernels/", "ops/", "test_native_")
+RESERVE_SECONDS = 8.0  # for the last table
 
 
-@dataclass
-class Step:
-    """One command of the run.
-
-    Args:
-        name: for the report.
-        command: what runs.
-        limit: seconds.
-        fallback: commands to try, in turn, where it fails.
-    """
-
-    name: str
-    command: list[str]
-    limit: float
-    fallback: list[list[str]] = field(default_factory=list)
-    status: str = "not run: no time was left"
-    seconds: float = 0.0
-
-    @property
-    def failed(self) -> bool:
-        """Whether it did not end well."""
-        return self.status != "ok"
-
-
-def steps(python: str, results: Path) -> list[Step]:
-    """The commands, in order.
-
-    Args:
-        python: the interpreter that has torch.
-        results: the folder of this GPU's results.
-    """
-    pip = [python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index"]
-    quiet = ["-q", "-m", "not slow or cuda", *(["-n", "4"] if importlib.util.find_spec("xdist") else [])]
-
-    def script(name: str, *arguments: str, out: str = "") -> list[str]:
-        path = [python, str(ROOT / "benchmarks" / f"{name}.py"), "--device", "cuda", *arguments]
-        return [*path, "--out", str(results / out)] if out else path
-
-    kernels = [
-        Step(part, script("each_kernel", "--parts", part, "--seconds", s, out=f"kernels_{part}.json"), limit)
-        for part, s, limit in (
-            ("attention", "12", 45),
-            ("fused", "25", 70),
-            ("layer_norm", "6", 40),
-            ("products", "25", 70),
-        )
-    ]
-    # Not what auto takes: that follows from measurements which choose.py makes only afterwards.
-    train = ["--subnets", "middle", "--backend", "triton", "--seconds", "3"]
-    eager = [*train, "--spaces", "T,S,B", "--batch", "128,512", "--ways", "growtas,published,timm"]
-    compiled = [*train, "--spaces", "T", "--batch", "128,512", "--ways", "growtas,published,compiled"]
-    graph = [*train, "--spaces", "T,S,B", "--batch", "128", "--ways", "growtas,published,timm", "--graph"]
-    return [
-        Step("build", [*pip, "-e", str(ROOT)], 150, [[python, "setup.py", "build_ext", "--inplace"]]),
-        # -P: the installed growtas, not the folder of that name in the current directory.
-        Step("warmup", [python, "-P", "-c", WARMUP], 90),
-        Step("tests", [python, "-P", "-m", "pytest", *quiet, *gpu_tests()], 120),
-        *kernels,
-        Step("train_step", script("train_step", *eager, "--deadline", "45", out="train_step.json"), 80),
-        Step("compiled", script("train_step", *compiled, out="train_step_compiled.json"), 110),
-        Step("choose", script("choose", "--seconds", "30"), 75),
-        Step("graph", script("train_step", *graph, out="train_step_graph.json"), 60),
-    ]
-
-
-def gpu_tests() -> list[str]:
-    """The test files of kernels and operations, and those with a test that needs a GPU.
-
-    Not the others: they may need packages or a network that a GPU machine lacks.
-    """
-    tests = ROOT / "tests"
-    found = [
-        path.relative_to(tests).as_posix()
-        for path in sorted(tests.rglob("test_*.py"))
-        if path.relative_to(tests).as_posix().startswith(KERNEL_TESTS) or "mark.cuda" in path.read_text()
-    ]
-    return [f"tests/{name}" for name in found]
-
-
-def run(command: list[str], limit: float, log: TextIO, environment: dict[str, str]) -> str:
-    """Run a command, its output on the screen and in the log.
-
-    Args:
-        command: program and arguments.
-        limit: seconds; then it gets an interrupt, as from Ctrl-C, and a little later is killed.
-        log: where its output is kept.
-        environment: of the process.
-
-    Returns:
-        ``"ok"``, or what went wrong.
-    """
-    line = f"$ {' '.join(command)}\n"
-    print(line, end="", flush=True)
-    log.write(line)
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", start_new_session=True, preexec_fn=_hear_interrupts,
-    )  # fmt: skip
-
-    def copy() -> None:
-        for text in process.stdout:
-            print(text, end="", flush=True)
-            log.write(text)
-
-    reader = threading.Thread(target=copy, daemon=True)
-    reader.start()
-    late = False
+def gpu_name() -> str:
+    """The name of the first GPU, as its driver has it; empty where there is none. Needs no torch."""
     try:
-        process.wait(limit)
-    except subprocess.TimeoutExpired:
-        late = True
-    finally:
-        _end(process)  # on Ctrl-C as well: nothing of this run outlives it
-        reader.join(timeout=5)
-        log.flush()
-    if late:
-        return f"stopped at its limit of {limit:.0f} s"
-    return "ok" if process.returncode == 0 else f"exit status {process.returncode}"
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ""
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(100)
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return ""
+    failed = driver.cuDeviceGetName(name, len(name), device)
+    return "gpu" if failed else name.value.decode()
 
 
-def _hear_interrupts() -> None:
-    """In the new process: a shell lets its background commands, and so their children, ignore interrupts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End a process and its children, politely first."""
-    for number, patience in ((signal.SIGINT, GRACE_SECONDS), (signal.SIGKILL, 5.0)):
-        if process.poll() is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
+def result_folder(name: str) -> Path:
+    """Where a device's results go, as ``common.environment`` has it."""
+    return ROOT / "benchmarks" / "results" / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def overlay() -> Path:
-    """A folder to put on PYTHONPATH where installing is not possible: growtas with kernels/ in its place.
+    """A folder for PYTHONPATH: growtas with kernels/ in its place, without installing anything.
 
-    An editable install maps kernels/ to growtas.kernels; links do the same here.
+    An editable install maps kernels/ to growtas.kernels; links do the same here. Calling it again adds links
+    to what has been built since.
     """
     folder = ROOT / "build" / "gpu-path"
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "growtas").mkdir(parents=True)
-    for entry in (ROOT / "growtas").iterdir():
-        (folder / "growtas" / entry.name).symlink_to(entry)
-    (folder / "growtas" / "kernels").symlink_to(ROOT / "kernels")
+    (folder / "growtas").mkdir(parents=True, exist_ok=True)
+    entries = [*(ROOT / "growtas").iterdir(), ROOT / "kernels"]
+    for entry in entries:
+        with contextlib.suppress(FileExistsError):
+            (folder / "growtas" / entry.name).symlink_to(entry)
     return folder
 
 
-def run_all(todo: list[Step], minutes: float, log: TextIO, start: Callable[..., str] = run) -> None:
-    """Run the steps, whatever becomes of each, within the time.
+def cuda_tests() -> list[str]:
+    """The test files that have a test which needs a GPU.
+
+    Not the others: they may need packages or a network that a GPU machine lacks.
+    """
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [str(path.relative_to(ROOT)) for path in tests if "mark.cuda" in path.read_text()]
+
+
+class Run:
+    """One run: its crew, its files, and what is shown.
 
     Args:
-        todo: the steps; their status and seconds are filled in.
-        minutes: for all of them.
-        log: where their output is kept.
-        start: runs one command, as :func:`run` does.
+        letter: a or b.
+        seconds: for everything.
+        folders: where records go; log and tables to the first.
+        rehearse: on a CPU, with tiny sizes.
+        jobs: the module that has the jobs' functions.
     """
-    end = time.monotonic() + 60 * minutes - GRACE_SECONDS
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    environment.setdefault("GROWTAS_BUILD", "cuda")
-    for step in todo:
-        begin = time.monotonic()
-        if begin >= end:
-            continue
-        print(f"\n== {step.name}", flush=True)
-        step.status = start(step.command, min(step.limit, end - begin), log, environment)
-        for other in step.fallback:
-            if step.failed and time.monotonic() < end:
-                print(f"{step.name}: {step.status}; trying another way", flush=True)
-                step.status = start(other, min(step.limit, end - time.monotonic()), log, environment)
-                if not step.failed:
-                    environment["PYTHONPATH"] = str(overlay())
-        step.seconds = time.monotonic() - begin
+
+    def __init__(
+        self,
+        letter: str,
+        seconds: float,
+        folders: Sequence[Path],
+        rehearse: bool,
+        jobs: str = "common.gpu_jobs",
+    ) -> None:
+        self.letter, self.folder = letter, folders[0]
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.records = [str(folder / f"run-{letter}.jsonl") for folder in folders]
+        for path in self.records:
+            Path(path).unlink(missing_ok=True)
+        self.log = open(folders[0] / f"run-{letter}.log", "ab", buffering=0)  # noqa: SIM115
+        self.tables = folders[0] / f"run-{letter}.txt"
+        self.tables.unlink(missing_ok=True)
+        path = [str(overlay()), str(ROOT / "benchmarks"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        environment = {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        }
+        environment.setdefault("GROWTAS_BUILD", "cuda")
+        environment.setdefault("MAX_JOBS", "6")
+        if rehearse:
+            environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+        device, many = ("cpu", {"side": 2, "ready": 1}) if rehearse else ("cuda", {"side": 12, "ready": 4})
+        limit = seconds - RESERVE_SECONDS
+        self.crew = Crew(limit, self.records, self.log, environment, device=device, jobs=jobs, **many)
+
+    def found(self) -> list[dict]:
+        """All records so far."""
+        return gpu_worker.read(self.records[0])
+
+    def show(self, title: str, text: str) -> None:
+        """Print a table, and keep it."""
+        if text:
+            text = f"\n== {title}, {self.crew.elapsed():.0f} s\n{text}\n"
+            print(text, end="", flush=True)
+            with open(self.tables, "a") as file:
+                file.write(text)
+
+    def kernels_and_steps(self, kernels: list[Job], steps: list[Job]) -> None:
+        """Run A's and run B's jobs: checks, then timings, each with its table as soon as it is complete."""
+        crew = self.crew
+        crew.hire(crew.ready)
+        smoked = [job.name for job in kernels if job.name.startswith("smoke triton")]
+        crew.waiting += kernels
+        crew.run([], until=lambda: all(name in crew.done for name in smoked))
+        self.show("machine", gpu_tables.machine(self.found()))
+        self.show("smoke", gpu_tables.smoke(self.found()))
+        foreground = [job.name for job in kernels if job.name != "native" and not job.requires]
+        crew.run([], until=lambda: all(name in crew.done for name in foreground))
+        self._kept("kernels", gpu_tables.races(self.found(), every=True))
+        if self.letter == "a":
+            crew.run([Job("choose candidates", "to_try", limit=20)])
+            compiling, trying = gpu_plan.candidate_jobs(gpu_tables.of(self.found(), "to_try"))
+            crew.waiting += compiling
+            crew.run(steps)
+            self.show("steps", gpu_tables.steps(self.found()))
+            crew.run(trying)
+        crew.run(steps if self.letter == "b" else [])
+        names = [job.name for job in kernels]
+        crew.run([], until=lambda: all(name in crew.done for name in names))
+
+    def _kept(self, title: str, text: str) -> None:
+        """Keep a long table without printing it: only the end of the output is seen."""
+        with open(self.tables, "a") as file:
+            file.write(f"\n== {title}, {self.crew.elapsed():.0f} s\n{text}\n")
+
+    def finish(self) -> bool:
+        """End all processes and show what is known; whether every job ended well."""
+        self.crew.end()
+        records = self.found()
+        self._kept("every kernel", gpu_tables.races(records, every=True))
+        self._kept("smoke", gpu_tables.smoke(records))
+        self.show(f"run {self.letter}", gpu_tables.final(records))
+        print(f"records: {', '.join(self.records)}")
+        return all(record["status"] == "ok" for record in gpu_tables.of(records, "job"))
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--run", choices=("a", "b"), default="a", help="kernels first, or steps and tests")
+    parser.add_argument("--minutes", type=float, default=5.5, help="for everything")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU, with tiny sizes")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None, jobs: str = "common.gpu_jobs") -> int:
     """Run everything and report.
 
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--minutes", type=float, default=10.0, help="for everything")
-    options = parser.parse_args(argv)
-    begin = time.monotonic()
-    try:
-        import torch
-    except ImportError as error:
-        print(f"This Python has no torch that works ({error}): run with one that has.", file=sys.stderr)
-        return 2
-    if not torch.cuda.is_available():
+    options = parse(argv)
+    name = "rehearsal" if options.rehearse else gpu_name()
+    if not name:
         print(
             "No CUDA device is visible: run on a machine with an NVIDIA GPU and its driver.", file=sys.stderr
         )
         return 2
-    from common import environment, table
+    folders = [Path(os.environ["OUT"]).resolve()] if os.environ.get("OUT") else []
+    folders.append(ROOT / "build" / "rehearsal" if options.rehearse else result_folder(name))
+    run = Run(options.run, 60 * options.minutes, folders, options.rehearse, jobs)
 
-    device = environment.pick_device("cuda")
-    results = environment.result_folder(device)
-    results.mkdir(parents=True, exist_ok=True)
-    todo = steps(sys.executable, results)
-    log_path = results / "gpu.log"
-    with open(log_path, "w") as log:
-        run_all(todo, options.minutes - (time.monotonic() - begin) / 60, log)
-    report(todo, device, results)
-    with contextlib.suppress(Exception):  # the table must not cost what was measured
-        print(f"\n{bars(results)}")
-    cells = [[step.name, step.status, f"{step.seconds:.0f}"] for step in todo]
-    print(f"\n{table.render(['step', 'outcome', 'seconds'], cells, left=2)}")
-    keep = os.environ.get("OUT")
-    if keep:
-        copy_results([*results.iterdir(), CHOICES], Path(keep))
-    print(f"results: {results.relative_to(ROOT)}{f', copied to {keep}' if keep else ''}")
-    return 1 if any(step.failed for step in todo) else 0
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
 
-def report(todo: list[Step], device, results: Path) -> None:
-    """Write gpu.json: what ran, how it ended and how long it took."""
-    sys.path.append(str(ROOT))  # this process began before growtas was installed
-    from common import environment
-    from common.results import write
+    def after_build(job: Job) -> None:
+        overlay()
 
-    records = [{"step": step.name, "status": step.status, "seconds": step.seconds} for step in todo]
-    write(results / "gpu.json", environment.describe(device), records, key="steps")
-
-
-def bars(folder: Path) -> str:
-    """What was reached, from the result files that are there: geometric means, and training steps."""
-    from common import kernel_report, step_report
-    from common.results import read
-
-    shown = []
-    records = [r for path in sorted(folder.glob("kernels_*.json")) for r in read(path)["records"]]
-    if records:
-        shown.append(kernel_report.summary(records))
-    for path in sorted(folder.glob("train_step*.json")):
-        ratios = step_report.headline(read(path)["records"])
-        shown.append(f"{path.name}: growtas' speed relative to\n{ratios}")
-    return "\n\n".join(shown)
-
-
-def copy_results(paths: list[Path], folder: Path) -> None:
-    """Copy files to a folder, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        if path.is_file():
-            shutil.copy2(path, folder / path.name)
+    make = gpu_plan.jobs_a if options.run == "a" else gpu_plan.jobs_b
+    plan = make(after_build, run.folder, cuda_tests())
+    if options.rehearse:
+        for job in [job for jobs in plan for job in jobs]:
+            job.by = float("inf")
+            if job.command:
+                job.command = [sys.executable, "-c", f"print({shlex.join(job.command)!r})"]
+    try:
+        run.kernels_and_steps(*plan)
+    except KeyboardInterrupt:
+        print("\nInterrupted: what was measured until now is kept.", file=sys.stderr)
+    finally:
+        well = run.finish()
+    return 0 if well else 1
 
 
 if __name__ == "__main__":

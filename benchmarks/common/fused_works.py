@@ -7,7 +7,7 @@ each on their own. Its backward pass is autograd's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
@@ -59,6 +59,9 @@ def fused_work(layer: Layer, op: str) -> Work:
     make, plain_dense = _BUILDERS[op]
     ways = {"unfused": partial(plain_dense, layer)}
     ways |= {f"growtas {name}": partial(make, layer, name) for name in ("triton", "cuda", "cpu", "torch")}
+    ways |= {
+        f"growtas {name} same": partial(_same, partial(make, layer, name)) for name in ("triton", "torch")
+    }
     if op.startswith(("mlp", "norm_qkv")):
         del ways["growtas cuda"]  # no kernels of that kind in CUDA C++
     return Work(
@@ -72,6 +75,12 @@ def fused_work(layer: Layer, op: str) -> Work:
         "unfused",
         partial(plain_dense, layer),
     )
+
+
+def _same(make: Callable, i: Inputs) -> Call:
+    """A way on shared matrices that are 16 bits in memory, as a shadow of them is; biases stay."""
+    wide = {name: value for name, value in i.items() if name in ("w1", "w2", "wq", "wp")}
+    return make(Inputs({**i, **{name: value.to(i.dtype) for name, value in wide.items()}}))
 
 
 def build(layer: Layer, op: str, backend: str, i: Inputs) -> Call:

@@ -1,7 +1,9 @@
 """The sliced products beside cuBLAS with dense contiguous weights: forward, input gradient, weight gradient.
 
 Both operands of cuBLAS are 16 bits, also its weights; growtas reads the shared weights in fp32, as training
-under autocast has them, and in 16 bits (``same``).
+under autocast has them, and in 16 bits (``same``). ``strided`` is cuBLAS on slices of 16-bit shared weights
+where they lie, q, k and v in turn; its weight gradient is fp32 and of full size, as growtas' is: zeros around
+the slice.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ def product_work(layer: Layer, op: str, direction: str) -> Work:
         return partial(_ours, layer=layer, op=op, direction=direction, backend=backend, same=same)
 
     ways = {"cublas": partial(_dense, direction=direction, op=op)}
+    ways["strided"] = partial(_strided, layer=layer, direction=direction, op=op)
     for backend in BACKENDS:
         ways |= {f"growtas {backend}": ours(backend, False), f"growtas {backend} same": ours(backend, True)}
     return Work(
@@ -81,6 +84,11 @@ def _inputs(layer: Layer, op: str, batch: int, device: torch.device, dtype: torc
         found["x3"] = x.view(batch, layer.tokens, k)
         heads = (batch, layer.tokens, 3, layer.heads, layer.e)
         found["dqkv"] = dy.view(heads).permute(2, 0, 3, 1, 4).contiguous()
+    if op == "qkv":  # the shadow of a qkv weight has its rows in the order q, k, v
+        found["shadow"] = weight.view(-1, 3, k_max).transpose(0, 1).to(dtype).contiguous()
+        found["shadow_bias"] = bias.view(-1, 3).t().to(dtype).contiguous()
+    else:
+        found["shadow"], found["shadow_bias"] = weight.to(dtype)[None], bias.to(dtype)[None]
     found |= {
         "dy": dy,
         "dense": dense.to(dtype).contiguous(),
@@ -95,6 +103,46 @@ def _dense(i: Inputs, direction: str, op: str) -> Call:
     if direction == "input gradient":
         return lambda: (i.dy @ i.dense,)
     return lambda: (i.dy.t() @ i.x, i.dy.sum(0))
+
+
+def _strided(i: Inputs, layer: Layer, op: str, direction: str) -> Call:
+    k, n, k_max, n_max = sizes(layer, op)
+    parts, rows = len(i.shadow), len(i.x)
+    width = n // parts
+    weights = [part[:width, :k] for part in i.shadow]
+    biases = [part[:width] for part in i.shadow_bias]
+    dys = i.dy.split(width, 1)
+    if direction == "forward":
+
+        def forward():
+            out = i.x.new_empty(rows, n)
+            for weight, bias, own in zip(weights, biases, out.split(width, 1), strict=True):
+                torch.addmm(bias, i.x, weight.t(), out=own)
+            return (out,)
+
+        return forward
+    if direction == "input gradient":
+
+        def backward_input():
+            dx = torch.mm(dys[0], weights[0])
+            for dy, weight in zip(dys[1:], weights[1:], strict=True):
+                dx.addmm_(dy, weight)
+            return (dx,)
+
+        return backward_input
+    wide = i.dense.dtype if i.dense.dtype == torch.float64 else torch.float32
+    options = {"out_dtype": wide} if i.x.is_cuda and i.x.dtype != wide else {}
+
+    def backward_weight():
+        gradient = torch.zeros(parts, n_max // parts, k_max, dtype=wide, device=i.x.device)
+        for own, dy in zip(gradient, dys, strict=True):
+            if options or dy.dtype == wide:
+                torch.mm(dy.t(), i.x, out=own[:width, :k], **options)
+            else:  # torch has products with a wider result on CUDA only
+                own[:width, :k] = dy.t() @ i.x
+        return gradient, i.dy.sum(0)
+
+    return _then(backward_weight, lambda found: (found[0][:, :width, :k].reshape(n, k), found[1]))
 
 
 def _ours(i: Inputs, layer: Layer, op: str, direction: str, backend: str, same: bool) -> Call:

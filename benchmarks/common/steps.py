@@ -4,6 +4,7 @@
     published  the published way, with the same weights (common/published_vit.py)
     timm       a dense timm ViT of the subnet's size, without relative position (common/dense_vit.py)
     compiled   the same under torch.compile
+    masked     the whole supernet under torch.compile, with masks (common/masked_vit.py)
 
 A *training step* is: forward pass in training mode, cross entropy against class indices, backward pass, and
 all gradients set to None. The optimizer is not in it, nor is moving the images: they lie on the device.
@@ -27,9 +28,10 @@ from common.published_vit import PublishedViT
 from growtas import Supernet, load_space
 from growtas.space import SearchSpace, Subnet
 
-WAYS = ("growtas", "published", "timm", "compiled")
+WAYS = ("growtas", "published", "timm", "compiled", "masked")
 SUBNETS = ("smallest", "middle", "largest")
 PASSES = ("forward", "step")
+COMPILER = "inductor"  # of torch.compile; a rehearsal takes "eager", which only finds the graph
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 
 
@@ -85,12 +87,14 @@ class Rival:
         logits: the forward pass on the case's images.
         case: what it runs.
         labels: (B,) class indices.
+        choose: makes it run another subnet from now on; a dense rival cannot.
     """
 
     net: nn.Module
     logits: Callable[[], Tensor]
     case: Case
     labels: Tensor
+    choose: Callable[[Subnet], None] | None = None
 
     def __post_init__(self) -> None:
         self.parameters = list(self.net.parameters())
@@ -106,9 +110,13 @@ class Rival:
         self.clear()
 
     def clear(self) -> None:
-        """Set all gradients to None."""
+        """Set all gradients to None; and let the weights look new, as after a step of the optimizer.
+
+        What is derived from weights once per optimizer step then counts in every step that is timed.
+        """
         for parameter in self.parameters:
             parameter.grad = None
+            torch.autograd.graph.increment_version(parameter)
 
     def forward(self) -> Tensor:
         """One forward pass without gradients; the net is in eval mode already."""
@@ -136,20 +144,46 @@ def rivals(case: Case, ways: tuple[str, ...], seed: int = 0) -> dict[str, Rival]
     labels = torch.randint(1000, (case.batch,), generator=generator).to(case.device)
 
     def rival(way: str) -> Rival:
+        chosen = {"subnet": case.subnet}
+
+        def choose(subnet: Subnet) -> None:
+            chosen["subnet"] = subnet
+
         if way == "growtas":
             own = net.to(case.device)
-            return Rival(own, lambda: own(images, case.subnet), case, labels)
+            return Rival(own, lambda: own(images, chosen["subnet"]), case, labels, choose)
         if way == "published":
             copy = as_published(net, case.subnet).to(case.device)
-            return Rival(copy, lambda: copy(images, case.subnet), case, labels)
+            return Rival(copy, lambda: copy(images, chosen["subnet"]), case, labels, choose)
+        torch.manual_seed(seed)
+        if way == "masked":
+            return masked(net, case, images, labels)
         from common.dense_vit import dense_vit
 
-        torch.manual_seed(seed)
         dense = dense_vit(case.subnet, net.dims, net.num_classes).to(case.device)
-        run = torch.compile(dense, dynamic=False) if way == "compiled" else dense
+        run = compiled(dense) if way == "compiled" else dense
         return Rival(dense, lambda: run(images), case, labels)
 
     return {way: rival(way) for way in ways}
+
+
+def compiled(net: nn.Module) -> Callable:
+    """A network under torch.compile, one graph for one size."""
+    return torch.compile(net, dynamic=False, backend=COMPILER)
+
+
+def masked(net: Any, case: Case, images: Tensor, labels: Tensor) -> Rival:
+    """The masked network of the supernet's size, compiled once for all subnets."""
+    from common.masked_vit import MaskedViT, masks_of
+
+    wide = MaskedViT(net.dims, net.num_classes).to(case.device)
+    run = compiled(wide)
+    chosen = {"masks": masks_of(case.subnet, net.dims, case.device)}
+
+    def choose(subnet: Subnet) -> None:
+        chosen["masks"] = masks_of(subnet, net.dims, case.device)
+
+    return Rival(wide, lambda: run(images, chosen["masks"]), case, labels, choose)
 
 
 def product_flops(case: Case, num_classes: int = 1000) -> int:

@@ -181,7 +181,9 @@ class Inputs(dict):
 
 
 def normal(device: torch.device, seed: int) -> Callable[..., Tensor]:
-    """A source of normal random tensors: ``source(*shape, scale=1.0)``, in fp32."""
+    """A source of normal random tensors: ``source(*shape, scale=1.0)``, in fp32; without values on meta."""
+    if device.type == "meta":
+        return lambda *shape, scale=1.0: torch.empty(*shape, device=device)
     generator = torch.Generator(device).manual_seed(seed)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:

@@ -1,22 +1,65 @@
-"""gpu.py without a GPU: steps are bounded, a failure does not end the run, nothing is left behind."""
+"""gpu.py rehearsed on a CPU: the whole script, with jobs that crash and hang, cut at any second.
+
+The crew, the workers, the files and the tables are the real ones; a job's function is a stand-in
+(fake_gpu_jobs.py), except in the last tests, which run the real functions on tiny sizes.
+"""
 
 from __future__ import annotations
 
-import io
+import json
 import os
-import re
+import random
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import choose
-import each_kernel
 import gpu
 import pytest
 import torch
-import train_step
-from common import environment, results
+from common import gpu_plan, gpu_tables, gpu_worker
+from common.gpu_crew import Crew, Job
+
+HERE = Path(__file__).parent
+REHEARSAL = (
+    "import sys; import gpu; from common import gpu_crew\n"
+    "gpu.RESERVE_SECONDS = 0.0\n"
+    "sys.exit(gpu.main(sys.argv[1:], jobs='fake_gpu_jobs'))"
+)
+
+
+def environment(out: Path, **faults: list[str]) -> dict[str, str]:
+    path = os.pathsep.join([str(gpu.ROOT / "benchmarks"), str(HERE)])
+    return {**os.environ, "PYTHONPATH": path, "OUT": str(out), "FAKE_GPU_JOBS": json.dumps(faults)}
+
+
+def rehearse(
+    out: Path, run: str = "a", minutes: float = 1.0, **faults: list[str]
+) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", REHEARSAL, "--rehearse", "--run", run, "--minutes", str(minutes)]
+    return subprocess.run(
+        command, env=environment(out, **faults), cwd=gpu.ROOT, capture_output=True, text=True, timeout=170
+    )
+
+
+@pytest.fixture
+def crew(tmp_path):
+    made = []
+
+    def make(seconds: float = 60.0, **faults: list[str]) -> Crew:
+        log = open(tmp_path / "log", "ab", buffering=0)  # noqa: SIM115
+        found = Crew(
+            seconds, [str(tmp_path / "records.jsonl")], log, environment(tmp_path, **faults), "cpu",
+            "fake_gpu_jobs", side=2, ready=2,
+        )  # fmt: skip
+        made.append((found, log))
+        return found
+
+    yield make
+    for found, log in made:
+        found.end()
+        log.close()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
@@ -25,58 +68,134 @@ def test_no_gpu_is_one_sentence_and_status_2(capsys):
     assert "No CUDA device is visible" in capsys.readouterr().err
 
 
-def python(code: str) -> list[str]:
-    return [sys.executable, "-c", code]
+@pytest.mark.parametrize("run", ["a", "b"])
+def test_a_whole_run(tmp_path, run):
+    done = rehearse(tmp_path, run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = gpu_worker.read(str(tmp_path / f"run-{run}.jsonl"))
+    kept = gpu_worker.read(str(gpu.ROOT / "build" / "rehearsal" / f"run-{run}.jsonl"))
+    assert kept == records
+    assert {r["status"] for r in gpu_tables.of(records, "job")} == {"ok"}
+    kinds = {r["kind"] for r in records}
+    assert {"about", "ceilings", "compiled", "smoke", "race", "step", "profile", "step_check"} <= kinds
+    assert ("candidate" in kinds) == (run == "a") and ("random_subnets" in kinds) == (run == "b")
+    prepared = {
+        (r["way"], r["batch"]): r["prepared"] for r in gpu_tables.of(records, "step") if r["space"] == "T"
+    }
+    assert prepared["compiled", 128] and prepared["masked", 128] and not prepared["timm", 128]
+    assert len(list(tmp_path.iterdir())) <= 6
+    assert "== smoke" in done.stdout and "growtas triton" in done.stdout.split(f"== run {run}")[1]
+    assert len(done.stdout.split(f"== run {run}")[1]) < 12_000
 
 
-def test_run_keeps_output_and_status(capfd):
-    log = io.StringIO()
-    assert gpu.run(python("print('seen')"), 30, log, dict(os.environ)) == "ok"
-    assert gpu.run(python("raise SystemExit(3)"), 30, log, dict(os.environ)) == "exit status 3"
-    assert "seen" in log.getvalue() and "seen" in capfd.readouterr().out
+def test_what_crashes_hangs_or_fails_costs_only_itself(tmp_path):
+    faults = {
+        "crash": ["smoke mlp backward S", "race fc1 forward", "prepare masked"],
+        "fail": ["step published"],
+    }
+    done = rehearse(tmp_path, **faults)
+    assert done.returncode == 1
+    records = gpu_worker.read(str(tmp_path / "run-a.jsonl"))
+    bad = {r["job"]: r["status"] for r in gpu_tables.of(records, "job") if r["status"] != "ok"}
+    died = "its process died: killed by SIGSEGV"
+    assert bad == {
+        "smoke triton mlp backward": died,
+        "time fc1 forward": died,
+        "time cuda fc1 forward": died,
+        "prepare masked T 128": died,
+        "step published T 128": "ArithmeticError: step published is wrong",
+    }
+    smoke = gpu_tables.smoke(records)
+    assert "S mlp backward, growtas triton: took its process down" in smoke and "3/3" in smoke
+    assert {r["way"] for r in gpu_tables.of(records, "step")} >= {"growtas triton", "masked", "timm"}
 
 
-def test_a_step_over_its_time_may_save_and_is_then_ended(tmp_path):
-    code = (
-        "import pathlib, subprocess, sys, time\n"
-        f"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        f"pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(child.pid))\n"
-        "try:\n    time.sleep(60)\n"
-        f"except KeyboardInterrupt:\n    pathlib.Path({str(tmp_path / 'saved')!r}).write_text('kept')\n"
-    )
+def test_a_job_that_hangs_is_ended_and_the_next_goes_on(crew):
+    own = crew(hang=["smoke mlp T"])
+    args = {"part": "fused", "backend": "triton"}
+    jobs = [
+        Job("hangs", "smoke", {**args, "op": "mlp"}, limit=1.0),
+        Job("waits", "smoke", {**args, "op": "other"}, needs=("hangs",)),
+        Job("is left out", "smoke", {**args, "op": "other"}, requires=("hangs",)),
+    ]
+    own.run(jobs)
+    assert jobs[0].status == "stopped after 1 s" and jobs[1].status == "ok"
+    assert jobs[2].status == "left out: hangs failed"
+
+
+def test_a_command_that_hangs_or_fails(crew):
+    own = crew()
+    jobs = [
+        Job("hangs", command=["sleep", "60"], limit=0.5, lane="side"),
+        Job("fails", command=[sys.executable, "-c", "raise SystemExit(3)"]),
+    ]
+    own.run(jobs)
+    assert [job.status for job in jobs] == ["stopped after 1 s", "exit status 3"] or jobs[
+        0
+    ].status.startswith("stopped")
+
+
+def test_the_run_ends_in_time(crew):
+    own = crew(seconds=2.0, hang=["smoke"])
+    jobs = [Job(name, "smoke", {"part": "fused", "op": name, "backend": "triton"}) for name in ("one", "two")]
     begin = time.monotonic()
-    status = gpu.run(python(code), 1.5, io.StringIO(), dict(os.environ))
-    assert status == "stopped at its limit of 2 s" and time.monotonic() - begin < 15
-    assert (tmp_path / "saved").read_text() == "kept"
-    child = Path("/proc", (tmp_path / "child").read_text(), "stat")
-    for _ in range(50):
-        if not child.exists() or child.read_text().split()[2] == "Z":
+    own.run(jobs)
+    assert time.monotonic() - begin < 10 and all(job.status != "ok" for job in jobs)
+
+
+def test_workers_that_do_not_start_are_said_once(crew, tmp_path):
+    own = crew()
+    own.environment["PYTHONPATH"] = ""
+    job = Job("any", "smoke", {})
+    own.run([job])
+    assert job.status.startswith(("its process died", "no worker starts"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_cut_at_any_second_keeps_what_was_known(tmp_path, number):
+    command = [sys.executable, "-c", REHEARSAL, "--rehearse", "--minutes", "1"]
+    process = subprocess.Popen(
+        command, env=environment(tmp_path, hang=["race qkv"]), cwd=gpu.ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    path = tmp_path / "run-a.jsonl"
+    wanted = random.Random(int(number)).randrange(3, 60)
+    end = time.monotonic() + 60
+    while len(gpu_worker.read(str(path))) < wanted and time.monotonic() < end:
+        time.sleep(0.05)
+    before = gpu_worker.read(str(path))
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=30)
+    after = gpu_worker.read(str(path))
+    assert len(before) >= wanted and after[: len(before)] == before
+    assert all(line.startswith('{"kind"') for line in path.read_text().splitlines())
+    if number == signal.SIGTERM:
+        assert process.returncode == 1 and "== run a" in out
+    for _ in range(60):  # workers see that they are alone
+        if not alive(str(path)):
             break
         time.sleep(0.1)
-    else:
-        raise AssertionError("a child of the step is still running")
+    assert not alive(str(path)), "a worker outlived the run"
 
 
-def test_one_failure_does_not_end_the_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu, "overlay", lambda: tmp_path)
-    ran = []
+def alive(word: str) -> list[str]:
+    """Processes that have a word in their command line."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if word.encode() in (entry / "cmdline").read_bytes():
+                found.append(entry.name)
+        except OSError:
+            continue
+    return found
 
-    def start(command, limit, log, environment):
-        ran.append((command[0], environment.get("PYTHONPATH")))
-        return "ok" if command[0] != "bad" else "exit status 1"
 
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    todo = [
-        gpu.Step("build", ["bad"], 9, [["other"]]),
-        gpu.Step("tests", ["bad"], 9),
-        gpu.Step("measure", ["good"], 9),
-    ]
-    gpu.run_all(todo, 1, io.StringIO(), start)
-    assert ran == [("bad", None), ("other", None), ("bad", str(tmp_path)), ("good", str(tmp_path))]
-    assert [step.failed for step in todo] == [False, True, False]
-    late = [gpu.Step("measure", ["good"], 9)]
-    gpu.run_all(late, 0, io.StringIO(), start)
-    assert late[0].failed and "no time" in late[0].status
+def test_a_record_that_was_cut_off_is_left_out(tmp_path):
+    path = str(tmp_path / "records.jsonl")
+    gpu_worker.append([path], {"kind": "one"})
+    with open(path, "a") as file:
+        file.write('{"kind": "tw')
+    assert gpu_worker.read(path) == [{"kind": "one"}] and gpu_worker.read(str(tmp_path / "none")) == []
 
 
 def test_the_overlay_holds_growtas_and_its_kernels(tmp_path, monkeypatch):
@@ -85,78 +204,32 @@ def test_the_overlay_holds_growtas_and_its_kernels(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("here = __file__\n")
     folder = gpu.overlay()
-    assert folder == gpu.overlay(), "a second run must not trip over the first"
+    (tmp_path / "growtas" / "_cuda.so").write_text("built since")
+    assert folder == gpu.overlay() and (folder / "growtas" / "_cuda.so").exists()
     code = "import growtas.kernels.linear as k, growtas.ops.backend as b; print(k.here, b.here)"
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(python(code), env=environment, capture_output=True, text=True, check=True)
+    env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [
         str(folder / "growtas" / "kernels" / "linear.py"),
         str(folder / "growtas" / "ops" / "backend.py"),
     ]
 
 
-def test_a_whole_run_reports_every_step_and_keeps_copies(tmp_path, monkeypatch, capfd):
-    """On a GPU in name only: the processor stands in, and the steps are two lines of Python."""
-    results_folder = tmp_path / "results" / "a-gpu"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(environment, "pick_device", lambda _: torch.device("cpu"))
-    monkeypatch.setattr(environment, "result_folder", lambda _: results_folder)
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)
-    monkeypatch.setenv("OUT", str(tmp_path / "out"))
-    save = f"import pathlib; pathlib.Path({str(results_folder / 'slice_matmul.json')!r}).write_text('{{}}')"
-    todo = [gpu.Step("tests", python("raise SystemExit(1)"), 30), gpu.Step("slice_matmul", python(save), 30)]
-    monkeypatch.setattr(gpu, "steps", lambda *_: todo)
-    assert gpu.main(["--minutes", "1"]) == 1
-    data = results.read(results_folder / "gpu.json")
-    assert [(s["step"], s["status"]) for s in data["steps"]] == [
-        ("tests", "exit status 1"),
-        ("slice_matmul", "ok"),
-    ]
-    assert {"machine", "versions", "commit"} <= set(data)
-    copied = {path.name for path in (tmp_path / "out").iterdir()}
-    assert copied == {"gpu.json", "gpu.log", "slice_matmul.json", "choices.json"}
-    assert "exit status 1" in capfd.readouterr().out
+def test_every_job_is_a_function_that_takes_its_arguments():
+    import inspect
 
+    from common import gpu_jobs
 
-def test_the_steps_run_scripts_that_know_their_options(tmp_path, capsys):
-    todo = gpu.steps(sys.executable, tmp_path)
-    assert [step.name for step in todo[:3]] == ["build", "warmup", "tests"]
-    assert {"products", "fused", "layer_norm", "attention", "train_step", "choose", "compiled", "graph"} == {
-        step.name for step in todo[3:]
-    }
-    scripts = {Path(script.__file__): script for script in (each_kernel, train_step, choose)}
-    for step in todo[3:]:
-        script = scripts[Path(step.command[1])]
-        with pytest.raises(SystemExit):
-            script.main(["--help"])
-        shown = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-        assert {word for word in step.command if word.startswith("--")} <= shown
-    outs = [step.command[step.command.index("--out") + 1] for step in todo if "--out" in step.command]
-    assert len(set(outs)) == len(outs) and all(Path(out).parent == tmp_path for out in outs)
-    chosen = gpu.gpu_tests()
-    assert {"tests/ops/test_reference.py", "tests/kernels/test_triton_linear.py"} <= set(chosen)
-    assert "tests/test_build.py" not in chosen
-
-
-def test_the_gpu_steps_parse(tmp_path, monkeypatch):
-    """Every option of the measuring steps has a value that its script takes; the processor stands in."""
-    monkeypatch.setattr(environment, "pick_device", lambda _: torch.device("cpu"))
-    for step in gpu.steps(sys.executable, tmp_path)[3:]:
-        for script in (each_kernel, train_step):
-            if step.command[1] == script.__file__:
-                options = script.parse(step.command[2:])
-                assert options.out == tmp_path / step.command[-1]
-                assert options.seconds < step.limit
-
-
-def test_what_was_reached_is_shown_from_the_files(tmp_path):
-    head = {"benchmark": "any"}
-    record = {"part": "products", "op": "fc1 forward", "way": "growtas triton", "size": "T fc1"}
-    record |= {"roofline": 0.5, "speed": [1.25, 1.2, 1.3]}
-    results.write(tmp_path / "kernels_products.json", head, [record])
-    step = {"space": "T", "name": "middle", "embed_dim": 216, "depth": 13, "batch": 128, "pass": "step"}
-    step |= {"way": "growtas", "vs_published": [6.0, 5.9, 6.1]}
-    results.write(tmp_path / "train_step.json", head, [step])
-    shown = gpu.bars(tmp_path)
-    assert "1.25" in shown and "1.0, met" in shown and "6.00" in shown and "T middle d216 L13" in shown
-    assert gpu.bars(tmp_path / "nothing") == ""
+    plans = [make(None, Path("out"), ["tests/x.py"]) for make in (gpu_plan.jobs_a, gpu_plan.jobs_b)]
+    for plan in plans:
+        jobs = [job for half in plan for job in half]
+        names = [job.name for job in jobs]
+        assert len(set(names)) == len(names)
+        assert all(name in names for job in jobs for name in (*job.needs, *job.requires))
+        for job in jobs:
+            assert bool(job.do) != bool(job.command)
+            if job.do:
+                inspect.signature(getattr(gpu_jobs, job.do)).bind(None, **job.args)
+    known = {work.op for make in gpu_jobs.PARTS.values() for work in make([gpu_jobs.each_kernel.TINY])}
+    assert {op for ops in gpu_plan.OPS.values() for op in ops} == known
+    assert "tests/ops/test_reference.py" not in gpu.cuda_tests() and gpu.cuda_tests()
