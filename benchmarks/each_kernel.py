@@ -136,13 +136,15 @@ def runnable(work: Work, device: torch.device, interpreted: bool = False) -> dic
         backend = name.removeprefix("growtas ").removesuffix(" same") if name.startswith("growtas ") else None
         if device.type == "cuda":
             # torch's composition is a rival of what is fused; elsewhere it is the dense way once more.
-            fits = backend in (None, "triton", "cuda") or (backend == "torch" and work.part == "fused")
+            fits = backend in (None, "triton", "cublas", "cuda") or (
+                backend == "torch" and work.part == "fused"
+            )
         else:
             there = backend in ("cpu", "torch") and not name.endswith(" same")
             fits = (
                 backend is None
                 or (there and works.exists(work, name))
-                or (interpreted and backend == "triton")
+                or (interpreted and backend in ("triton", "cublas"))
             )
         if fits:
             found[name] = make

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.product_works import _merge, _qkv_slice, _then
-from common.works import Call, Inputs, Layer, Work, differentiate, launcher, normal
+from common.works import Call, Inputs, Layer, Work, differentiate, launcher, normal, shadows_of
 
 EPS = 1e-5
+BACKENDS = ("triton", "cublas", "cuda", "cpu", "torch")
 
 
 def fused_works(found: Iterable[Layer]) -> Iterator[Work]:
@@ -58,12 +59,14 @@ def fused_work(layer: Layer, op: str) -> Work:
     }[op]
     make, plain_dense = _BUILDERS[op]
     ways = {"unfused": partial(plain_dense, layer)}
-    ways |= {f"growtas {name}": partial(make, layer, name) for name in ("triton", "cuda", "cpu", "torch")}
+    ways |= {f"growtas {name}": partial(make, layer, name) for name in BACKENDS}
     ways |= {
-        f"growtas {name} same": partial(_same, partial(make, layer, name)) for name in ("triton", "torch")
+        f"growtas {name} same": partial(_same, partial(make, layer, name)) for name in ("triton", "cuda")
     }
+    if op != "mlp":
+        del ways["growtas cuda same"]
     if op.startswith(("mlp", "norm_qkv")):
-        del ways["growtas cuda"]  # no kernels of that kind in CUDA C++
+        del ways["growtas cuda"]  # no kernels of that kind in CUDA C++ that read fp32 weights
     return Work(
         "fused",
         op,
@@ -102,6 +105,8 @@ def _inputs(layer: Layer, batch: int, device: torch.device, dtype: torch.dtype, 
     found |= {"x": draw(rows, d).to(stream), "dy": draw(rows, d).to(stream)}
     found |= {"h": draw(rows, m).to(dtype), "xd": draw(rows, d).to(dtype)}
     found |= {"attended": draw(rows, layer.width).to(dtype), "dq": draw(rows, qkv).to(dtype)}
+    matrices = [found[name] for name in ("wq", "bq", "w1", "b1", "w2", "b2", "wp", "bp")]
+    found["shadows"] = shadows_of(matrices, dtype, {0: layer.e, 1: layer.e})
     keep = torch.arange(batch, device=device) % 4 != 3  # drop-path leaves out every fourth image
     found["scale"] = keep.to(stream) / 0.75
     dense_q = found["wq"][:qkv, :d].view(-1, 3, d).transpose(0, 1).reshape(qkv, d)

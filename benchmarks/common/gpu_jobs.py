@@ -201,7 +201,7 @@ def smoke(context: Context, part: str, op: str, backend: str, repeats: int = 100
     Args:
         context: of the run.
         part, op: the job.
-        backend: ``triton`` or ``cuda``; its way with 16-bit weights too, where there is one.
+        backend: ``triton``, ``cublas`` or ``cuda``; its way with 16-bit weights too, where there is one.
         repeats: calls whose results are compared, at the full batch.
     """
     repeats = 3 if context.tiny else repeats
@@ -354,6 +354,8 @@ def step_prepare(context: Context, way: str, space: str, batch: int, subnet: str
     for _ in range(1 if context.tiny else 3):
         rival.step()
     context.state["rival"] = rival
+    if context.device.type == "cuda":
+        torch.cuda.empty_cache()  # it waits for its turn, beside others
     about = gpu_steps.about(case, way)
     context.add("step_prepared", **about, took=time.perf_counter() - begin)
 
@@ -373,16 +375,16 @@ def step_time(
 
 
 def step_check(context: Context, space: str) -> None:
-    """Whole steps of growtas on Triton and on torch against the published way, on few images."""
+    """Whole steps of growtas on each back end against the published way, on few images."""
     batch = 2 if context.tiny else 8
-    for way in ("growtas triton", "growtas torch", "growtas auto"):
+    for way in ("growtas triton", "growtas cublas", "growtas torch", "growtas auto"):
         case = gpu_steps.case(context, space, batch, "middle")
         with gpu_steps.backend(way):
             try:
                 found = steps.check(case, steps.rivals(case, ("growtas", "published")))
                 status = "ok"
-            except ArithmeticError as error:
-                found, status = {}, str(error)
+            except Exception as error:
+                found, status = {}, gpu_worker.one_line(error)
         context.add("step_check", **gpu_steps.about(case, way), status=status, **found)
 
 

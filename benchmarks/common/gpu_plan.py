@@ -26,7 +26,12 @@ OPS = {
 CUDA_OPS = {
     "layer_norm": OPS["layer_norm"],
     "products": [f"{op} {direction}" for op in ("fc1", "qkv") for direction in DIRECTIONS],
-    "fused": ["linear_gelu", "linear_gelu backward", "linear_residual"],
+    "fused": ["mlp", "linear_gelu", "linear_gelu backward", "linear_residual"],
+}
+#: What lies between cuBLAS's GEMMs; the GEMMs themselves read 16-bit shadows by stride.
+CUBLAS_OPS = {
+    "fused": OPS["fused"],
+    "products": ["fc1 weight gradient", "qkv forward", "qkv weight gradient"],
 }
 CUDA_WAYS = ("growtas cuda", "growtas cuda same")
 #: The ways of a training step that are compiled by torch are prepared beside other jobs.
@@ -43,22 +48,31 @@ def jobs_a(after_build: Any, out: Path, tests: Sequence[str]) -> tuple[list[Job]
     Returns:
         Kernels; and training steps, which compiling of candidates may go beside.
     """
-    start, smoked = begin(after_build), smoke("triton")
+    start, smoked = begin(after_build), smoke("triton") + smoke("cublas")
     done = tuple(job.name for job in smoked)
-    races = race("attention", done, 150) + race("layer_norm", done, 150)
-    races += race("fused", done, 170)[:4] + race("products", done, 190, skip=CUDA_WAYS)
-    races += race("fused", done, 200)[4:]
+    races = race("attention", done, 150) + race("layer_norm", done, 150, skip=CUDA_WAYS)
+    races += race("fused", done, 170, skip=CUDA_WAYS)[:4] + race("products", done, 190, skip=CUDA_WAYS)
+    races += race("fused", done, 200, skip=CUDA_WAYS)[4:]
     native = smoke("cuda", by=230)
     built = tuple(job.name for job in native)
-    for part in ("layer_norm", "products"):
+    for part in ("fused", "layer_norm", "products"):
         own = {"only": CUDA_WAYS, "requires": ("native",), "label": "cuda ", "ops": CUDA_OPS[part]}
-        races += race(part, built, 235, **own)
+        races += race(part, built, 215, **own)
     prepared = [
         Job(f"prepare {way} T 128", "step_prepare", step(way, "T", 128), limit=150, lane="side", keep=True,
             needs=compiled())
         for way in COMPILED
     ]  # fmt: skip
-    ways = ("growtas triton", "timm", "growtas torch", "compiled", "masked", "published", "growtas auto")
+    ways = (
+        "growtas cublas",
+        "growtas triton",
+        "timm",
+        "growtas torch",
+        "compiled",
+        "masked",
+        "published",
+        "growtas auto",
+    )
     steps = [check_step("T", done), *(time_step(way, "T", 128, done) for way in ways)]
     return [*start, *smoked, *native, *prepared, *races], steps
 
@@ -71,7 +85,7 @@ def jobs_b(after_build: Any, out: Path, tests: Sequence[str]) -> tuple[list[Job]
         out: a folder for the tuning record.
         tests: the CUDA-marked test files.
     """
-    start, smoked = begin(after_build, every_signature=True), smoke("triton")
+    start, smoked = begin(after_build, every_signature=True), smoke("triton") + smoke("cublas")
     done = tuple(job.name for job in smoked)
     cases = [("T", 128), ("S", 128), ("B", 128), ("T", 512)]
     prepared = [
@@ -79,13 +93,13 @@ def jobs_b(after_build: Any, out: Path, tests: Sequence[str]) -> tuple[list[Job]
             keep=True, needs=compiled())
         for space, batch in cases[:3] for way in COMPILED if (way, space) != ("masked", "B")
     ]  # fmt: skip
-    ways = ("growtas triton", "growtas torch", "timm", "compiled", "masked", "published")
+    ways = ("growtas cublas", "growtas triton", "timm", "compiled", "masked", "published", "growtas torch")
     steps = [check_step("T", done)]
-    steps += [time_step(way, "T", 128, done, by=140) for way in ways]
+    steps += [time_step(way, "T", 128, done, by=140, keep=way == "masked") for way in ways]
     steps += [
         Job(f"subnets {way} T", "random_subnets", {"way": way, "space": "T", "batch": 128}, limit=60,
-            needs=done, by=170)
-        for way in ("growtas triton", "growtas torch", "masked")
+            needs=done, by=170, on="step masked T 128" if way == "masked" else "")
+        for way in ("growtas cublas", "growtas triton", "masked")
     ]  # fmt: skip
     tune = [sys.executable, "-P", "-m", "growtas.tuning", "--space", "autoformer-tiny", "--device", "cuda",
             "--seconds", "60", "--out", str(out / "tuning.json")]  # fmt: skip
@@ -94,7 +108,7 @@ def jobs_b(after_build: Any, out: Path, tests: Sequence[str]) -> tuple[list[Job]
     steps += [
         time_step(way, space, batch, done, by=270)
         for space, batch in cases[1:]
-        for way in ("growtas triton", "compiled", "timm", "published", "masked", "growtas torch")
+        for way in ("growtas cublas", "growtas triton", "compiled", "timm", "published", "masked")
         if (way, space, batch) != ("masked", "B", 128)
     ]
     races = [job for part in ("attention", "layer_norm") for job in race(part, done, 290)]
@@ -133,8 +147,8 @@ def compiled() -> tuple[str, ...]:
 
 def smoke(backend: str, by: float = 200.0) -> list[Job]:
     """Every kernel of a back end against fp64 and for equal bits, each in a process of its own."""
-    cuda = backend == "cuda"
-    names = CUDA_OPS if cuda else {**OPS, "products": CUDA_OPS["products"]}
+    cuda, triton = backend == "cuda", {**OPS, "products": CUDA_OPS["products"]}
+    names = {"cuda": CUDA_OPS, "cublas": CUBLAS_OPS, "triton": triton}[backend]
     needs = ("ceilings",) if cuda else ("ceilings", *compiled())
     return [
         Job(f"smoke {backend} {op}", "smoke", {"part": part, "op": op, "backend": backend}, limit=40,
@@ -173,14 +187,16 @@ def check_step(space: str, needs: Sequence[str]) -> Job:
     )
 
 
-def time_step(way: str, space: str, batch: int, needs: Sequence[str], by: float = float("inf")) -> Job:
+def time_step(
+    way: str, space: str, batch: int, needs: Sequence[str], by: float = float("inf"), keep: bool = False
+) -> Job:
     """A rival's training step, in the process that prepared it where there is one."""
     name = f"{way} {space} {batch}"
     prepared = (
         (f"prepare {name}",) if way in COMPILED and batch == 128 and (way, space) != ("masked", "B") else ()
     )
-    return Job(f"step {name}", "step_time", step(way, space, batch), limit=50, needs=(*needs, *prepared),
-               on=prepared[0] if prepared else "", by=by)  # fmt: skip
+    return Job(f"step {name}", "step_time", step(way, space, batch), limit=50, needs=tuple(needs), by=by,
+               requires=prepared, on=prepared[0] if prepared else "", keep=keep)  # fmt: skip
 
 
 def sanitizer(needs: Sequence[str]) -> Job:

@@ -74,10 +74,12 @@ def record_space(space: Any, every_signature: bool, batch: int, target: tuple) -
     if every_signature:
         return warmup.record(space, (batch,), ("bf16-autocast",), 1000, target)
     subnet, dtypes = steps.pick_subnet(space, "middle"), (torch.bfloat16, torch.float32)
-    with launch.recording(target[0]) as found, warmup._on_triton(target):
-        signature = subnet.embed_dim, subnet.num_heads[0], subnet.hidden_dims[0]
-        warmup.run_block(space, *signature, batch, *dtypes)
-        warmup.run_ends(space, subnet.embed_dim, 1000, batch, *dtypes)
+    signature = subnet.embed_dim, subnet.num_heads[0], subnet.hidden_dims[0]
+    with launch.recording(target[0]) as found:
+        for preferred in ("triton", "cublas"):
+            with warmup._on_triton(target, preferred):
+                warmup.run_block(space, *signature, batch, *dtypes)
+                warmup.run_ends(space, subnet.embed_dim, 1000, batch, *dtypes)
     return found
 
 
@@ -85,7 +87,7 @@ def _run_all(found: Sequence, device: torch.device, batch: int, dtype: torch.dty
     """Run the Triton ways of works, on tensors without values; one that fails here fails in its own job."""
     for work in found:
         for name, make in work.ways.items():
-            if name.startswith("growtas triton"):
+            if name.startswith(("growtas triton", "growtas cublas")):
                 with contextlib.suppress(Exception):
                     make(work.inputs(batch, device, dtype, 0))()
 
@@ -233,7 +235,7 @@ def profile(step: Callable[[], Any], cuda: bool, most: int = 14) -> dict[str, An
     by_name: dict[str, list[float]] = {}
     for event in found.events():
         if event.device_type == torch.autograd.DeviceType.CUDA:
-            by_name.setdefault(event.name[:80], []).append(event.device_time * 1e-6)
+            by_name.setdefault(event.name[:80], []).append(event.time_range.elapsed_us() * 1e-6)
     longest = sorted(by_name.items(), key=lambda item: -sum(item[1]))[:most]
     return {
         "kernels": sum(map(len, by_name.values())),
@@ -246,7 +248,7 @@ def over_subnets(context: Any, case: Case, way: str, count: int) -> dict[str, An
     """Steps of random subnets, the same for every way: images per second over all of them."""
     space, draw = load_space(case.space), random.Random(0)
     subnets = [space.sample(draw) for _ in range(count)]
-    found = rival(context, case, way)
+    found = context.state.get("rival") or rival(context, case, way)
     cuda, times, host = context.device.type == "cuda", [], []
     for turn in range(2):  # the first walk compiles and fills the allocator
         for subnet in subnets:

@@ -126,8 +126,9 @@ def steps(records: Sequence[Record]) -> str:
         beside = {kind: next((r for r in of(records, kind) if (r["way"], r["space"], r["batch"]) == key), {})
                   for kind in ("profile", "graphed")}  # fmt: skip
         graphed = beside["graphed"]
-        rivals = [r for r in found if r["way"] == "growtas triton" and (r["space"], r["batch"]) == key[1:]]
-        relative = record["seconds"][0] / rivals[0]["seconds"][0] if rivals else None
+        own = [r for r in found if r["way"].startswith("growtas") and (r["space"], r["batch"]) == key[1:]]
+        best = min((r["seconds"][0] for r in own), default=None)
+        relative = record["seconds"][0] / best if best else None
         rows.append([
             record["space"].removeprefix("autoformer-"), str(record["batch"]), record["way"],
             number(1e3 * record["seconds"][0]), number(1e3 * record["host"][0]),
@@ -141,7 +142,7 @@ def steps(records: Sequence[Record]) -> str:
     lines = []
     if rows:
         header = ["space", "batch", "step", "ms", "host", "kernels' sum", "graph", "kernels", "images/s"]
-        header += ["× triton", "bound ms", "share", "GiB"]
+        header += ["× growtas", "bound ms", "share", "GiB"]
         lines.append(render(header, rows, left=3))
     for record in of(records, "step_check"):
         size = (
@@ -159,14 +160,17 @@ def steps(records: Sequence[Record]) -> str:
 
 
 def profile(records: Sequence[Record], most: int = 12) -> str:
-    """The longest kernels of growtas' step on Triton."""
-    found = [r for r in of(records, "profile") if r["way"] == "growtas triton" and r["longest"]]
+    """The longest kernels of growtas' fastest step of the first case."""
+    steps = [r for r in of(records, "step") if r["way"].startswith("growtas")]
+    steps = [r for r in steps if (r["space"], r["batch"]) == (steps[0]["space"], steps[0]["batch"])]
+    way = min(steps, key=lambda r: r["seconds"][0])["way"] if steps else ""
+    found = [r for r in of(records, "profile") if r["way"] == way and r["longest"]]
     if not found:
         return ""
     total = found[0]["device"]
     rows = [[cut(name, 60), str(count), number(1e6 * seconds), f"{seconds / total:.0%}"]
             for name, count, seconds in found[0]["longest"][:most]]  # fmt: skip
-    return render(["longest kernels of the step on Triton", "calls", "µs", "share"], rows)
+    return render([f"longest kernels of the step of {way}", "calls", "µs", "share"], rows)
 
 
 def candidates(records: Sequence[Record]) -> str:

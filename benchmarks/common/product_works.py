@@ -2,8 +2,8 @@
 
 Both operands of cuBLAS are 16 bits, also its weights; growtas reads the shared weights in fp32, as training
 under autocast has them, and in 16 bits (``same``). ``strided`` is cuBLAS on slices of 16-bit shared weights
-where they lie, q, k and v in turn; its weight gradient is fp32 and of full size, as growtas' is: zeros around
-the slice.
+where they lie; its weight gradient is fp32 and of full size, as growtas' is: zeros around the slice.
+``growtas cublas`` and ``growtas torch`` find such shadows by themselves, as in training.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.works import Call, Inputs, Layer, Work, launcher, normal
+from common.works import Call, Inputs, Layer, Work, launcher, normal, shadows_of
 
 DIRECTIONS = ("forward", "input gradient", "weight gradient")
-BACKENDS = ("triton", "cuda", "cpu", "torch")
+BACKENDS = ("triton", "cublas", "cuda", "cpu", "torch")
 
 
 def sizes(layer: Layer, op: str) -> tuple[int, int, int, int]:
@@ -55,7 +55,9 @@ def product_work(layer: Layer, op: str, direction: str) -> Work:
     ways = {"cublas": partial(_dense, direction=direction, op=op)}
     ways["strided"] = partial(_strided, layer=layer, direction=direction, op=op)
     for backend in BACKENDS:
-        ways |= {f"growtas {backend}": ours(backend, False), f"growtas {backend} same": ours(backend, True)}
+        ways[f"growtas {backend}"] = ours(backend, False)
+        if backend != "cublas":
+            ways[f"growtas {backend} same"] = ours(backend, True)
     return Work(
         "products",
         f"{op} {direction}",
@@ -84,11 +86,13 @@ def _inputs(layer: Layer, op: str, batch: int, device: torch.device, dtype: torc
         found["x3"] = x.view(batch, layer.tokens, k)
         heads = (batch, layer.tokens, 3, layer.heads, layer.e)
         found["dqkv"] = dy.view(heads).permute(2, 0, 3, 1, 4).contiguous()
-    if op == "qkv":  # the shadow of a qkv weight has its rows in the order q, k, v
-        found["shadow"] = weight.view(-1, 3, k_max).transpose(0, 1).to(dtype).contiguous()
-        found["shadow_bias"] = bias.view(-1, 3).t().to(dtype).contiguous()
+    if op == "qkv":  # the shadow of a qkv weight on a GPU has its rows sorted by head, part and channel
+        order = torch.arange(n_max, device=device).view(layer.H, layer.e, 3).transpose(1, 2).flatten()
+        found["shadow"], found["shadow_bias"] = weight[order].to(dtype), bias[order].to(dtype)
+        by_head = dy.view(rows, 3, layer.heads, layer.e).transpose(1, 2).reshape(rows, n)
     else:
-        found["shadow"], found["shadow_bias"] = weight.to(dtype)[None], bias.to(dtype)[None]
+        found["shadow"], found["shadow_bias"], by_head = weight.to(dtype), bias.to(dtype), dy
+    found |= {"by_head": by_head, "shadows": shadows_of((weight, bias), dtype, _head_dims(layer, op))}
     found |= {
         "dy": dy,
         "dense": dense.to(dtype).contiguous(),
@@ -105,44 +109,38 @@ def _dense(i: Inputs, direction: str, op: str) -> Call:
     return lambda: (i.dy.t() @ i.x, i.dy.sum(0))
 
 
+def _head_dims(layer: Layer, op: str) -> dict[int, int]:
+    return {0: layer.e, 1: layer.e} if op == "qkv" else {}
+
+
 def _strided(i: Inputs, layer: Layer, op: str, direction: str) -> Call:
     k, n, k_max, n_max = sizes(layer, op)
-    parts, rows = len(i.shadow), len(i.x)
-    width = n // parts
-    weights = [part[:width, :k] for part in i.shadow]
-    biases = [part[:width] for part in i.shadow_bias]
-    dys = i.dy.split(width, 1)
+    weight, bias = i.shadow[:n, :k], i.shadow_bias[:n]
     if direction == "forward":
-
-        def forward():
-            out = i.x.new_empty(rows, n)
-            for weight, bias, own in zip(weights, biases, out.split(width, 1), strict=True):
-                torch.addmm(bias, i.x, weight.t(), out=own)
-            return (out,)
-
-        return forward
+        return _then(lambda: torch.addmm(bias, i.x, weight.t()), lambda y: (_by_part(y.t(), layer, op).t(),))
     if direction == "input gradient":
-
-        def backward_input():
-            dx = torch.mm(dys[0], weights[0])
-            for dy, weight in zip(dys[1:], weights[1:], strict=True):
-                dx.addmm_(dy, weight)
-            return (dx,)
-
-        return backward_input
+        return lambda: (torch.mm(i.by_head, weight),)
     wide = i.dense.dtype if i.dense.dtype == torch.float64 else torch.float32
     options = {"out_dtype": wide} if i.x.is_cuda and i.x.dtype != wide else {}
 
     def backward_weight():
-        gradient = torch.zeros(parts, n_max // parts, k_max, dtype=wide, device=i.x.device)
-        for own, dy in zip(gradient, dys, strict=True):
-            if options or dy.dtype == wide:
-                torch.mm(dy.t(), i.x, out=own[:width, :k], **options)
-            else:  # torch has products with a wider result on CUDA only
-                own[:width, :k] = dy.t() @ i.x
-        return gradient, i.dy.sum(0)
+        gradient = torch.zeros(n_max, k_max, dtype=wide, device=i.x.device)
+        if options or i.x.dtype == wide:
+            torch.mm(i.by_head.t(), i.x, out=gradient[:n, :k], **options)
+        else:  # torch has products with a wider result on CUDA only
+            gradient[:n, :k] = i.by_head.t() @ i.x
+        return gradient, i.by_head.sum(0)
 
-    return _then(backward_weight, lambda found: (found[0][:, :width, :k].reshape(n, k), found[1]))
+    return _then(
+        backward_weight, lambda found: tuple(_by_part(t, layer, op) for t in (found[0][:n, :k], found[1]))
+    )
+
+
+def _by_part(rows: Tensor, layer: Layer, op: str) -> Tensor:
+    """Rows sorted by head, part and channel to all of q, of k and of v."""
+    if op != "qkv":
+        return rows
+    return rows.unflatten(0, (layer.heads, 3, layer.e)).transpose(0, 1).flatten(0, 2)
 
 
 def _ours(i: Inputs, layer: Layer, op: str, direction: str, backend: str, same: bool) -> Call:

@@ -116,7 +116,7 @@ class Rival:
         """
         for parameter in self.parameters:
             parameter.grad = None
-            torch.autograd.graph.increment_version(parameter)
+        torch.autograd.graph.increment_version(self.parameters)
 
     def forward(self) -> Tensor:
         """One forward pass without gradients; the net is in eval mode already."""

@@ -8,7 +8,7 @@ ends share, so that one that is missing costs that way alone.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,11 @@ from torch import Tensor
 from common.products import SPACES
 from growtas import load_space
 from growtas.ops.backend import IMPLEMENTATIONS
+from growtas.shadow import Shadows
 
 Call = Callable[[], Sequence[Tensor]]
 TRITON = ("linear", "linear_backward", "qkv", "norm_qkv", "layer_norm", "relative_attention", "mlp")
-NATIVE = ("native_products", "native", "native_attention")
+NATIVE = ("native_products", "native", "native_attention", "native_mlp")
 
 
 def step(op: str, backend: str, name: str) -> Callable | None:
@@ -38,7 +39,7 @@ def launcher(backend: str, name: str) -> Callable:
     """A launcher of a back end, wherever it is defined.
 
     Args:
-        backend: ``torch``, ``cpu``, ``triton`` or ``cuda``.
+        backend: ``torch``, ``cpu``, ``cublas``, ``triton`` or ``cuda``.
         name: as all back ends share it, such as ``linear_gelu_forward``.
 
     Raises:
@@ -178,6 +179,13 @@ class Inputs(dict):
                 for name, value in self.items()
             }
         )
+
+
+def shadows_of(weights: Sequence[Tensor], dtype: torch.dtype, head_dims: Mapping[int, int]) -> Shadows:
+    """16-bit shadows of shared weights, up to date; they live as long as what is returned."""
+    found = Shadows(weights, head_dims)
+    found.refresh(dtype)
+    return found
 
 
 def normal(device: torch.device, seed: int) -> Callable[..., Tensor]:
