@@ -30,7 +30,7 @@ from growtas.kernels import launch, tiles
 from growtas.kernels.gelu import gelu_and_slope
 from growtas.kernels.launch import known_multiple
 from growtas.kernels.matmul import accumulate, accumulate_over_rows, tile_of
-from growtas.kernels.parts import add_tiles, outside_tile
+from growtas.kernels.parts import leave_gradient, outside_tile
 from growtas.kernels.slices import (
     check_bias,
     check_gradients,
@@ -162,35 +162,28 @@ def _weight(
     start = split.to(tl.int64) * rows_per_split
     depth = tl.where(inside, tl.minimum(M - start, rows_per_split), 0).to(tl.int32)
 
+    # Two ways to the end: where two loops leave their sums in the same registers, ptxas serialises the wgmmas
+    # of both (its remark C7515).
+    splits = tl.where(inside, splits, 1)
     acc = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
     if grad_bias_ptr is not None and col_tile == 0:
         acc, total = accumulate_over_rows(
             acc, dy_ptr + rows, row_ok, 0, stride_dy, x_ptr + cols, col_ok, stride_x, start, depth,
             0, True, x_ptr.dtype.element_ty, PRECISION, BLOCK_ROWS, BLOCK_DEPTH, scale_ptr, tokens,
         )  # fmt: skip
+        leave_gradient(
+            acc, total, grad_ptr, grad_bias_ptr, partial_ptr, counter_ptr, tile, active, split, splits,
+            rows, cols, N, K, N_max, K_max, add, BLOCK_ROWS, BLOCK_COLS,
+        )  # fmt: skip
     else:
         acc, total = accumulate_over_rows(
             acc, dy_ptr + rows, row_ok, 0, stride_dy, x_ptr + cols, col_ok, stride_x, start, depth,
             0, False, x_ptr.dtype.element_ty, PRECISION, BLOCK_ROWS, BLOCK_DEPTH, scale_ptr, tokens,
         )  # fmt: skip
-    acc, total, last = add_tiles(
-        acc, total, partial_ptr, counter_ptr, tile, active, split, tl.where(inside, splits, 1),
-        BLOCK_ROWS, BLOCK_COLS,
-    )  # fmt: skip
-    if last:
-        written_rows = tl.where(add != 0, N, N_max)
-        written_cols = tl.where(add != 0, K, K_max)
-        written = (rows < written_rows)[:, None] & (cols < written_cols)[None, :]
-        added_rows = N * add  # nothing is read where nothing is added to
-        grad_ptrs = grad_ptr + rows.to(tl.int64)[:, None] * K_max + cols[None, :]
-        added = (rows < added_rows)[:, None] & col_ok[None, :]
-        acc += tl.load(grad_ptrs, mask=added, other=0.0).to(tl.float32)
-        tl.store(grad_ptrs, acc.to(grad_ptr.dtype.element_ty), mask=written)
-        if grad_bias_ptr is not None:
-            if col_tile == 0:
-                bias_ptrs = grad_bias_ptr + rows
-                total += tl.load(bias_ptrs, mask=rows < added_rows, other=0.0).to(tl.float32)
-                tl.store(bias_ptrs, total.to(grad_bias_ptr.dtype.element_ty), mask=rows < written_rows)
+        leave_gradient(
+            acc, total, grad_ptr, None, partial_ptr, counter_ptr, tile, active, split, splits,
+            rows, cols, N, K, N_max, K_max, add, BLOCK_ROWS, BLOCK_COLS,
+        )  # fmt: skip
 
 
 def _input_gradient(

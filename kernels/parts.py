@@ -80,6 +80,47 @@ def add_tiles(
 
 
 @triton.jit
+def leave_gradient(
+    acc,  # (BLOCK_ROWS, BLOCK_COLS) fp32: a part of the sum of one tile
+    total,  # (BLOCK_ROWS,) fp32: a part of the sum of the bias
+    grad_ptr,  # (N_max, K_max) contiguous
+    grad_bias_ptr,  # (N_max,); None: this program writes no gradient of a bias
+    partial_ptr,  # and the next: as add_tiles takes them
+    counter_ptr,
+    tile,
+    active,
+    split,
+    splits,  # of this tile
+    rows,
+    cols,
+    N,
+    K,
+    N_max,
+    K_max,
+    add,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+):
+    """Add up the parts of a tile in its last program, and write or add what is inside the gradient."""
+    acc, total, last = add_tiles(
+        acc, total, partial_ptr, counter_ptr, tile, active, split, splits, BLOCK_ROWS, BLOCK_COLS
+    )
+    if last:
+        written_rows = tl.where(add != 0, N, N_max)
+        written_cols = tl.where(add != 0, K, K_max)
+        written = (rows < written_rows)[:, None] & (cols < written_cols)[None, :]
+        added_rows = N * add  # nothing is read where nothing is added to
+        grad_ptrs = grad_ptr + rows.to(tl.int64)[:, None] * K_max + cols[None, :]
+        added = (rows < added_rows)[:, None] & (cols < K)[None, :]
+        acc += tl.load(grad_ptrs, mask=added, other=0.0).to(tl.float32)
+        tl.store(grad_ptrs, acc.to(grad_ptr.dtype.element_ty), mask=written)
+        if grad_bias_ptr is not None:
+            bias_ptrs = grad_bias_ptr + rows
+            total += tl.load(bias_ptrs, mask=rows < added_rows, other=0.0).to(tl.float32)
+            tl.store(bias_ptrs, total.to(grad_bias_ptr.dtype.element_ty), mask=rows < written_rows)
+
+
+@triton.jit
 def _add_range(partial_ptr, first, count, BLOCK_COLS: tl.constexpr, STEP: tl.constexpr):
     """Sums over rows first .. first + count - 1 of the parts: two vectors (BLOCK_COLS,)."""
     rows = tl.arange(0, STEP)
