@@ -35,6 +35,7 @@ def sources(pattern: str) -> list[str]:
 
 CPU_SOURCES = ["csrc/cpu_module.cpp", *sources("csrc/cpu/*.cpp")]
 CUDA_SOURCES = ["csrc/cuda_module.cpp", *sources("csrc/cuda/*.cu")]
+HOPPER = "90a"  # the architecture of sources named *_sm90a.cu, which nothing else can run
 
 
 def ninja_command() -> list[str]:
@@ -202,20 +203,27 @@ def build_cuda(folder: Path, suffix: str, toolkit: dict) -> tuple[Path, dict]:
     nvcc, archs = toolkit["path"], toolkit["archs"]
     cxx, cxx_version = find_cxx()
     host = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-    flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", "--threads=2"]
-    flags += arch_flags(archs)
+    host += ["-DGROWTAS_SM90A"] if HOPPER in archs else []
+    common = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", "--threads=2"]
+    portable = arch_flags(archs, toolkit["known_archs"])
+    flags = [*common, *portable]
     build_id = build_name(cxx_version, toolkit["version"], *host, *flags)
 
     ninja = Ninja(folder / "cuda")
     ninja.compile_rule("cxx", shell([*cxx, *host, *module_flags(build_id)]))
     # ptxas says what each kernel uses only while it compiles; the log beside the object outlives that.
     ninja.compile_rule("nvcc", shell([nvcc, *flags, f"-I{ROOT / 'csrc'}"]), log=True)
+    hopper = [*common, f"-gencode=arch=compute_{HOPPER},code=sm_{HOPPER}"]
+    ninja.compile_rule("nvcc_sm90a", shell([nvcc, *hopper, f"-I{ROOT / 'csrc'}"]), log=True)
     # The CUDA runtime is linked in, so the module loads without a driver; hidden, so torch's stays apart.
-    link = ["-shared", "-cudart=static", "-Xcompiler=-fPIC", *arch_flags(archs)]
+    link = ["-shared", "-cudart=static", "-Xcompiler=-fPIC", *portable]
     hide = ["-Xlinker=--exclude-libs,ALL"] if sys.platform != "darwin" else []
     ninja.rule("link", shell([nvcc, *link, *hide]) + " $in -o $out")
     for source in CUDA_SOURCES:
-        ninja.object("nvcc" if source.endswith(".cu") else "cxx", source)
+        if not source.endswith("_sm90a.cu"):
+            ninja.object("nvcc" if source.endswith(".cu") else "cxx", source)
+        elif HOPPER in archs:
+            ninja.object("nvcc_sm90a", source)
     try:
         binary = ninja.run(f"_cuda{suffix}", "link")
     except BuildProblem as problem:

@@ -206,10 +206,12 @@ def _can_build(arch: str, known: list[str]) -> bool:
     return base >= oldest and (not known or str(base) in known)
 
 
-def arch_flags(archs: list[str]) -> list[str]:
-    """Machine code for each architecture, and PTX of the newest portable one for GPUs newer still."""
+def arch_flags(archs: list[str], known: list[str] = ()) -> list[str]:
+    """Machine code for each architecture, and PTX of the oldest one, which any newer GPU compiles for itself.
+
+    PTX of an architecture such as 90a runs on nothing newer, so it is never the one that is shipped.
+    """
+    usable = [int(k) for k in known if int(k) >= OLDEST_ARCH] or [OLDEST_ARCH]
+    oldest = min(usable)
     flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-    portable = [a for a in archs if a.isdigit()]
-    if portable:
-        flags.append(f"-gencode=arch=compute_{max(portable, key=int)},code=compute_{max(portable, key=int)}")
-    return flags
+    return [*flags, f"-gencode=arch=compute_{oldest},code=compute_{oldest}"]

@@ -313,11 +313,27 @@ def test_architectures(monkeypatch):
     ):
         monkeypatch.setattr(toolchain, "output_of", lambda command, present=present: present)
         assert toolchain.cuda_archs(known) == archs
-    assert toolchain.arch_flags(["80", "90a"]) == [
-        "-gencode=arch=compute_80,code=sm_80",
-        "-gencode=arch=compute_90a,code=sm_90a",
-        "-gencode=arch=compute_80,code=compute_80",
-    ]
+
+
+@pytest.mark.parametrize("archs", [["80", "90a"], ["90a"], ["120"], ["80"], ["100f", "90"]])
+def test_every_build_holds_ptx_that_newer_gpus_compile(archs):
+    """Of the oldest architecture: PTX of 90a or 100f would not run on what comes after it."""
+    machine = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+    assert toolchain.arch_flags(archs) == [*machine, "-gencode=arch=compute_80,code=compute_80"]
+    known = ["75", "80", "86", "90", "120"]
+    assert toolchain.arch_flags(archs, known) == toolchain.arch_flags(archs)
+    later = toolchain.arch_flags(archs, ["90", "120"])  # a toolkit that has dropped 8.x
+    assert later == [*machine, "-gencode=arch=compute_90,code=compute_90"]
+
+
+@needs_nvcc
+def test_the_build_at_hand_holds_ptx_and_hopper_code_where_asked_for():
+    metadata = native.metadata("cuda")
+    assert any("code=compute_" in flag for flag in metadata["flags"])
+    hopper = [k for k in metadata["kernels"] if k["kernel"].startswith("mlp_branch")]
+    assert len(hopper) == (8 if "90a" in metadata["archs"] else 0)
+    assert {k["arch"] for k in hopper} <= {"90a"}
+    assert native.load("cuda").sm90a is ("90a" in metadata["archs"])
 
 
 def test_jobs(monkeypatch):

@@ -41,7 +41,9 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(NAN))
 
 
-def branch(device, images, tokens, d, m, dtype=BF16, stream=FP32, bias=True, scaled=True, parameter=FP32, seed=0):
+def branch(
+    device, images, tokens, d, m, dtype=BF16, stream=FP32, bias=True, scaled=True, parameter=FP32, seed=0
+):
     """Arguments of mlp_forward, NaN around every slice."""
     make = Inputs(device, seed + d + m)
     full_d, full_m = -(-(d + 9) // 8) * 8, -(-(m + 9) // 8) * 8
@@ -110,9 +112,13 @@ def test_error_is_at_most_twice_that_of_torch(device, d, m, poisoned):
     assert_accurate(branch(device, 3, 70, d, m))
 
 
-@pytest.mark.parametrize("dtype, stream, parameter", [(FP16, FP16, FP32), (BF16, BF16, BF16), (FP16, FP32, FP16)])
+@pytest.mark.parametrize(
+    "dtype, stream, parameter", [(FP16, FP16, FP32), (BF16, BF16, BF16), (FP16, FP32, FP16)]
+)
 @pytest.mark.parametrize("bias, scaled", [(True, False), (False, True)])
-def test_other_dtypes_with_and_without_biases_and_scale(device, dtype, stream, parameter, bias, scaled, poisoned):
+def test_other_dtypes_with_and_without_biases_and_scale(
+    device, dtype, stream, parameter, bias, scaled, poisoned
+):
     assert_accurate(branch(device, 2, 37, 216, 132, dtype, stream, bias, scaled, parameter))
 
 
@@ -128,7 +134,9 @@ def test_no_rows(device):
 
 def test_equal_bits_in_every_run_and_for_every_place_of_a_row(device):
     """A row's bits depend on nothing but the row, however the rows are cut into blocks."""
-    many = branch(device, 330 if device == "cpu" else 25216, 1, 216, 132 if device == "cpu" else 864, scaled=False)
+    many = branch(
+        device, 330 if device == "cpu" else 25216, 1, 216, 132 if device == "cpu" else 864, scaled=False
+    )
     first = run(many)
     for _ in range(2 if device == "cpu" else 100):
         assert all(torch.equal(a, b) for a, b in zip(first, run(many), strict=True))
@@ -194,7 +202,9 @@ def test_the_gradient_computes_the_hidden_layer_again(device):
         dx, *_ = native_mlp.cuda_mlp_backward(dy, case.x, mean, rstd, hidden, **rest)
     x = case.x.cpu().double().requires_grad_()
     wide = SimpleNamespace(**{**vars(case), "x": x})
-    z = torch.nn.functional.layer_norm(x, (24,), case.norm_weight.cpu().double(), case.norm_bias.cpu().double())
+    z = torch.nn.functional.layer_norm(
+        x, (24,), case.norm_weight.cpu().double(), case.norm_bias.cpu().double()
+    )
     a = torch.nn.functional.gelu(z @ wide.w1.cpu().double()[:72, :24].T)
     factor = case.scale.cpu().double().repeat_interleave(9)[:, None]
     (x + factor * (a @ wide.w2.cpu().double()[:24, :72].T)).sum().backward()

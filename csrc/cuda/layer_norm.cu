@@ -7,7 +7,8 @@
 //              dx = rstd * (g - (sum g + xhat * sum g*xhat) / width)
 //          and, in the same pass, dweight = sum of dy * xhat and dbias = sum of dy: in registers over a warp's rows, over the
 //          warps of a block through shared memory, over the blocks in a second kernel. The order depends on the number of
-//          rows alone and there are no atomics, so the gradients are bitwise repeatable.
+//          rows alone and there are no atomics, so the gradients are bitwise repeatable. Where registers allow it, a warp's
+//          next row is on its way while it works on one.
 // Paths    rows of up to 1024 columns that can be read in packs of 16 bytes: instances per dtype and per columns of a lane
 //          (8, 16, 24, 32), so that the whole row stays in registers. Everything else: kernels that read element by element
 //          and know the dtypes at run time.
@@ -24,8 +25,10 @@ constexpr int kWarpsPerBlock = 8;
 constexpr int kThreads = kWarpsPerBlock * kWarp;
 // How many blocks the registers of a multiprocessor must hold. Left open, ptxas guesses more and spills to reach them.
 constexpr int kBlocksPerSM = 1;
-constexpr std::int64_t kMaxBlocks = 528;  // of the backward pass: four on each of 132 multiprocessors
+constexpr std::int64_t kMaxBlocks = 264;  // of the backward pass: two on each of 132 multiprocessors
 constexpr std::int64_t kMinRowsPerWarp = 4;
+constexpr int kAddingWarps = 32;  // of a block that adds up the sums of blocks,
+constexpr int kAddingAhead = 8;   // and how many of them each of its warps has on the way at a time
 constexpr std::int64_t kMaxForwardBlocks = 1056;  // eight on each: all the warps they can hold
 
 // Elements of a pack: 16 bytes of the wider dtype.
@@ -120,7 +123,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
 
 // dy (rows, width) of G, x and dx (rows, width) of X; block_sums (gridDim.x, 2, width): dweight and dbias of a block's rows.
 template <typename X, typename G, int COLUMNS>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
+__global__ void __launch_bounds__(kThreads, COLUMNS <= 16 ? 2 : kBlocksPerSM)
     backward_packed(const G* __restrict__ dy, std::int64_t dy_stride, const X* __restrict__ x, std::int64_t x_stride,
                     Vector weight, const float* __restrict__ mean, const float* __restrict__ rstd, X* __restrict__ dx,
                     std::int64_t dx_stride, float* __restrict__ block_sums, std::int64_t rows, int width) {
@@ -137,19 +140,45 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     for (int p = 0; p < PACKS; ++p)
 #pragma unroll
         for (int i = 0; i < N; ++i) dweight[p][i] = dbias[p][i] = 0.0f;
-    for (std::int64_t row = first; row < rows; row += static_cast<std::int64_t>(gridDim.x) * kWarpsPerBlock) {
-        const float mu = mean[row], scale = rstd[row];
+    constexpr bool AHEAD = COLUMNS <= 16;  // wider rows need the registers
+    const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kWarpsPerBlock;
+    Pack<X, N> x_read[PACKS];
+    Pack<G, N> dy_read[PACKS];
+    float mean_read = 0.0f, rstd_read = 0.0f;
+    const auto read = [&](std::int64_t row) {
+        mean_read = mean[row];
+        rstd_read = rstd[row];
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p) {
+            const int column = (p * kWarp + lane) * N;
+            if (column < width) {
+                x_read[p] = *reinterpret_cast<const Pack<X, N>*>(x + row * x_stride + column);
+                dy_read[p] = *reinterpret_cast<const Pack<G, N>*>(dy + row * dy_stride + column);
+            }
+        }
+    };
+    if (AHEAD && first < rows) read(first);
+    for (std::int64_t row = first; row < rows; row += step) {
+        if (!AHEAD) read(row);
+        const float mu = mean_read, scale = rstd_read;
         float xhat[PACKS][N], g[PACKS][N];
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p)
+            if ((p * kWarp + lane) * N < width) {
+#pragma unroll
+                for (int i = 0; i < N; ++i) {
+                    xhat[p][i] = (to_float(x_read[p].item[i]) - mu) * scale;
+                    g[p][i] = to_float(dy_read[p].item[i]);
+                }
+            }
+        if (AHEAD && row + step < rows) read(row + step);
         float sum_g = 0.0f, sum_gx = 0.0f;
 #pragma unroll
         for (int p = 0; p < PACKS; ++p) {
             const int column = (p * kWarp + lane) * N;
             if (column < width) {
-                load_pack(x + row * x_stride + column, xhat[p]);
-                load_pack(dy + row * dy_stride + column, g[p]);
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
-                    xhat[p][i] = (xhat[p][i] - mu) * scale;
                     dweight[p][i] += g[p][i] * xhat[p][i];
                     dbias[p][i] += g[p][i];
                     g[p][i] *= w[column + i];
@@ -231,29 +260,34 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     }
 }
 
-// dweight, dbias (full_width) from block_sums (blocks, 2, width); a block adds 32 columns, every eighth row of sums per warp.
-__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
-    add_blocks(const float* __restrict__ block_sums, std::int64_t blocks, int width, Vector dweight, Vector dbias,
+// dweight and dbias (full_width) from block_sums (blocks, 2, width): a block adds 32 columns of one of them, a warp of it every
+// 32nd row of sums. Even blocks add dweight, odd ones dbias.
+__global__ void __launch_bounds__(kAddingWarps* kWarp, 1)
+    add_blocks(const float* __restrict__ block_sums, int blocks, int width, Vector dweight, Vector dbias,
                std::int64_t full_width) {
-    __shared__ float warp_sums[2][kWarpsPerBlock][kWarp];
-    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * kWarp + lane;
-    float sum_weight = 0.0f, sum_bias = 0.0f;
-    if (column < width)
-        for (std::int64_t b = warp; b < blocks; b += kWarpsPerBlock) {
-            sum_weight += block_sums[b * 2 * width + column];
-            sum_bias += block_sums[(b * 2 + 1) * width + column];
+    __shared__ float warp_sums[kAddingWarps][kWarp + 1];
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, which = blockIdx.x % 2;
+    const std::int64_t first = static_cast<std::int64_t>(blockIdx.x / 2) * kWarp;
+    float total = 0.0f;
+    if (first + lane < width) {
+        const float* from = block_sums + which * width + first + lane;
+        for (int b = warp; b < blocks; b += kAddingWarps * kAddingAhead) {
+            float sums[kAddingAhead];
+#pragma unroll
+            for (int i = 0; i < kAddingAhead; ++i) {
+                const int at = b + i * kAddingWarps;
+                sums[i] = at < blocks ? from[static_cast<std::int64_t>(at) * 2 * width] : 0.0f;
+            }
+#pragma unroll
+            for (int i = 0; i < kAddingAhead; ++i) total += sums[i];
         }
-    warp_sums[0][warp][lane] = sum_weight;
-    warp_sums[1][warp][lane] = sum_bias;
+    }
+    warp_sums[warp][lane] = total;
     __syncthreads();
-    if (warp < 2 && column < full_width) {
-        float total = 0.0f;
-        for (int k = 0; k < kWarpsPerBlock; ++k) total += warp_sums[warp][k][lane];
-        if (warp == 0)
-            store_any(dweight.data, dweight.type, column, total);
-        else
-            store_any(dbias.data, dbias.type, column, total);
+    total = warp_sum(warp_sums[lane][warp]);  // of column `warp`: one value of each warp
+    if (lane == 0 && first + warp < full_width) {
+        const Vector to = which == 0 ? dweight : dbias;
+        store_any(to.data, to.type, first + warp, total);
     }
 }
 
@@ -345,8 +379,8 @@ void layer_norm_backward(Rows dy, Rows x, Vector weight, const float* mean, cons
         launch(&backward_any, blocks, kThreads, place.stream, dy, x, weight, mean, rstd, dx, rows, width);
         launch(&sum_columns, blocks, kThreads, place.stream, dy, x, mean, rstd, block_sums, rows, width);
     }
-    launch(&add_blocks, (full_width + kWarp - 1) / kWarp, kThreads, place.stream, block_sums, blocks, width, dweight,
-           dbias, full_width);
+    launch(&add_blocks, (full_width + kWarp - 1) / kWarp * 2, kAddingWarps * kWarp, place.stream, block_sums,
+           static_cast<int>(blocks), static_cast<int>(width), dweight, dbias, full_width);
 }
 
 }  // namespace growtas::cuda
