@@ -71,6 +71,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "torch": "growtas.ops.composed:",
         "cublas": "growtas.ops.cublas:",
         "triton": "growtas.kernels.mlp:",
+        "cuda": "growtas.ops.native_mlp:cuda_",
     },
 }
 """Where each operation is implemented: its backends, and modules and prefix of their functions.
@@ -81,6 +82,9 @@ the operations above, each of which is chosen for itself.
 
 KERNELS: dict[str, tuple[str, ...]] = {op: tuple(table) for op, table in IMPLEMENTATIONS.items()}
 """The backends in which each operation has a kernel."""
+
+COMPANIONS = {"cublas": "triton"}
+"""What runs the operations that a backend asked for lacks, where it is not torch: no GEMM, so no cuBLAS."""
 
 _DTYPES = {
     "cpu": (torch.float32, torch.bfloat16, torch.float16),
@@ -287,7 +291,7 @@ def _choose(op: str, device: torch.device, dtype: torch.dtype, width: int) -> st
     name = requested()
     if name != "auto":
         if name not in KERNELS[op]:
-            return "torch"
+            name = COMPANIONS.get(name, "torch")
         problem = _mismatch(name, device, dtype)
         if problem:
             raise UsageError(f"Backend {name!r} was asked for, but {problem}. Ask for 'torch' or 'auto'.")

@@ -1,7 +1,8 @@
 """The MLP branch of a block in one launch, in CUDA C++ for Hopper (csrc/cuda/mlp_forward_sm90a.cu).
 
-The hidden layer never leaves the chip; the backward pass is :func:`growtas.ops.composed.mlp_backward`, which
-computes it again. Where the kernel does not take a branch, the forward pass is composed as well.
+The hidden layer never leaves the chip. The backward pass computes it again: that of the cublas backend where
+Triton runs, else :func:`growtas.ops.composed.mlp_backward`. Where the kernel does not take a branch, the
+forward pass is composed as well.
 
 Shapes: x (M, d) residual stream, M = B * N; weights, biases and norms at the full size of the supernet.
 """
@@ -13,13 +14,21 @@ import functools
 import torch
 from torch import Tensor
 
-from growtas.ops import composed, native
+from growtas.ops import backend, composed, native
 from growtas.ops.product_launch import check_bias, check_scale, check_weight, pointer, vector
+from growtas.shadow import read
 
 MAX_WIDTH, MAX_HIDDEN = 256, 4096  # csrc/cuda/mlp_forward.h
 _PRODUCTS = (torch.bfloat16, torch.float16)
 
-cuda_mlp_backward = composed.mlp_backward
+
+def cuda_mlp_backward(dy: Tensor, x: Tensor, *arguments) -> tuple[Tensor | None, ...]:
+    """As :func:`growtas.ops.composed.mlp_backward`."""
+    if x.is_cuda and arguments[-1] in _PRODUCTS and backend.available("cublas").ok:
+        from growtas.ops import cublas
+
+        return cublas.mlp_backward(dy, x, *arguments)
+    return composed.mlp_backward(dy, x, *arguments)
 
 
 @functools.cache
@@ -113,6 +122,7 @@ def cuda_mlp_forward(
     Raises:
         UsageError: a slice outside its weight, a wrong shape. GrowtasError: the launch failed.
     """
+    w1, w2 = read(w1, dtype), read(w2, dtype)
     if unsupported(x, w1, w2, hidden_dim, dtype):
         y, mean, rstd, hidden = composed.mlp_forward(
             x, norm_weight, norm_bias, eps, w1, b1, w2, b2, hidden_dim, scale, tokens, dtype
