@@ -379,7 +379,7 @@ def step_check(context: Context, space: str) -> None:
     batch = 2 if context.tiny else 8
     for way in ("growtas triton", "growtas cublas", "growtas torch", "growtas auto"):
         case = gpu_steps.case(context, space, batch, "middle")
-        with gpu_steps.backend(way):
+        with gpu_steps.backend(context, way):
             try:
                 found = steps.check(case, steps.rivals(case, ("growtas", "published")))
                 status = "ok"

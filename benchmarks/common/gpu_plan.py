@@ -10,7 +10,7 @@ from typing import Any
 from common.gpu_crew import Job
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARES = 10
+SHARES = 13
 DIRECTIONS = ("forward", "input gradient", "weight gradient")
 PRODUCTS = [f"{op} {direction}" for op in ("fc1", "fc2", "qkv", "proj") for direction in DIRECTIONS]
 #: part -> operations, the most telling first.

@@ -152,14 +152,19 @@ def about(case: Case, way: str) -> dict[str, Any]:
     }
 
 
-def backend(way: str) -> Any:
-    """The back end that a way names: ``growtas triton``; nothing for the others."""
-    return ops.use(way.split()[1]) if way.startswith("growtas ") else contextlib.nullcontext()
+def backend(context: Any, way: str) -> Any:
+    """The back end that a way names: ``growtas triton``; none for the others.
+
+    A rehearsal takes torch for all: whole steps in Triton's interpreter take minutes.
+    """
+    if not way.startswith("growtas "):
+        return contextlib.nullcontext()
+    return ops.use("torch" if context.tiny else way.split()[1])
 
 
 def rival(context: Any, case: Case, way: str) -> Rival:
     """A network in training mode; growtas' back end stays in force for the rest of the process."""
-    backend(way)
+    backend(context, way)
     name = way.split()[0]
     found = steps.rivals(case, (name,))[name]
     found.net.train()

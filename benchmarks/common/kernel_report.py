@@ -14,13 +14,15 @@ BARS = {"products": 1.0, "fused": 1.5, "layer_norm": 0.9, "attention": 0.7}
 
 def table(records: Sequence[Record], markdown: bool = False) -> str:
     """One line per size and way, by part, operation and size."""
-    header = ["job", "way", "µs", "± %", "× baseline", "TFLOP/s", "GB/s", "roofline", "error"]
+    header = ["job", "way", "µs", "± %", "× baseline", "TFLOP/s", "GB/s", "bound µs", "share", "error"]
     rows = []
     for record in sorted(records, key=lambda r: (list(BARS).index(r["part"]), r["op"], r["size"])):
         median, low, high = record["seconds"]
         cells = [record["size"], record["way"], number(1e6 * median), f"{50 * (high - low) / median:.0f}"]
         cells += [f"{record['speed'][0]:.2f}" if "speed" in record else "-"]
-        cells += [number(record["tflops"]), number(record["gbs"]), f"{record['roofline']:.0%}"]
+        bound = record["roofline"] * median  # the least time by the measured ceilings
+        cells += [number(record["tflops"]), number(record["gbs"]), number(1e6 * bound)]
+        cells += [f"{record['roofline']:.0%}"]
         error = record["error"]
         rows.append([*cells, f"{error:.0e}" if isinstance(error, float) and error == error else "-"])
     return render(header, rows, left=2, markdown=markdown)
@@ -75,6 +77,6 @@ def summary(records: Sequence[Record], bars: bool = True, markdown: bool = False
                 *([f"{mean['bar']:.1f}, {verdict}"] if bars else []),
             ]
         )
-    header = ["part", "operation", "growtas", "sizes", "× baseline", "lowest", "roofline"]
+    header = ["part", "operation", "growtas", "sizes", "× baseline", "lowest", "share of bound"]
     header += ["bar"] if bars else []
     return render(header, rows, left=3, markdown=markdown)

@@ -47,7 +47,7 @@ def growtas_ways(records: Sequence[Record]) -> list[str]:
 def table(records: Sequence[Record], markdown: bool = False) -> str:
     """One line per product, pass and back end of growtas, beside the times of its rivals."""
     header = ["product", "pass", "growtas", "ms", "± %", *LIMITS, "× published", "× dense"]
-    header += ["TFLOP/s", "GB/s", "roofline", "error"]
+    header += ["TFLOP/s", "GB/s", "bound ms", "share", "error"]
     rows = []
     for (product, direction), found in by_case(records).items():
         for name in growtas_ways(list(found.values())):
@@ -63,7 +63,9 @@ def table(records: Sequence[Record], markdown: bool = False) -> str:
             cells += [number(found[way]["seconds"][0] * 1e3) if way in found else "-" for way in LIMITS]
             cells += [f"{own[key][0]:.2f}" if key in own else "-" for key in ("vs_published", "vs_dense")]
             cells += [number(own.get("tflops")), number(own.get("gbs"))]
-            cells += [f"{own['roofline']:.0%}" if "roofline" in own else "-", f"{own['error'][0]:.0e}"]
+            bound = 1e3 * own["roofline"] * median if "roofline" in own else None  # by the measured ceilings
+            cells += [number(bound), f"{own['roofline']:.0%}" if "roofline" in own else "-"]
+            cells.append(f"{own['error'][0]:.0e}")
             rows.append(cells)
     return render(header, rows, left=3, markdown=markdown)
 

@@ -102,12 +102,14 @@ def test_what_crashes_hangs_or_fails_costs_only_itself(tmp_path):
         "smoke triton mlp backward": died,
         "time fc1 forward": died,
         "time cuda fc1 forward": died,
+        "smoke cublas mlp backward": died,
         "prepare masked T 128": died,
+        "step masked T 128": "left out: prepare masked T 128 failed",
         "step published T 128": "ArithmeticError: step published is wrong",
     }
     smoke = gpu_tables.smoke(records)
     assert "S mlp backward, growtas triton: took its process down" in smoke and "3/3" in smoke
-    assert {r["way"] for r in gpu_tables.of(records, "step")} >= {"growtas triton", "masked", "timm"}
+    assert {r["way"] for r in gpu_tables.of(records, "step")} >= {"growtas triton", "compiled", "timm"}
 
 
 def test_a_job_that_hangs_is_ended_and_the_next_goes_on(crew):
@@ -130,9 +132,7 @@ def test_a_command_that_hangs_or_fails(crew):
         Job("fails", command=[sys.executable, "-c", "raise SystemExit(3)"]),
     ]
     own.run(jobs)
-    assert [job.status for job in jobs] == ["stopped after 1 s", "exit status 3"] or jobs[
-        0
-    ].status.startswith("stopped")
+    assert jobs[0].status.startswith("stopped after") and jobs[1].status == "exit status 3"
 
 
 def test_the_run_ends_in_time(crew):
