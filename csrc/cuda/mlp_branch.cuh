@@ -276,24 +276,26 @@ __device__ __forceinline__ void consume(const Branch& p, const Parameters& share
     ring1.next<L::kStages>();
     activate(s, shared.b1, lane);
     fragments<E>(a, s);
+    barrier_wait(ring2.full, 0);
 #pragma unroll 1
     for (int j = 1; j < steps; ++j) {
         barrier_wait(ring1.full + ring1.stage, ring1.parity);
         start_hidden<E, N>(s, rows, w1 + ring1.stage * L::kW1);
-        barrier_wait(ring2.full + ring2.stage, ring2.parity);
         start_output<E, N>(o, a, w2 + ring2.stage * L::kW2);
         mma_wait<1>();  // S is there
         keep(s);
         if (lane == 0) barrier_arrive(ring1.empty + ring1.stage);
         ring1.next<L::kStages>();
         activate(s, shared.b1 + j * kUnits, lane);
+        std::uint64_t* const done = ring2.empty + ring2.stage;
+        ring2.next<L::kStages>();
+        // The next W2 is asked for here because ptxas would wait for O before GELU, were there no branch between them.
+        barrier_wait(ring2.full + ring2.stage, ring2.parity);
         mma_wait<0>();  // O has been added to, and A may change
         keep(a);
-        if (lane == 0) barrier_arrive(ring2.empty + ring2.stage);
-        ring2.next<L::kStages>();
+        if (lane == 0) barrier_arrive(done);
         fragments<E>(a, s);
     }
-    barrier_wait(ring2.full + ring2.stage, ring2.parity);
     start_output<E, N>(o, a, w2 + ring2.stage * L::kW2);
     mma_wait<0>();
     keep(o);
