@@ -1,5 +1,7 @@
 """What every launcher needs: the jit decorator, argument checks, device facts, a record of compiled variants.
 
+A launcher prepares a launch once per combination of sizes, strides and dtypes, then looks it up: ``plan``.
+
 A kernel is compiled once per *variant*: its pointer dtypes, its constexpr arguments and its launch options.
 Sizes and strides are never specialised on (see :func:`kernel`); what alignment buys is said through a
 constexpr of three classes (``tiles.alignment``). So the number of variants does not grow with the number of
@@ -22,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from growtas.errors import UsageError
+from growtas.kernels.workspace import counters, one  # noqa: F401 - launchers say launch.counters
 
 #: Triton decides at decoration time whether a kernel is interpreted; the variable is read once, here.
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
@@ -31,13 +34,19 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: name -> kernel, of every kernel that has been imported.
 KERNELS: dict[str, Any] = {}
 
+#: name -> its constexpr arguments in order, with their defaults.
+_constexprs: dict[str, dict[str, Any]] = {}
+
 _recording = False
+
+#: What planners remember (``plan.planned``).
+remembered: list[dict] = []
 
 #: While recording: launches that were noted already, by what decides about their variant.
 _noted: set[tuple] = set()
 
 #: One list per :func:`counted` block that is open.
-_counts: list[list[str]] = []
+open_counts: list[list[str]] = []
 
 
 def kernel(function: Callable) -> Any:
@@ -46,15 +55,35 @@ def kernel(function: Callable) -> Any:
     Triton would compile one variant for sizes equal to 1, one for multiples of 16 and one for the rest, per
     argument: widths such as 216, 756 and 840 switch class from one subnet to the next. Here every argument
     that is neither a pointer (``*_ptr``) nor a constexpr is left alone.
+
+    Pointers come first, then sizes, then constexpr arguments: ``plan`` counts on it.
     """
-    sizes = [
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if "constexpr" not in str(parameter.annotation) and not name.endswith("_ptr")
-    ]
+    parameters = inspect.signature(function).parameters
+    constants = {n: p.default for n, p in parameters.items() if "constexpr" in str(p.annotation)}
+    pointers = [name for name in parameters if name.endswith("_ptr")]
+    sizes = [name for name in parameters if name not in constants and name not in pointers]
+    assert list(parameters) == [*pointers, *sizes, *constants], "pointers, sizes, constexprs: in this order"
     jitted = triton.jit(function, do_not_specialize=sizes)
-    KERNELS[f"{function.__module__.rsplit('.', 1)[-1]}.{function.__name__}"] = jitted
+    name = f"{function.__module__.rsplit('.', 1)[-1]}.{function.__name__}"
+    KERNELS[name] = jitted
+    _constexprs[name] = constants
     return jitted
+
+
+def constexprs(jitted: Any) -> dict[str, Any]:
+    """The constexpr arguments of a kernel in order, with their defaults."""
+    return _constexprs[name_of(jitted)]
+
+
+def forget() -> None:
+    """Have every launch planned anew, because something changed that plans do not look at."""
+    for known in remembered:
+        known.clear()
+
+
+def is_recording() -> bool:
+    """Whether this runs inside :func:`recording`."""
+    return _recording
 
 
 def name_of(jitted: Any) -> str:
@@ -70,11 +99,11 @@ def counted() -> Iterator[list[str]]:
         A list that fills up with the names of the kernels launched inside, one per launch, in order.
     """
     launched: list[str] = []
-    _counts.append(launched)
+    open_counts.append(launched)
     try:
         yield launched
     finally:
-        _counts[:] = [names for names in _counts if names is not launched]
+        open_counts[:] = [names for names in open_counts if names is not launched]
 
 
 @triton.jit
@@ -105,11 +134,7 @@ def check(**tensors: torch.Tensor | None) -> torch.device:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        if tensor.dtype not in DTYPES:
-            raise UsageError(
-                f"{name} is {str(tensor.dtype).removeprefix('torch.')}, but the Triton kernels take float32, "
-                "bfloat16 and float16. Convert it, or use the 'torch' back end."
-            )
+        check_dtype(name, tensor.dtype)
         if tensor.ndim and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
             raise UsageError(
                 f"The last stride of {name} is {tensor.stride(-1)}, but the Triton kernels need 1. "
@@ -126,12 +151,23 @@ def check(**tensors: torch.Tensor | None) -> torch.device:
     return device
 
 
+def check_dtype(name: str, dtype: torch.dtype) -> None:
+    """Refuse a dtype the kernels do not have."""
+    if dtype not in DTYPES:
+        raise UsageError(
+            f"{name} is {str(dtype).removeprefix('torch.')}, but the Triton kernels take float32, "
+            "bfloat16 and float16. Convert it, or use the 'torch' back end."
+        )
+
+
 def activation(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself where its last stride is 1, else a contiguous copy; not for weights.
 
     A gradient may arrive expanded (``y.sum().backward()``) or transposed; it is put right once, at the edge.
     """
-    return tensor if tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 else tensor.contiguous()
+    if tensor.is_contiguous() or tensor.shape[-1] <= 1 or tensor.stride(-1) == 1:
+        return tensor
+    return tensor.contiguous()
 
 
 def _check_device(name: str, device: torch.device) -> None:
@@ -147,19 +183,19 @@ def _check_device(name: str, device: torch.device) -> None:
     )
 
 
-def check_products(*tensors: torch.Tensor) -> None:
+def check_products(*operands: torch.Tensor | torch.dtype) -> None:
     """Refuse bfloat16 products in the interpreter, which multiplies the bits of bfloat16 as integers.
 
     Raises:
-        UsageError: the kernels are interpreted and a tensor is bfloat16.
+        UsageError: the kernels are interpreted and a tensor, or a dtype, is bfloat16.
     """
-    if INTERPRETED and any(tensor.dtype is torch.bfloat16 for tensor in tensors):
+    if INTERPRETED and any(getattr(a, "dtype", a) is torch.bfloat16 for a in operands):
         raise UsageError(
             "Triton's interpreter has no bfloat16 products. Use float32 or float16, or a CUDA device."
         )
 
 
-def run(jitted: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **constants: Any) -> None:
+def run(jitted: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **constants: Any) -> Any:
     """Launch a kernel on the device of its tensors, whichever device is current.
 
     Args:
@@ -168,19 +204,22 @@ def run(jitted: Any, grid: tuple[int, ...], device: torch.device, *arguments: An
         device: as :func:`check` returned it.
         arguments: pointers and sizes in order.
         constants: constexpr arguments, ``num_warps`` and ``num_stages``.
+
+    Returns:
+        The compiled kernel; None where it is interpreted or recorded.
     """
-    for launched in _counts:
+    for launched in open_counts:
         launched.append(name_of(jitted))
     if _recording:
         kinds = tuple(a.dtype if isinstance(a, torch.Tensor) else type(a) for a in arguments)
         key = (id(jitted), kinds, *sorted(constants.items()))
         if key in _noted:
-            return
+            return None
         _noted.add(key)
     elsewhere = device.type == "cuda" and device.index not in (None, torch.cuda.current_device())
     with torch.cuda.device(device) if elsewhere else nullcontext():
         # Said aloud because Triton's default for contracting a*b + c changes from version to version.
-        jitted[grid](*arguments, enable_fp_fusion=True, **constants)
+        return jitted[grid](*arguments, enable_fp_fusion=True, **constants)
 
 
 @functools.cache
@@ -198,35 +237,6 @@ def shared_memory(device: torch.device) -> int:
         properties = torch.cuda.get_device_properties(device)
         return getattr(properties, "shared_memory_per_block_optin", 48 * 1024)  # what any GPU has
     return 227 * 1024
-
-
-_counters: dict[tuple[torch.device, int], torch.Tensor] = {}
-
-
-def counters(device: torch.device, count: int) -> torch.Tensor:
-    """Zeros for programs of one launch to count each other with; every kernel leaves them as zeros.
-
-    One buffer per device and stream, so that clearing it costs no launch.
-
-    Args:
-        device: as :func:`check` returned it.
-        count: how many a launch needs.
-
-    Returns:
-        (at least count,) int32.
-    """
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    buffer = _counters.get((device, stream))
-    if buffer is None or buffer.numel() < count:
-        buffer = torch.zeros(max(4096, 2 * count), dtype=torch.int32, device=device)
-        _counters[device, stream] = buffer
-    return buffer
-
-
-@functools.cache
-def one(device: torch.device) -> torch.Tensor:
-    """(1,) fp32, a one: read with a stride of zero, the factor of every image where there is none."""
-    return torch.ones(1, dtype=torch.float32, device=device)
 
 
 def dot_precision(dtype: torch.dtype) -> str:
@@ -330,6 +340,7 @@ def recording(capability: int = 90) -> Iterator[dict[str, Variant]]:
     driver.set_active(_RecordingDriver(capability))
     triton.knobs.runtime.jit_cache_hook = note
     _recording = True
+    forget()
     _noted.clear()
     try:
         yield found

@@ -30,6 +30,7 @@ from growtas.errors import UsageError
 from growtas.kernels import launch, tiles
 from growtas.kernels.launch import known_multiple
 from growtas.kernels.parts import add_columns, leave_columns, write_columns
+from growtas.kernels.plan import Plan, ceil, planned
 from growtas.kernels.slices import check_same_shape
 
 #: Whether the rows are the first axis of a tile (rows, pieces of a row, 128 columns), else the second. A warp
@@ -218,12 +219,42 @@ def check_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Non
     """Refuse rows that are no matrix, and parameters that are not of one length, at least theirs."""
     if x.ndim != 2:
         raise UsageError(f"x has shape {tuple(x.shape)}, but (M, d) is needed. Flatten the rows first.")
+    check_norm_parameters(x.shape[1], weight, bias)
+
+
+def check_norm_parameters(channels: int, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Refuse parameters that are not of one length, at least ``channels``."""
     width = weight.shape[0] if weight.ndim == 1 else 0
-    if weight.ndim != 1 or bias.shape != weight.shape or not 0 < x.shape[1] <= width:
+    if weight.ndim != 1 or bias.shape != weight.shape or not 0 < channels <= width:
         raise UsageError(
-            f"LayerNorm over {x.shape[1]} channels needs weight and bias of one length, at least that, "
+            f"LayerNorm over {channels} channels needs weight and bias of one length, at least that, "
             f"but theirs are {tuple(weight.shape)} and {tuple(bias.shape)}. Pass the super parameters whole."
         )
+
+
+@planned
+def _plan_forward(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, out_dtype: torch.dtype
+) -> Plan:
+    """Check and plan; writes y, mean and rstd."""
+    check_norm(x, weight, bias)
+    device = launch.check(x=x, weight=weight, bias=bias)
+    launch.check_dtype("y", out_dtype)
+    m, width = x.shape
+    tile = tiles.pick_norm(width)
+    return Plan(
+        _forward,
+        (ceil(m, tile.rows),),
+        device,
+        (m, width, x.stride(0), width, eps),
+        {
+            "ALIGN": tiles.alignment(width, x.stride(0)),
+            "BLOCK_ROWS": tile.rows,
+            "BLOCK_COLS": tile.cols,
+            "num_warps": tile.warps,
+        },
+        outputs=(((m, width), out_dtype), ((m,), torch.float32), ((m,), torch.float32)),
+    )
 
 
 def layer_norm_forward(
@@ -248,38 +279,58 @@ def layer_norm_forward(
         UsageError: d is over D or over ``tiles.MAX_NORM_WIDTH``, or a tensor cannot be read (see
         ``launch.check``).
     """
-    check_norm(x, weight, bias)
     x = launch.activation(x)
-    device = launch.check(x=x, weight=weight, bias=bias)
-    m, width = x.shape
-    tile = tiles.pick_norm(width)
-    y = torch.empty((m, width), dtype=out_dtype or x.dtype, device=device)
-    launch.check(y=y)
-    mean = torch.empty((m,), dtype=torch.float32, device=device)
-    rstd = torch.empty((m,), dtype=torch.float32, device=device)
-    if m == 0:
-        return y, mean, rstd
-    launch.run(
-        _forward,
-        (triton.cdiv(m, tile.rows),),
-        device,
-        x,
-        weight,
-        bias,
-        y,
-        mean,
-        rstd,
-        m,
-        width,
-        x.stride(0),
-        width,
-        eps,
-        ALIGN=tiles.alignment(width, x.stride(0)),
-        BLOCK_ROWS=tile.rows,
-        BLOCK_COLS=tile.cols,
-        num_warps=tile.warps,
-    )
+    plan = _plan_forward(x, weight, bias, eps, out_dtype or x.dtype)
+    y, mean, rstd = plan.outputs()
+    plan.start(x, weight, bias, y, mean, rstd)
     return y, mean, rstd
+
+
+@planned
+def _plan_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    dresidual: torch.Tensor | None,
+) -> Plan:
+    """Check and plan; writes dx, dweight and dbias."""
+    check_norm(x, weight, bias)
+    device = launch.check(dy=dy, x=x, weight=weight, bias=bias, mean=mean, rstd=rstd, dresidual=dresidual)
+    m, width = x.shape
+    if dresidual is not None:
+        check_same_shape("dresidual", dresidual, (m, width), "x")
+    if dy.shape != x.shape or tuple(mean.shape) != (m,) or tuple(rstd.shape) != (m,):
+        raise UsageError(
+            f"x has shape {tuple(x.shape)} but dy {tuple(dy.shape)}, mean {tuple(mean.shape)} and rstd "
+            f"{tuple(rstd.shape)}. All must come from the same forward pass."
+        )
+    full_width = weight.shape[0]
+    tile = tiles.pick_norm_gradient(width)
+    programs = tiles.pick_norm_programs(tile, max(m, 1), launch.multiprocessors(device))
+    rows_per_program = ceil(ceil(max(m, 1), programs), tile.rows) * tile.rows
+    programs = ceil(m, rows_per_program)
+    groups = ceil(programs, tiles.NORM_GROUP)
+    stride_dresidual = width if dresidual is None else dresidual.stride(0)
+    strides = (dy.stride(0), x.stride(0), width, stride_dresidual)
+    return Plan(
+        _backward,
+        (programs,),
+        device,
+        (m, width, full_width, programs, rows_per_program, *strides),
+        {
+            "ALIGN": tiles.alignment(*strides),
+            "PARTS": tiles.NORM_GROUP,
+            "BLOCK_ROWS": tile.rows,
+            "BLOCK_COLS": tile.cols,
+            "num_warps": tile.warps,
+        },
+        outputs=(((m, width), x.dtype), ((full_width,), weight.dtype), ((full_width,), bias.dtype)),
+        counters=1 + groups,
+        parts=(programs + groups) * 2 * tile.cols,
+    )
 
 
 def layer_norm_backward(
@@ -306,58 +357,9 @@ def layer_norm_backward(
     Raises:
         UsageError: as :func:`layer_norm_forward`, or the shapes of dy, mean and rstd do not fit x.
     """
-    check_norm(x, weight, bias)
     dy, x = launch.activation(dy), launch.activation(x)
-    device = launch.check(dy=dy, x=x, weight=weight, bias=bias, mean=mean, rstd=rstd, dresidual=dresidual)
-    m, width = x.shape
-    if dresidual is not None:
-        check_same_shape("dresidual", dresidual, (m, width), "x")
-        dresidual = launch.activation(dresidual)
-    if dy.shape != x.shape or tuple(mean.shape) != (m,) or tuple(rstd.shape) != (m,):
-        raise UsageError(
-            f"x has shape {tuple(x.shape)} but dy {tuple(dy.shape)}, mean {tuple(mean.shape)} and rstd "
-            f"{tuple(rstd.shape)}. All must come from the same forward pass."
-        )
-    full_width = weight.shape[0]
-    tile = tiles.pick_norm_gradient(width)
-    dx = torch.empty((m, width), dtype=x.dtype, device=device)
-    dweight = torch.empty((full_width,), dtype=weight.dtype, device=device)
-    dbias = torch.empty((full_width,), dtype=bias.dtype, device=device)
-    if m == 0:
-        return dx, dweight.zero_(), dbias.zero_()
-    programs = tiles.pick_norm_programs(tile, m, launch.multiprocessors(device))
-    rows_per_program = triton.cdiv(triton.cdiv(m, programs), tile.rows) * tile.rows
-    programs = triton.cdiv(m, rows_per_program)
-    groups = triton.cdiv(programs, tiles.NORM_GROUP)
-    stride_dresidual = width if dresidual is None else dresidual.stride(0)
-    launch.run(
-        _backward,
-        (programs,),
-        device,
-        dy,
-        x,
-        weight,
-        mean,
-        rstd,
-        dx,
-        dresidual,
-        dweight,
-        dbias,
-        torch.empty((programs + groups, 2, tile.cols), dtype=torch.float32, device=device),
-        launch.counters(device, 1 + groups),
-        m,
-        width,
-        full_width,
-        programs,
-        rows_per_program,
-        dy.stride(0),
-        x.stride(0),
-        width,
-        stride_dresidual,
-        ALIGN=tiles.alignment(width, x.stride(0), dy.stride(0), stride_dresidual),
-        PARTS=tiles.NORM_GROUP,
-        BLOCK_ROWS=tile.rows,
-        BLOCK_COLS=tile.cols,
-        num_warps=tile.warps,
-    )
+    dresidual = None if dresidual is None else launch.activation(dresidual)
+    plan = _plan_backward(dy, x, weight, bias, mean, rstd, dresidual)
+    dx, dweight, dbias = plan.outputs()
+    plan.start(dy, x, weight, mean, rstd, dx, dresidual, dweight, dbias)
     return dx, dweight, dbias

@@ -17,9 +17,9 @@ Tensor cores: mma.sync on sm_80, wgmma on sm_90, in 16 bits and in tf32; exact f
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
+from growtas import shadow
 from growtas.kernels import launch, tiles
 from growtas.kernels.gelu import gelu
 from growtas.kernels.launch import known_multiple
@@ -29,6 +29,7 @@ from growtas.kernels.linear_backward import (
     linear_gelu_backward_input,
 )
 from growtas.kernels.matmul import accumulate, tile_of
+from growtas.kernels.plan import Plan, ceil, planned
 from growtas.kernels.slices import check_bias, check_matrix, check_same_shape, check_scale, check_slice
 
 __all__ = [
@@ -108,6 +109,50 @@ def _forward(
     tl.store(y_ptr + offsets, acc.to(y_ptr.dtype.element_ty), mask=ok)
 
 
+@planned
+def _plan(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_features: int,
+    out_dtype: torch.dtype,
+    gelu_input: bool,
+    residual: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    tokens: int,
+    precision: str,
+) -> Plan:
+    """Check and plan any of the forms; writes y, and the input of GELU where it is wanted."""
+    check_matrix("x", x, "(M, K)")
+    device = launch.check(x=x, weight=weight, bias=bias, residual=residual, scale=scale)
+    (m, k), n = x.shape, out_features
+    check_slice(weight, n, k)
+    check_bias(bias, weight)
+    launch.check_products(x, weight)
+    stride_residual = n
+    if residual is not None:
+        check_same_shape("residual", residual, (m, n), "the product")
+        check_scale(scale, m, tokens)
+        stride_residual = residual.stride(0)
+    tile = tiles.pick(
+        tiles.operand_kind(x.dtype, weight.dtype, precision), m, n, launch.multiprocessors(device)
+    )
+    stride_scale = 0 if residual is None or scale is None else scale.stride(0)
+    return Plan(
+        _forward,
+        (ceil(m, tile.rows) * ceil(n, tile.cols),),
+        device,
+        (m, n, k, tokens, x.stride(0), weight.stride(0), stride_residual, stride_scale),
+        {
+            "ALIGN_K": tiles.alignment(k, x.stride(0), weight.stride(0)),
+            "ALIGN_N": tiles.alignment(n, stride_residual),
+            "PRECISION": precision,
+            **tile.constants(),
+        },
+        outputs=(((m, n), out_dtype), ((m, n), x.dtype) if gelu_input else None),
+    )
+
+
 def _run(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -119,52 +164,14 @@ def _run(
     scale: torch.Tensor | None = None,
     tokens: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Check, allocate and launch any of the forms: y, and the input of GELU where it is wanted."""
-    check_matrix("x", x, "(M, K)")
-    x = launch.activation(x)
-    device = launch.check(x=x, weight=weight, bias=bias, residual=residual, scale=scale)
-    (m, k), n = x.shape, out_features
-    check_slice(weight, n, k)
-    check_bias(bias, weight)
-    launch.check_products(x, weight)
-    y = torch.empty((m, n), dtype=out_dtype, device=device)
-    h = torch.empty((m, n), dtype=x.dtype, device=device) if gelu_input else None
-    stride_residual = n
-    if residual is not None:
-        check_same_shape("residual", residual, (m, n), "the product")
-        check_scale(scale, m, tokens)
-        stride_residual = residual.stride(0)
-        scale = launch.one(device) if (shared := scale is None) else scale
-    if m == 0:
-        return y, h
+    """Launch any of the forms: y, and the input of GELU where it is wanted."""
+    x, weight = launch.activation(x), shadow.read(weight, x.dtype)
     precision = launch.dot_precision(x.dtype)
-    tile = tiles.pick(
-        tiles.operand_kind(x.dtype, weight.dtype, precision), m, n, launch.multiprocessors(device)
-    )
-    launch.run(
-        _forward,
-        (triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.cols),),
-        device,
-        x,
-        weight,
-        bias,
-        y,
-        h,
-        residual,
-        scale,
-        m,
-        n,
-        k,
-        tokens,
-        x.stride(0),
-        weight.stride(0),
-        stride_residual,
-        0 if residual is None or shared else scale.stride(0),
-        ALIGN_K=tiles.alignment(k, x.stride(0), weight.stride(0)),
-        ALIGN_N=tiles.alignment(n, stride_residual),
-        PRECISION=precision,
-        **tile.constants(),
-    )
+    plan = _plan(x, weight, bias, out_features, out_dtype, gelu_input, residual, scale, tokens, precision)
+    y, h = plan.outputs()
+    if residual is not None and scale is None:
+        scale = launch.one(plan.device)
+    plan.start(x, weight, bias, y, h, residual, scale)
     return y, h
 
 

@@ -22,15 +22,16 @@ Triton transposes on the way to shared memory.
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
+from growtas import shadow
 from growtas.errors import UsageError
 from growtas.kernels import launch, tiles
 from growtas.kernels.gelu import gelu_and_slope
 from growtas.kernels.launch import known_multiple
 from growtas.kernels.matmul import accumulate, accumulate_over_rows, tile_of
 from growtas.kernels.parts import leave_gradient, outside_tile
+from growtas.kernels.plan import Plan, ceil, planned
 from growtas.kernels.slices import (
     check_bias,
     check_gradients,
@@ -186,6 +187,47 @@ def _weight(
         )  # fmt: skip
 
 
+@planned
+def _plan_input(
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    in_features: int,
+    scale: torch.Tensor | None,
+    tokens: int,
+    dtype: torch.dtype,
+    h: torch.Tensor | None,
+    precision: str,
+) -> Plan:
+    """Check and plan: dx, or dh and a where h is given."""
+    check_matrix("dy", dy, "(M, N)")
+    device = launch.check(dy=dy, weight=weight, scale=scale, h=h)
+    launch.check_dtype("dx", dtype)
+    (m, n), k = dy.shape, in_features
+    if h is not None:
+        check_same_shape("h", h, (m, k), "dy")
+    check_slice(weight, n, k)
+    check_scale(scale, m, tokens)
+    launch.check_products(dtype, weight)
+    stride_h = k if h is None else h.stride(0)
+    wider = torch.float32 if torch.float32 in (dy.dtype, weight.dtype) else dtype
+    kind = tiles.operand_kind(dtype, wider, precision) + ("" if h is None else "+gelu")
+    tile = tiles.pick(kind, m, k, launch.multiprocessors(device))
+    stride_scale = 0 if scale is None else scale.stride(0)
+    return Plan(
+        _input,
+        (ceil(m, tile.rows) * ceil(k, tile.cols),),
+        device,
+        (m, n, k, tokens, dy.stride(0), weight.stride(0), stride_h, stride_scale),
+        {
+            "ALIGN_N": tiles.alignment(n, dy.stride(0)),
+            "ALIGN_K": tiles.alignment(k, weight.stride(0), stride_h),
+            "PRECISION": precision,
+            **tile.constants(),
+        },
+        outputs=(((m, k), dtype), None if h is None else ((m, k), dtype)),
+    )
+
+
 def _input_gradient(
     dy: torch.Tensor,
     weight: torch.Tensor,
@@ -195,47 +237,11 @@ def _input_gradient(
     dtype: torch.dtype,
     h: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Check, allocate and launch: dx, or dh and a where h is given."""
-    check_matrix("dy", dy, "(M, N)")
-    dy = launch.activation(dy)
-    device = launch.check(dy=dy, weight=weight, scale=scale, h=h)
-    (m, n), k = dy.shape, in_features
-    check_slice(weight, n, k)
-    check_scale(scale, m, tokens)
-    dx = torch.empty((m, k), dtype=dtype, device=device)
-    launch.check(dx=dx)
-    launch.check_products(dx, weight)
-    a = None if h is None else torch.empty((m, k), dtype=dtype, device=device)
-    if m == 0:
-        return dx, a
-    stride_h = k if h is None else h.stride(0)
-    precision = launch.dot_precision(dtype)
-    wider = torch.float32 if torch.float32 in (dy.dtype, weight.dtype) else dtype
-    kind = tiles.operand_kind(dtype, wider, precision) + ("" if h is None else "+gelu")
-    tile = tiles.pick(kind, m, k, launch.multiprocessors(device))
-    launch.run(
-        _input,
-        (triton.cdiv(m, tile.rows) * triton.cdiv(k, tile.cols),),
-        device,
-        dy,
-        weight,
-        dx,
-        launch.one(device) if scale is None else scale,
-        h,
-        a,
-        m,
-        n,
-        k,
-        tokens,
-        dy.stride(0),
-        weight.stride(0),
-        stride_h,
-        0 if scale is None else scale.stride(0),
-        ALIGN_N=tiles.alignment(n, dy.stride(0)),
-        ALIGN_K=tiles.alignment(k, weight.stride(0), stride_h),
-        PRECISION=precision,
-        **tile.constants(),
-    )
+    """Launch: dx, or dh and a where h is given."""
+    dy, weight = launch.activation(dy), shadow.read(weight, dtype)
+    plan = _plan_input(dy, weight, in_features, scale, tokens, dtype, h, launch.dot_precision(dtype))
+    dx, a = plan.outputs()
+    plan.start(dy, weight, dx, launch.one(plan.device) if scale is None else scale, h, a)
     return dx, a
 
 
@@ -288,10 +294,65 @@ def linear_gelu_backward_input(
         UsageError: as :func:`linear_backward_input`, or h does not fit dy.
     """
     check_matrix("h", h, "(M, K)")
-    check_same_shape("h", h, (dy.shape[0], h.shape[1]), "dy")
     h = launch.activation(h)
     dh, a = _input_gradient(dy, weight, h.shape[1], scale, tokens, h.dtype, h)
     return dh, a
+
+
+@planned
+def _plan_weight(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    tokens: int,
+    grad: torch.Tensor | None,
+    grad_bias: torch.Tensor | None,
+    precision: str,
+) -> Plan:
+    """Check and plan; writes new gradients where there is none to add to."""
+    check_matrix("dy", dy, "(M, N)")
+    check_matrix("x", x, "(M, K)")
+    device = launch.check(dy=dy, x=x, weight=weight, bias=bias, scale=scale, grad=grad, grad_bias=grad_bias)
+    (m, n), k = dy.shape, x.shape[1]
+    if x.shape[0] != m:
+        raise UsageError(f"dy has {m} rows but x has {x.shape[0]}. They must come from the same batch.")
+    check_slice(weight, n, k)
+    check_bias(bias, weight)
+    check_scale(scale, m, tokens)
+    launch.check_products(x)
+    n_max, k_max = weight.shape
+    if grad is not None:
+        check_gradients((grad, grad_bias), weight, bias is not None)
+    multiprocessors = launch.multiprocessors(device)
+    kind = tiles.operand_kind(x.dtype, dy.dtype, precision)
+    tile = tiles.pick(kind, n, k, multiprocessors, depth=max(m, 1))
+    active = ceil(n, tile.rows) * ceil(k, tile.cols)
+    every = ceil(n_max, tile.rows) * ceil(k_max, tile.cols)
+    splits, rows_per_split = tiles.split(tile, active, max(m, 1), multiprocessors)
+    new = grad is None
+    return Plan(
+        _weight,
+        (active * splits + (every - active if new else 0) if m else 0,),
+        device,
+        (
+            m, n, k, n_max, k_max, tokens, splits, rows_per_split, 0 if new else 1, dy.stride(0), x.stride(0),
+        ),
+        {
+            "ALIGN_N": tiles.alignment(n, dy.stride(0)),
+            "ALIGN_K": tiles.alignment(k, x.stride(0)),
+            "ALIGN_OUT": tiles.alignment(k_max),
+            "PRECISION": precision,
+            **tile.constants(),
+        },
+        outputs=(
+            ((n_max, k_max), weight.dtype) if new else None,
+            None if bias is None or not new else ((n_max,), bias.dtype),
+        ),
+        counters=active,
+        parts=splits * active * tile.rows * (tile.cols + 1) if splits > 1 else 1,
+    )  # fmt: skip
 
 
 def linear_backward_weight(
@@ -322,62 +383,11 @@ def linear_backward_weight(
     Raises:
         UsageError: as :func:`linear_backward_input`, dy and x differ in rows, or ``into`` does not fit.
     """
-    check_matrix("dy", dy, "(M, N)")
-    check_matrix("x", x, "(M, K)")
     dy, x = launch.activation(dy), launch.activation(x)
     grad, grad_bias = into or (None, None)
-    device = launch.check(dy=dy, x=x, weight=weight, bias=bias, scale=scale, grad=grad, grad_bias=grad_bias)
-    (m, n), k = dy.shape, x.shape[1]
-    if x.shape[0] != m:
-        raise UsageError(f"dy has {m} rows but x has {x.shape[0]}. They must come from the same batch.")
-    check_slice(weight, n, k)
-    check_bias(bias, weight)
-    check_scale(scale, m, tokens)
-    launch.check_products(x)
-    n_max, k_max = weight.shape
-    if into is None:
-        grad = torch.empty((n_max, k_max), dtype=weight.dtype, device=device)
-        grad_bias = None if bias is None else torch.empty((n_max,), dtype=bias.dtype, device=device)
-    else:
-        check_gradients(into, weight, bias is not None)
-    if m == 0:
-        if into is None:
-            grad.zero_(), grad_bias is None or grad_bias.zero_()
-        return grad, grad_bias
-
     precision = launch.dot_precision(x.dtype)
-    multiprocessors = launch.multiprocessors(device)
-    tile = tiles.pick(tiles.operand_kind(x.dtype, dy.dtype, precision), n, k, multiprocessors, depth=m)
-    active = triton.cdiv(n, tile.rows) * triton.cdiv(k, tile.cols)
-    every = triton.cdiv(n_max, tile.rows) * triton.cdiv(k_max, tile.cols)
-    splits, rows_per_split = tiles.split(tile, active, m, multiprocessors)
-    size = splits * active * tile.rows * (tile.cols + 1) if splits > 1 else 1
-    launch.run(
-        _weight,
-        (active * splits + (every - active if into is None else 0),),
-        device,
-        dy,
-        x,
-        grad,
-        grad_bias,
-        scale,
-        torch.empty(size, dtype=torch.float32, device=device),
-        launch.counters(device, active),
-        m,
-        n,
-        k,
-        n_max,
-        k_max,
-        tokens,
-        splits,
-        rows_per_split,
-        0 if into is None else 1,
-        dy.stride(0),
-        x.stride(0),
-        ALIGN_N=tiles.alignment(n, dy.stride(0)),
-        ALIGN_K=tiles.alignment(k, x.stride(0)),
-        ALIGN_OUT=tiles.alignment(k_max),
-        PRECISION=precision,
-        **tile.constants(),
-    )
+    plan = _plan_weight(dy, x, weight, bias, scale, tokens, grad, grad_bias, precision)
+    if into is None:
+        grad, grad_bias = plan.outputs()
+    plan.start(dy, x, grad, grad_bias, scale)
     return grad, grad_bias

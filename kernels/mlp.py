@@ -14,54 +14,26 @@ backward pass (6) makes LayerNorm's result again from mean and rstd and gelu(h) 
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
-from growtas.errors import UsageError
 from growtas.kernels import launch, mlp_tiles, tiles
 from growtas.kernels.launch import known_multiple
-from growtas.kernels.layer_norm import check_norm, layer_norm_backward, layer_norm_forward
+from growtas.kernels.layer_norm import layer_norm_backward, layer_norm_forward
 from growtas.kernels.linear import linear_forward, linear_gelu_forward, linear_residual_forward
 from growtas.kernels.linear_backward import (
     linear_backward_input,
     linear_backward_weight,
     linear_gelu_backward_input,
 )
-from growtas.kernels.mlp_fused import fused_forward
-from growtas.kernels.mlp_fused_backward import fused_backward
-from growtas.kernels.slices import check_bias, check_matrix, check_same_shape, check_scale, check_slice
+from growtas.kernels.mlp_fused import check_branch, fused_forward
+from growtas.kernels.mlp_fused_backward import check_gradients_of, fused_backward
+from growtas.kernels.plan import Plan, ceil, planned
+from growtas.kernels.slices import check_same_shape
 
 
 def mlp_keeps_hidden(width: int, dtype: torch.dtype) -> bool:
     """Whether :func:`mlp_forward` returns the hidden layer for rows of ``width``; of any ``dtype``."""
     return width > mlp_tiles.MAX_FUSED_WIDTH
-
-
-def _check(
-    x: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
-    w1: torch.Tensor,
-    b1: torch.Tensor | None,
-    w2: torch.Tensor,
-    b2: torch.Tensor | None,
-    hidden_dim: int,
-    scale: torch.Tensor | None,
-    tokens: int,
-    dtype: torch.dtype,
-) -> None:
-    check_matrix("x", x, "(M, d)")
-    check_norm(x, norm_weight, norm_bias)
-    check_slice(w1, hidden_dim, x.shape[1])
-    check_slice(w2, x.shape[1], hidden_dim)
-    check_bias(b1, w1)
-    check_bias(b2, w2)
-    check_scale(scale, x.shape[0], tokens)
-    if dtype not in launch.DTYPES:
-        raise UsageError(
-            f"Products in {str(dtype).removeprefix('torch.')} were asked for, but the Triton kernels make "
-            "them in float32, bfloat16 and float16. Use one of these, or the 'torch' back end."
-        )
 
 
 def mlp_forward(
@@ -99,12 +71,12 @@ def mlp_forward(
         UsageError: a slice is not inside its super parameter, shapes do not fit, a tensor cannot be read (see
             ``launch.check``), or the products are in a dtype there are no kernels for.
     """
-    _check(x, norm_weight, norm_bias, w1, b1, w2, b2, hidden_dim, scale, tokens, dtype)
     if not mlp_keeps_hidden(x.shape[1], dtype):
         y, mean, rstd = fused_forward(
             x, norm_weight, norm_bias, eps, w1, b1, w2, b2, hidden_dim, scale, tokens, dtype
         )
-        return y, mean, rstd, torch.empty((0,), dtype=dtype, device=x.device)
+        return y, mean, rstd, x.new_empty(0, dtype=dtype)
+    check_branch(x, norm_weight, norm_bias, w1, b1, w2, b2, hidden_dim, scale, tokens, dtype)
     return wide_forward(x, norm_weight, norm_bias, eps, w1, b1, w2, b2, hidden_dim, scale, tokens, dtype)
 
 
@@ -147,17 +119,14 @@ def mlp_backward(
     Raises:
         UsageError: as :func:`mlp_forward`, or dy, mean, rstd or hidden are not of the same forward pass.
     """
-    _check(x, norm_weight, norm_bias, w1, b1, w2, b2, hidden_dim, scale, tokens, dtype)
-    m, width = x.shape
-    check_same_shape("dy", dy, (m, width), "the gradient")
-    check_same_shape("mean", mean, (m,), "LayerNorm")
-    check_same_shape("rstd", rstd, (m,), "LayerNorm")
-    if hidden.numel():
-        check_same_shape("hidden", hidden, (m, hidden_dim), "the hidden layer")
-    elif not mlp_keeps_hidden(width, dtype):
+    if not hidden.numel() and not mlp_keeps_hidden(x.shape[1], dtype):
         return fused_backward(
             dy, x, mean, rstd, norm_weight, norm_bias, w1, b1, w2, b2, hidden_dim, scale, tokens, dtype
         )
+    check_branch(x, norm_weight, norm_bias, w1, b1, w2, b2, hidden_dim, scale, tokens, dtype)
+    check_gradients_of(dy, x, mean, rstd)
+    if hidden.numel():
+        check_same_shape("hidden", hidden, (x.shape[0], hidden_dim), "the hidden layer")
     return wide_backward(
         dy, x, mean, rstd, hidden, norm_weight, norm_bias, w1, b1, w2, b2, hidden_dim, scale, tokens, dtype
     )
@@ -244,6 +213,34 @@ def _normalise(
     tl.store(z_ptr + at * width + cols[None, :], z.to(z_ptr.dtype.element_ty), mask=ok)
 
 
+@planned
+def _plan_normalise(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    dtype: torch.dtype,
+) -> Plan:
+    """Check and plan; writes z."""
+    device = launch.check(x=x, mean=mean, rstd=rstd, norm_weight=norm_weight, norm_bias=norm_bias)
+    m, width = x.shape
+    tile = tiles.pick_norm(width)
+    return Plan(
+        _normalise,
+        (ceil(m, tile.rows),),
+        device,
+        (m, width, x.stride(0)),
+        {
+            "ALIGN": tiles.alignment(width, x.stride(0)),
+            "BLOCK_ROWS": tile.rows,
+            "BLOCK_COLS": tile.cols,
+            "num_warps": tile.warps,
+        },
+        outputs=(((m, width), dtype),),
+    )
+
+
 def normalised(
     x: torch.Tensor,
     mean: torch.Tensor,
@@ -267,27 +264,7 @@ def normalised(
         UsageError: d is over ``tiles.MAX_NORM_WIDTH``, or a tensor cannot be read (see ``launch.check``).
     """
     x = launch.activation(x)
-    device = launch.check(x=x, mean=mean, rstd=rstd, norm_weight=norm_weight, norm_bias=norm_bias)
-    m, width = x.shape
-    tile = tiles.pick_norm(width)
-    z = torch.empty((m, width), dtype=dtype, device=device)
-    if m:
-        launch.run(
-            _normalise,
-            (triton.cdiv(m, tile.rows),),
-            device,
-            x,
-            mean,
-            rstd,
-            norm_weight,
-            norm_bias,
-            z,
-            m,
-            width,
-            x.stride(0),
-            ALIGN=tiles.alignment(width, x.stride(0)),
-            BLOCK_ROWS=tile.rows,
-            BLOCK_COLS=tile.cols,
-            num_warps=tile.warps,
-        )
+    plan = _plan_normalise(x, mean, rstd, norm_weight, norm_bias, dtype)
+    (z,) = plan.outputs()
+    plan.start(x, mean, rstd, norm_weight, norm_bias, z)
     return z

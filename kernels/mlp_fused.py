@@ -32,9 +32,14 @@ import torch
 import triton
 import triton.language as tl
 
+from growtas import shadow
+from growtas.errors import UsageError
 from growtas.kernels import launch, mlp_tiles, tiles
 from growtas.kernels.gelu import gelu
 from growtas.kernels.launch import known_multiple
+from growtas.kernels.layer_norm import check_norm
+from growtas.kernels.plan import Plan, ceil, planned
+from growtas.kernels.slices import check_bias, check_matrix, check_scale, check_slice
 
 
 @triton.jit
@@ -205,6 +210,88 @@ def _forward(
             )  # fmt: skip
 
 
+@planned
+def check_branch(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor | None,
+    w2: torch.Tensor,
+    b2: torch.Tensor | None,
+    hidden_dim: int,
+    scale: torch.Tensor | None,
+    tokens: int,
+    dtype: torch.dtype,
+) -> bool:
+    """Refuse arguments of ``mlp.mlp_forward`` that do not fit each other."""
+    check_matrix("x", x, "(M, d)")
+    check_norm(x, norm_weight, norm_bias)
+    check_slice(w1, hidden_dim, x.shape[1])
+    check_slice(w2, x.shape[1], hidden_dim)
+    check_bias(b1, w1)
+    check_bias(b2, w2)
+    check_scale(scale, x.shape[0], tokens)
+    if dtype not in launch.DTYPES:
+        raise UsageError(
+            f"Products in {str(dtype).removeprefix('torch.')} were asked for, but the Triton kernels make "
+            "them in float32, bfloat16 and float16. Use one of these, or the 'torch' back end."
+        )
+    return True
+
+
+@planned
+def _plan_forward(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    eps: float,
+    w1: torch.Tensor,
+    b1: torch.Tensor | None,
+    w2: torch.Tensor,
+    b2: torch.Tensor | None,
+    hidden_dim: int,
+    scale: torch.Tensor | None,
+    tokens: int,
+    dtype: torch.dtype,
+    precision: str,
+) -> Plan:
+    """Check and plan; writes y, mean, rstd and, where y has no room for it, z."""
+    check_branch(x, norm_weight, norm_bias, w1, b1, w2, b2, hidden_dim, scale, tokens, dtype)
+    device = launch.check(
+        x=x, norm_weight=norm_weight, norm_bias=norm_bias, w1=w1, b1=b1, w2=w2, b2=b2, scale=scale
+    )
+    launch.check_products(dtype)
+    m, width = x.shape
+    # (M, d) of the products' dtype at the beginning of each row of y, where that is large enough
+    wider = x.element_size() // dtype.itemsize
+    kind, constants = mlp_constants(dtype, w1, w2, width, precision)
+    tile = mlp_tiles.pick("forward", kind, m, launch.multiprocessors(device), device)
+    stride_scale = 0 if scale is None else scale.stride(0)
+    weight_strides = (w1.stride(0), w2.stride(0))
+    return Plan(
+        _forward,
+        (ceil(m, tile.rows),),
+        device,
+        (
+            m, width, hidden_dim, tokens, eps, x.stride(0), *weight_strides, stride_scale, width,
+            width * max(wider, 1),
+        ),
+        {
+            "ALIGN_D": tiles.alignment(width, x.stride(0), w1.stride(0)),
+            "ALIGN_H": tiles.alignment(hidden_dim, w2.stride(0)),
+            **constants,
+            **tile.constants(),
+        },
+        outputs=(
+            ((m, width), x.dtype),
+            ((m,), torch.float32),
+            ((m,), torch.float32),
+            None if wider else ((m, width), dtype),
+        ),
+    )  # fmt: skip
+
+
 def fused_forward(
     x: torch.Tensor,
     norm_weight: torch.Tensor,
@@ -224,59 +311,21 @@ def fused_forward(
     Raises:
         UsageError: a tensor cannot be read (see ``launch.check``), or bfloat16 is interpreted.
     """
-    x = launch.activation(x)
-    device = launch.check(
-        x=x, norm_weight=norm_weight, norm_bias=norm_bias, w1=w1, b1=b1, w2=w2, b2=b2, scale=scale
+    x, w1, w2 = launch.activation(x), shadow.read(w1, dtype), shadow.read(w2, dtype)
+    precision = launch.dot_precision(dtype)
+    plan = _plan_forward(
+        x, norm_weight, norm_bias, eps, w1, b1, w2, b2, hidden_dim, scale, tokens, dtype, precision
     )
-    m, width = x.shape
-    y = torch.empty((m, width), dtype=x.dtype, device=device)
-    mean = torch.empty((m,), dtype=torch.float32, device=device)
-    rstd = torch.empty((m,), dtype=torch.float32, device=device)
-    if m == 0:
-        return y, mean, rstd
-    # (M, d) of the products' dtype at the beginning of each row of y, where that is large enough
-    roomy = x.element_size() >= dtype.itemsize
-    z = y.view(dtype) if roomy else torch.empty((m, width), dtype=dtype, device=device)
-    launch.check_products(z)
-    kind, constants = mlp_constants(dtype, w1, w2, width)
-    tile = mlp_tiles.pick("forward", kind, m, launch.multiprocessors(device), device)
-    launch.run(
-        _forward,
-        (triton.cdiv(m, tile.rows),),
-        device,
-        x,
-        norm_weight,
-        norm_bias,
-        w1,
-        b1,
-        w2,
-        b2,
-        launch.one(device) if scale is None else scale,
-        y,
-        z,
-        mean,
-        rstd,
-        m,
-        width,
-        hidden_dim,
-        tokens,
-        eps,
-        x.stride(0),
-        w1.stride(0),
-        w2.stride(0),
-        0 if scale is None else scale.stride(0),
-        y.stride(0),
-        z.stride(0),
-        ALIGN_D=tiles.alignment(width, x.stride(0), w1.stride(0)),
-        ALIGN_H=tiles.alignment(hidden_dim, w2.stride(0)),
-        **constants,
-        **tile.constants(),
-    )
+    y, mean, rstd, z = plan.outputs()
+    if z is None:
+        z = y if y.dtype is dtype else y.view(dtype)
+    factor = launch.one(plan.device) if scale is None else scale
+    plan.start(x, norm_weight, norm_bias, w1, b1, w2, b2, factor, y, z, mean, rstd)
     return y, mean, rstd
 
 
 def mlp_constants(
-    dtype: torch.dtype, w1: torch.Tensor, w2: torch.Tensor, width: int
+    dtype: torch.dtype, w1: torch.Tensor, w2: torch.Tensor, width: int, precision: str
 ) -> tuple[str, dict[str, str | int]]:
     """The kind of operands, and the constexpr arguments that both passes share but for their tiles.
 
@@ -284,8 +333,8 @@ def mlp_constants(
         dtype: of the products.
         w1, w2: the weights, for their dtypes.
         width: channels of a row.
+        precision: of the products, as ``launch.dot_precision`` names it.
     """
-    precision = launch.dot_precision(dtype)
     weights = torch.float32 if torch.float32 in (w1.dtype, w2.dtype) else dtype
     lo, hi = mlp_tiles.pieces(width)
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

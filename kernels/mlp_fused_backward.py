@@ -29,12 +29,21 @@ import torch
 import triton
 import triton.language as tl
 
+from growtas import shadow
 from growtas.kernels import launch, mlp_tiles, tiles
 from growtas.kernels.gelu import gelu_and_slope
 from growtas.kernels.launch import known_multiple
 from growtas.kernels.linear_backward import linear_backward_weight
-from growtas.kernels.mlp_fused import load_columns, load_entries, mlp_constants, store_columns
+from growtas.kernels.mlp_fused import (
+    check_branch,
+    load_columns,
+    load_entries,
+    mlp_constants,
+    store_columns,
+)
 from growtas.kernels.parts import add_columns, leave_columns, write_columns
+from growtas.kernels.plan import Plan, ceil, planned
+from growtas.kernels.slices import check_same_shape
 
 
 @triton.jit
@@ -234,6 +243,73 @@ def _backward(
         write_columns(one, two, dgamma_ptr, dbeta_ptr, full_width, BLOCK_COLS)
 
 
+def check_gradients_of(dy: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor) -> None:
+    """Refuse what is not of the forward pass of x (M, d)."""
+    check_same_shape("dy", dy, tuple(x.shape), "the gradient")
+    check_same_shape("mean", mean, (x.shape[0],), "LayerNorm")
+    check_same_shape("rstd", rstd, (x.shape[0],), "LayerNorm")
+
+
+@planned
+def _plan_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor | None,
+    w2: torch.Tensor,
+    b2: torch.Tensor | None,
+    hidden_dim: int,
+    scale: torch.Tensor | None,
+    tokens: int,
+    dtype: torch.dtype,
+    precision: str,
+) -> Plan:
+    """Check and plan; writes dx, z, gelu(h), dh, dz where it is not dy, dnorm_weight and dnorm_bias."""
+    check_branch(x, norm_weight, norm_bias, w1, b1, w2, b2, hidden_dim, scale, tokens, dtype)
+    check_gradients_of(dy, x, mean, rstd)
+    device = launch.check(
+        dy=dy, x=x, mean=mean, rstd=rstd, norm_weight=norm_weight, norm_bias=norm_bias, w1=w1, b1=b1, w2=w2,
+        b2=b2, scale=scale,
+    )  # fmt: skip
+    launch.check_products(dtype)
+    m, width = x.shape
+    kind, constants = mlp_constants(dtype, w1, w2, width, precision)
+    tile = mlp_tiles.pick("backward", kind, m, launch.multiprocessors(device), device)
+    programs = ceil(m, tile.rows)
+    groups = ceil(programs, mlp_tiles.PARTS)
+    full_width = norm_weight.shape[0]
+    stride_scale = 0 if scale is None else scale.stride(0)
+    strides = (dy.stride(0), x.stride(0), w1.stride(0))
+    return Plan(
+        _backward,
+        (programs,),
+        device,
+        (m, width, full_width, hidden_dim, tokens, *strides, w2.stride(0), stride_scale),
+        {
+            "ALIGN_D": tiles.alignment(width, *strides),
+            "ALIGN_H": tiles.alignment(hidden_dim, w2.stride(0)),
+            "PARTS": mlp_tiles.PARTS,
+            **constants,
+            **tile.constants(),
+        },
+        outputs=(
+            ((m, width), x.dtype),
+            ((m, width), dtype),
+            ((m, hidden_dim), dtype),
+            ((m, hidden_dim), dtype),
+            None if scale is None and dy.dtype is dtype else ((m, width), dtype),
+            ((full_width,), norm_weight.dtype),
+            ((full_width,), norm_bias.dtype),
+        ),
+        counters=1 + groups,
+        parts=(programs + groups) * 2 * constants["BLOCK_COLS"],
+    )
+
+
 def fused_backward(
     dy: torch.Tensor,
     x: torch.Tensor,
@@ -256,66 +332,17 @@ def fused_backward(
         UsageError: a tensor cannot be read (see ``launch.check``), or bfloat16 is interpreted.
     """
     dy, x = launch.activation(dy), launch.activation(x)
-    device = launch.check(
-        dy=dy, x=x, mean=mean, rstd=rstd, norm_weight=norm_weight, norm_bias=norm_bias, w1=w1, b1=b1, w2=w2,
-        b2=b2, scale=scale,
+    read1, read2 = shadow.read(w1, dtype), shadow.read(w2, dtype)
+    plan = _plan_backward(
+        dy, x, mean, rstd, norm_weight, norm_bias, read1, b1, read2, b2, hidden_dim, scale, tokens, dtype,
+        launch.dot_precision(dtype),
     )  # fmt: skip
-    m, width = x.shape
-
-    def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
-    dx = empty(m, width, dtype=x.dtype)
-    z, a, dh = empty(m, width), empty(m, hidden_dim), empty(m, hidden_dim)
-    launch.check_products(z)
-    dz = None if scale is None and dy.dtype is dtype else empty(m, width)
-    dnorm_weight, dnorm_bias = torch.empty_like(norm_weight), torch.empty_like(norm_bias)
-    if m == 0:
-        dnorm_weight.zero_(), dnorm_bias.zero_()
-    else:
-        kind, constants = mlp_constants(dtype, w1, w2, width)
-        tile = mlp_tiles.pick("backward", kind, m, launch.multiprocessors(device), device)
-        programs = triton.cdiv(m, tile.rows)
-        groups = triton.cdiv(programs, mlp_tiles.PARTS)
-        launch.run(
-            _backward,
-            (programs,),
-            device,
-            dy,
-            x,
-            mean,
-            rstd,
-            norm_weight,
-            norm_bias,
-            w1,
-            b1,
-            w2,
-            launch.one(device) if scale is None else scale,
-            dx,
-            z,
-            dz,
-            a,
-            dh,
-            dnorm_weight,
-            dnorm_bias,
-            empty(programs + groups, 2, constants["BLOCK_COLS"], dtype=torch.float32),
-            launch.counters(device, 1 + groups),
-            m,
-            width,
-            norm_weight.shape[0],
-            hidden_dim,
-            tokens,
-            dy.stride(0),
-            x.stride(0),
-            w1.stride(0),
-            w2.stride(0),
-            0 if scale is None else scale.stride(0),
-            ALIGN_D=tiles.alignment(width, dy.stride(0), x.stride(0), w1.stride(0)),
-            ALIGN_H=tiles.alignment(hidden_dim, w2.stride(0)),
-            PARTS=mlp_tiles.PARTS,
-            **constants,
-            **tile.constants(),
-        )
+    dx, z, a, dh, dz, dnorm_weight, dnorm_bias = plan.outputs()
+    factor = launch.one(plan.device) if scale is None else scale
+    plan.start(
+        dy, x, mean, rstd, norm_weight, norm_bias, read1, b1, read2, factor, dx, z, dz, a, dh,
+        dnorm_weight, dnorm_bias,
+    )  # fmt: skip
     dw2, db2 = linear_backward_weight(dy if dz is None else dz, a, w2, b2)
     dw1, db1 = linear_backward_weight(dh, z, w1, b1)
     return dx, dnorm_weight, dnorm_bias, dw1, db1, dw2, db2

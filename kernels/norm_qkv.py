@@ -25,11 +25,13 @@ import torch
 import triton
 import triton.language as tl
 
+from growtas import shadow
 from growtas.kernels import launch, tiles
 from growtas.kernels.launch import known_multiple
-from growtas.kernels.layer_norm import check_norm
+from growtas.kernels.layer_norm import check_norm_parameters
 from growtas.kernels.matmul import load_normalised, load_tile, tile_of
-from growtas.kernels.qkv_layout import bias_steps, check_heads, rows_of, store_heads
+from growtas.kernels.plan import Plan, ceil, planned
+from growtas.kernels.qkv_layout import bias_steps, check_heads, even_rows, store_heads, weight_rows
 from growtas.kernels.slices import check_bias, check_slice
 
 #: Channels that the statistics are made of at a time.
@@ -71,6 +73,8 @@ def _forward_held(
     eps,
     stride_x,
     stride_weight,
+    part_step,  # of the weight's rows, see qkv_layout
+    unit_step,
     bias_step_i,
     bias_step_u,
     ALIGN_K: tl.constexpr,  # divides d, stride_x and stride_weight
@@ -105,10 +109,11 @@ def _forward_held(
         tl.store(mean_ptr + row + rows, mean, mask=row_ok)
         tl.store(rstd_ptr + row + rows, rstd, mask=row_ok)
     units = heads * HEAD_DIM
-    weight_ptrs = weight_ptr + part * stride_weight + steps[:, None]
+    weight_ptrs = weight_ptr + steps[:, None]
     for unit in range(0, units, BLOCK_COLS):
         cols = unit + tl.arange(0, BLOCK_COLS)
-        w = load_tile(weight_ptrs + (cols * 3)[None, :] * stride_weight, ok, cols < units, DTYPE)
+        rows_of_weight = weight_rows(part, cols, part_step, unit_step, HEAD_DIM)
+        w = load_tile(weight_ptrs + rows_of_weight[None, :] * stride_weight, ok, cols < units, DTYPE)
         acc = tl.dot(xn, w, input_precision=PRECISION)
         store_heads(
             acc, qkv_ptr, bias_ptr, part, row, rows, row_ok, cols, units, M, bias_step_i, bias_step_u,
@@ -132,6 +137,8 @@ def _forward_tiled(
     eps,
     stride_x,
     stride_weight,
+    part_step,  # of the weight's rows, see qkv_layout
+    unit_step,
     bias_step_i,
     bias_step_u,
     ALIGN_K: tl.constexpr,  # divides d, stride_x and stride_weight
@@ -165,7 +172,8 @@ def _forward_tiled(
     if col_tile == 0:
         tl.store(mean_ptr + row + rows, mean, mask=row_ok)
         tl.store(rstd_ptr + row + rows, rstd, mask=row_ok)
-    weight_ptrs = weight_ptr + part * stride_weight + (cols * 3)[None, :] * stride_weight + steps[:, None]
+    rows_of_weight = weight_rows(part, cols, part_step, unit_step, HEAD_DIM)
+    weight_ptrs = weight_ptr + rows_of_weight[None, :] * stride_weight + steps[:, None]
     acc = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
     for start in range(0, K, BLOCK_DEPTH):
         ok = steps < K - start
@@ -179,6 +187,60 @@ def _forward_tiled(
         acc, qkv_ptr, bias_ptr, part, row, rows, row_ok, cols, units, M, bias_step_i, bias_step_u,
         TOKENS, HEAD_DIM,
     )  # fmt: skip
+
+
+@planned
+def _plan_forward(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    eps: float,
+    weight: torch.Tensor,
+    row_steps: tuple[int, int],
+    bias: torch.Tensor | None,
+    num_heads: int,
+    head_dim: int,
+    bias_layout: str,
+    dtype: torch.dtype,
+    precision: str,
+) -> Plan:
+    """Check, choose between held and tiled, and plan; writes qkv, mean and rstd."""
+    device = launch.check(x=x, norm_weight=norm_weight, norm_bias=norm_bias, weight=weight, bias=bias)
+    launch.check_dtype("qkv", dtype)
+    b, n, d = x.shape
+    m = b * n
+    check_norm_parameters(d, norm_weight, norm_bias)
+    check_heads(weight, head_dim)
+    check_slice(weight, 3 * head_dim * num_heads, d)
+    check_bias(bias, weight)
+    steps = bias_steps(bias_layout, num_heads, head_dim)
+    launch.check_products(dtype, weight)
+    units, multiprocessors = num_heads * head_dim, launch.multiprocessors(device)
+    kind = tiles.operand_kind(dtype, weight.dtype, precision)
+    tile = tiles.pick_held(kind, m, d, multiprocessors, launch.shared_memory(device))
+    if held := tile is not None:
+        grid, pieces = ceil(m, tile.rows) * 3, {}
+    else:
+        # x in fp32 is converted on load like an fp32 weight, and takes as much room.
+        kind = tiles.operand_kind(dtype, torch.promote_types(x.dtype, weight.dtype), precision)
+        tile = tiles.pick(kind, m, units, multiprocessors, panels=3)
+        grid, pieces = ceil(m, tile.rows) * 3 * ceil(units, tile.cols), {"PIECE": PIECE}
+    strides = (x.stride(1), weight.stride(0))
+    return Plan(
+        _forward_held if held else _forward_tiled,
+        (grid,),
+        device,
+        (m, d, num_heads, eps, *strides, *row_steps, *steps),
+        {
+            "ALIGN_K": tiles.alignment(d, *strides),
+            "TOKENS": n,
+            "HEAD_DIM": head_dim,
+            "PRECISION": precision,
+            **pieces,
+            **tile.constants(),
+        },
+        outputs=(((3, b, num_heads, n, head_dim), dtype), ((m,), torch.float32), ((m,), torch.float32)),
+    )
 
 
 def norm_qkv_forward(
@@ -210,56 +272,13 @@ def norm_qkv_forward(
     Raises:
         UsageError: the slice is outside the weight, or a tensor cannot be read (see ``launch.check``).
     """
-    rows = rows_of("x", x)
-    device = launch.check(x=rows, norm_weight=norm_weight, norm_bias=norm_bias, weight=weight, bias=bias)
-    (b, n, d), m = x.shape, rows.shape[0]
-    check_norm(rows, norm_weight, norm_bias)
-    check_heads(weight, head_dim)
-    check_slice(weight, 3 * head_dim * num_heads, d)
-    check_bias(bias, weight)
-    steps = bias_steps(bias_layout, num_heads, head_dim)
-    qkv = torch.empty((3, b, num_heads, n, head_dim), dtype=dtype, device=device)
-    launch.check(qkv=qkv)
-    launch.check_products(qkv, weight)
-    mean = torch.empty((m,), dtype=torch.float32, device=device)
-    rstd = torch.empty((m,), dtype=torch.float32, device=device)
-    if m == 0:
-        return qkv, mean, rstd
+    x = even_rows("x", x)
+    weight, *row_steps = shadow.read_qkv(weight, dtype, head_dim)
     precision = launch.dot_precision(dtype)
-    units, multiprocessors = num_heads * head_dim, launch.multiprocessors(device)
-    kind = tiles.operand_kind(dtype, weight.dtype, precision)
-    tile = tiles.pick_held(kind, m, d, multiprocessors, launch.shared_memory(device))
-    if held := tile is not None:
-        grid, pieces = triton.cdiv(m, tile.rows) * 3, {}
-    else:
-        # x in fp32 is converted on load like an fp32 weight, and takes as much room.
-        kind = tiles.operand_kind(dtype, torch.promote_types(x.dtype, weight.dtype), precision)
-        tile = tiles.pick(kind, m, units, multiprocessors, panels=3)
-        grid, pieces = triton.cdiv(m, tile.rows) * 3 * triton.cdiv(units, tile.cols), {"PIECE": PIECE}
-    launch.run(
-        _forward_held if held else _forward_tiled,
-        (grid,),
-        device,
-        rows,
-        norm_weight,
-        norm_bias,
-        weight,
-        bias,
-        qkv,
-        mean,
-        rstd,
-        m,
-        d,
-        num_heads,
-        eps,
-        rows.stride(0),
-        weight.stride(0),
-        *steps,
-        ALIGN_K=tiles.alignment(d, rows.stride(0), weight.stride(0)),
-        TOKENS=n,
-        HEAD_DIM=head_dim,
-        PRECISION=precision,
-        **pieces,
-        **tile.constants(),
-    )
+    plan = _plan_forward(
+        x, norm_weight, norm_bias, eps, weight, tuple(row_steps), bias, num_heads, head_dim, bias_layout,
+        dtype, precision,
+    )  # fmt: skip
+    qkv, mean, rstd = plan.outputs()
+    plan.start(x, norm_weight, norm_bias, weight, bias, qkv, mean, rstd)
     return qkv, mean, rstd

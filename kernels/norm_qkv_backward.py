@@ -15,16 +15,17 @@ rows do not fit into one tile: there, the product writes dxn and ``layer_norm_ba
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
+from growtas import shadow
 from growtas.errors import UsageError
 from growtas.kernels import launch, tiles
 from growtas.kernels.launch import known_multiple
-from growtas.kernels.layer_norm import backward_rows, check_norm, layer_norm_backward
+from growtas.kernels.layer_norm import backward_rows, check_norm_parameters, layer_norm_backward
 from growtas.kernels.parts import add_columns, leave_columns, write_columns
+from growtas.kernels.plan import Plan, ceil, planned
 from growtas.kernels.qkv_backward import input_product, qkv_backward_input, weight_gradient
-from growtas.kernels.qkv_layout import check_batch, check_heads, gradient, rows_of
+from growtas.kernels.qkv_layout import check_batch, check_gradient, check_heads, even_rows, rows_of
 from growtas.kernels.slices import check_same_shape, check_slice
 
 
@@ -49,6 +50,8 @@ def _input(
     stride_x,
     stride_weight,
     stride_dresidual,
+    part_step,  # of the weight's rows, see qkv_layout
+    unit_step,
     ALIGN_K: tl.constexpr,  # divides d, stride_x, stride_weight and stride_dresidual
     TOKENS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -72,7 +75,7 @@ def _input(
     cols = tl.arange(0, BLOCK_COLS)
     col_ok = cols < K
     dxn = input_product(
-        dqkv_ptr, weight_ptr, row, rows, row_ok, cols, col_ok, M, heads, stride_weight,
+        dqkv_ptr, weight_ptr, row, rows, row_ok, cols, col_ok, M, heads, stride_weight, part_step, unit_step,
         TOKENS, HEAD_DIM, PRECISION, BLOCK_ROWS, BLOCK_COLS, BLOCK_DEPTH,
     )  # fmt: skip
     dx_ptrs = dx_ptr + row.to(tl.int64) * K + rows[:, None] * K + cols[None, :]
@@ -88,6 +91,71 @@ def _input(
     )
     if last:
         write_columns(dnorm_weight, dnorm_bias, dnorm_weight_ptr, dnorm_bias_ptr, full_width, BLOCK_COLS)
+
+
+#: The widest rows that the one-launch form takes.
+_WIDEST = min(tile.cols for tile in tiles.NORM_BACKWARD.values())
+
+
+@planned
+def _plan_input(
+    dqkv: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    weight: torch.Tensor,
+    row_steps: tuple[int, int],
+    dresidual: torch.Tensor | None,
+    precision: str,
+) -> Plan:
+    """Check and plan; writes dx, dnorm_weight and dnorm_bias."""
+    check_gradient(dqkv)
+    device = launch.check(
+        dqkv=dqkv, x=x, mean=mean, rstd=rstd, norm_weight=norm_weight, norm_bias=norm_bias,
+        weight=weight, dresidual=dresidual,
+    )  # fmt: skip
+    _, b, heads, n, head_dim = dqkv.shape
+    check_batch(dqkv, x)
+    m, d = b * n, x.shape[2]
+    check_norm_parameters(d, norm_weight, norm_bias)
+    for name, tensor in (("mean", mean), ("rstd", rstd)):
+        check_same_shape(name, tensor, (m,), "x")
+        if tensor.dtype is not torch.float32:
+            raise UsageError(f"{name} is {tensor.dtype}, but float32 is needed. Pass what forward returned.")
+    if dresidual is not None:
+        check_same_shape("dresidual", dresidual, tuple(x.shape), "x")
+    check_heads(weight, head_dim)
+    check_slice(weight, 3 * head_dim * heads, d)
+    launch.check_products(dqkv, weight)
+    tile = tiles.pick_norm_backward(tiles.operand_kind(dqkv.dtype, weight.dtype, precision))
+    full_width = norm_weight.shape[0]
+    programs = ceil(m, tile.rows)
+    groups = ceil(programs, tiles.NORM_GROUP)
+    strides = (x.stride(1), weight.stride(0), d if dresidual is None else dresidual.stride(1))
+    return Plan(
+        _input,
+        (programs,),
+        device,
+        (m, d, full_width, heads, *strides, *row_steps),
+        {
+            "ALIGN_K": tiles.alignment(d, *strides),
+            "TOKENS": n,
+            "HEAD_DIM": head_dim,
+            "PRECISION": precision,
+            "PARTS": tiles.NORM_GROUP,
+            "STEP_ROWS": min(tile.rows, tile.warps),
+            **tile.constants(),
+        },
+        outputs=(
+            ((b, n, d), x.dtype),
+            ((full_width,), norm_weight.dtype),
+            ((full_width,), norm_bias.dtype),
+        ),
+        counters=1 + groups,
+        parts=(programs + groups) * 2 * tile.cols,
+    )
 
 
 def norm_qkv_backward(
@@ -118,71 +186,22 @@ def norm_qkv_backward(
     Raises:
         UsageError: as ``norm_qkv_forward``, or shapes that do not come from the same forward pass.
     """
-    dqkv, rows = gradient(dqkv), rows_of("x", x)
-    residual = None if dresidual is None else rows_of("dresidual", dresidual)
-    device = launch.check(
-        dqkv=dqkv, x=rows, mean=mean, rstd=rstd, norm_weight=norm_weight, norm_bias=norm_bias,
-        weight=weight, bias=bias, dresidual=residual,
-    )  # fmt: skip
-    _, b, heads, n, head_dim = dqkv.shape
-    check_batch(dqkv, x)
-    check_norm(rows, norm_weight, norm_bias)
-    m, d = rows.shape
-    for name, tensor in (("mean", mean), ("rstd", rstd)):
-        check_same_shape(name, tensor, (m,), "x")
-        if tensor.dtype is not torch.float32:
-            raise UsageError(f"{name} is {tensor.dtype}, but float32 is needed. Pass what forward returned.")
-    if residual is not None:
-        check_same_shape("dresidual", dresidual, tuple(x.shape), "x")
-    check_heads(weight, head_dim)
-    check_slice(weight, 3 * head_dim * heads, d)
-    launch.check_products(dqkv, weight)
+    dqkv, x = dqkv.contiguous(), even_rows("x", x)
+    dresidual = None if dresidual is None else even_rows("dresidual", dresidual)
     dweight, dbias = weight_gradient(dqkv, x, (mean, rstd, norm_weight, norm_bias), weight, bias, bias_layout)
-    precision = launch.dot_precision(dqkv.dtype)
-    kind = tiles.operand_kind(dqkv.dtype, weight.dtype, precision)
-    tile = tiles.pick_norm_backward(kind)
-    if m == 0 or d > tile.cols:
-        dxn = qkv_backward_input(dqkv, weight, d).view(m, d)
+    if x.shape[2] > _WIDEST:
+        residual = None if dresidual is None else rows_of("dresidual", dresidual)
+        rows = rows_of("x", x)
+        dxn = qkv_backward_input(dqkv, weight, x.shape[2]).view(rows.shape)
         dx, dnorm_weight, dnorm_bias = layer_norm_backward(
             dxn, rows, norm_weight, norm_bias, mean, rstd, residual
         )
         return dx.view(x.shape), dnorm_weight, dnorm_bias, dweight, dbias
-    full_width = norm_weight.shape[0]
-    dx = torch.empty((b, n, d), dtype=x.dtype, device=device)
-    dnorm_weight = torch.empty((full_width,), dtype=norm_weight.dtype, device=device)
-    dnorm_bias = torch.empty((full_width,), dtype=norm_bias.dtype, device=device)
-    programs = triton.cdiv(m, tile.rows)
-    groups = triton.cdiv(programs, tiles.NORM_GROUP)
-    stride_residual = d if residual is None else residual.stride(0)
-    launch.run(
-        _input,
-        (programs,),
-        device,
-        dqkv,
-        rows,
-        mean,
-        rstd,
-        norm_weight,
-        weight,
-        residual,
-        dx,
-        dnorm_weight,
-        dnorm_bias,
-        torch.empty((programs + groups, 2, tile.cols), dtype=torch.float32, device=device),
-        launch.counters(device, 1 + groups),
-        m,
-        d,
-        full_width,
-        heads,
-        rows.stride(0),
-        weight.stride(0),
-        stride_residual,
-        ALIGN_K=tiles.alignment(d, rows.stride(0), weight.stride(0), stride_residual),
-        TOKENS=n,
-        HEAD_DIM=head_dim,
-        PRECISION=precision,
-        PARTS=tiles.NORM_GROUP,
-        STEP_ROWS=min(tile.rows, tile.warps),
-        **tile.constants(),
-    )
+    read, *row_steps = shadow.read_qkv(weight, dqkv.dtype, dqkv.shape[-1])
+    plan = _plan_input(
+        dqkv, x, mean, rstd, norm_weight, norm_bias, read, tuple(row_steps), dresidual,
+        launch.dot_precision(dqkv.dtype),
+    )  # fmt: skip
+    dx, dnorm_weight, dnorm_bias = plan.outputs()
+    plan.start(dqkv, x, mean, rstd, norm_weight, read, dresidual, dx, dnorm_weight, dnorm_bias)
     return dx, dnorm_weight, dnorm_bias, dweight, dbias

@@ -12,16 +12,24 @@ dividing by them (row -> image and token, unit -> head) then costs a multiplicat
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
+from growtas import shadow
 from growtas.kernels import launch, tiles
 from growtas.kernels.launch import known_multiple
 from growtas.kernels.matmul import accumulate, tile_of
 from growtas.kernels.norm_qkv import norm_qkv_forward
 from growtas.kernels.norm_qkv_backward import norm_qkv_backward
+from growtas.kernels.plan import Plan, ceil, planned
 from growtas.kernels.qkv_backward import qkv_backward_input, qkv_backward_weight
-from growtas.kernels.qkv_layout import BIAS_LAYOUTS, bias_steps, check_heads, rows_of, store_heads
+from growtas.kernels.qkv_layout import (
+    BIAS_LAYOUTS,
+    bias_steps,
+    check_heads,
+    even_rows,
+    store_heads,
+    weight_rows,
+)
 from growtas.kernels.slices import check_bias, check_slice
 
 __all__ = [
@@ -45,6 +53,8 @@ def _forward(
     heads,  # h
     stride_x,
     stride_weight,
+    part_step,  # of the weight's rows, see qkv_layout
+    unit_step,
     bias_step_i,
     bias_step_u,
     ALIGN_K: tl.constexpr,  # divides d, stride_x and stride_weight
@@ -75,7 +85,9 @@ def _forward(
         x_ptr + row.to(tl.int64) * stride_x + rows[:, None] * stride_x + steps[None, :],
         row_ok,
         BLOCK_DEPTH,
-        weight_ptr + part * stride_weight + (cols * 3)[None, :] * stride_weight + steps[:, None],
+        weight_ptr
+        + weight_rows(part, cols, part_step, unit_step, HEAD_DIM)[None, :] * stride_weight
+        + steps[:, None],
         cols < units,
         BLOCK_DEPTH,
         K,
@@ -87,6 +99,46 @@ def _forward(
         acc, qkv_ptr, bias_ptr, part, row, rows, row_ok, cols, units, M, bias_step_i, bias_step_u,
         TOKENS, HEAD_DIM,
     )  # fmt: skip
+
+
+@planned
+def _plan_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    row_steps: tuple[int, int],
+    bias: torch.Tensor | None,
+    num_heads: int,
+    head_dim: int,
+    bias_layout: str,
+    precision: str,
+) -> Plan:
+    """Check and plan; writes qkv."""
+    device = launch.check(x=x, weight=weight, bias=bias)
+    b, n, d = x.shape
+    m = b * n
+    check_heads(weight, head_dim)
+    check_slice(weight, 3 * head_dim * num_heads, d)
+    check_bias(bias, weight)
+    launch.check_products(x, weight)
+    steps = bias_steps(bias_layout, num_heads, head_dim)
+    units = num_heads * head_dim
+    kind = tiles.operand_kind(x.dtype, weight.dtype, precision)
+    tile = tiles.pick(kind, m, units, launch.multiprocessors(device), panels=3)
+    strides = (x.stride(1), weight.stride(0))
+    return Plan(
+        _forward,
+        (ceil(m, tile.rows) * 3 * ceil(units, tile.cols),),
+        device,
+        (m, d, num_heads, *strides, *row_steps, *steps),
+        {
+            "ALIGN_K": tiles.alignment(d, *strides),
+            "TOKENS": n,
+            "HEAD_DIM": head_dim,
+            "PRECISION": precision,
+            **tile.constants(),
+        },
+        outputs=(((3, b, num_heads, n, head_dim), x.dtype),),
+    )
 
 
 def qkv_forward(
@@ -116,39 +168,10 @@ def qkv_forward(
     Source:
         AutoFormer (Chen et al., ICCV 2021), attention with shared qkv weights.
     """
-    rows = rows_of("x", x)
-    device = launch.check(x=rows, weight=weight, bias=bias)
-    (b, n, d), m = x.shape, rows.shape[0]
-    check_heads(weight, head_dim)
-    check_slice(weight, 3 * head_dim * num_heads, d)
-    check_bias(bias, weight)
-    launch.check_products(x, weight)
-    steps = bias_steps(bias_layout, num_heads, head_dim)
-    qkv = torch.empty((3, b, num_heads, n, head_dim), dtype=x.dtype, device=device)
-    if m == 0:
-        return qkv
+    x = even_rows("x", x)
+    weight, *row_steps = shadow.read_qkv(weight, x.dtype, head_dim)
     precision = launch.dot_precision(x.dtype)
-    units = num_heads * head_dim
-    kind = tiles.operand_kind(x.dtype, weight.dtype, precision)
-    tile = tiles.pick(kind, m, units, launch.multiprocessors(device), panels=3)
-    launch.run(
-        _forward,
-        (triton.cdiv(m, tile.rows) * 3 * triton.cdiv(units, tile.cols),),
-        device,
-        rows,
-        weight,
-        bias,
-        qkv,
-        m,
-        d,
-        num_heads,
-        rows.stride(0),
-        weight.stride(0),
-        *steps,
-        ALIGN_K=tiles.alignment(d, rows.stride(0), weight.stride(0)),
-        TOKENS=n,
-        HEAD_DIM=head_dim,
-        PRECISION=precision,
-        **tile.constants(),
-    )
+    plan = _plan_forward(x, weight, tuple(row_steps), bias, num_heads, head_dim, bias_layout, precision)
+    (qkv,) = plan.outputs()
+    plan.start(x, weight, bias, qkv)
     return qkv

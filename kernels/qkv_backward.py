@@ -14,11 +14,13 @@ import torch
 import triton
 import triton.language as tl
 
+from growtas import shadow
 from growtas.kernels import launch, tiles
 from growtas.kernels.launch import known_multiple
 from growtas.kernels.matmul import accumulate_over_rows, load_tile, tile_of
 from growtas.kernels.parts import add_tiles, outside_tile
-from growtas.kernels.qkv_layout import bias_steps, check_batch, check_heads, gradient, rows_of
+from growtas.kernels.plan import Plan, ceil, planned
+from growtas.kernels.qkv_layout import bias_steps, check_batch, check_gradient, check_heads, even_rows
 from growtas.kernels.slices import check_bias, check_slice
 
 
@@ -34,6 +36,8 @@ def input_product(
     M,
     heads,
     stride_weight,
+    part_step,  # of the weight's rows, see qkv_layout
+    unit_step,
     TOKENS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -49,7 +53,7 @@ def input_product(
     image = ((row + rows) // TOKENS).to(tl.int64)
     token = (row + rows) % TOKENS
     dqkv_ptrs = dqkv_ptr + (image * (TOKENS * units) + token * HEAD_DIM)[:, None] + steps[None, :]
-    weight_ptrs = weight_ptr + (steps * 3)[:, None] * stride_weight + cols[None, :]
+    weight_ptrs = weight_ptr + (steps * unit_step)[:, None] * stride_weight + cols[None, :]
     part_stride = M.to(tl.int64) * units
     acc = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
     for step in range(0, 3 * CHUNKS * heads):
@@ -58,7 +62,7 @@ def input_product(
         head = step // (3 * CHUNKS)
         ok = steps < HEAD_DIM - unit
         a = load_tile(dqkv_ptrs + part * part_stride + (head * TOKENS * HEAD_DIM + unit), row_ok, ok, DTYPE)
-        weight_row = 3 * (head * HEAD_DIM + unit) + part
+        weight_row = head * (3 * HEAD_DIM) + part * part_step + unit * unit_step
         b = load_tile(weight_ptrs + weight_row * stride_weight, ok, col_ok, DTYPE)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
     return acc
@@ -73,6 +77,8 @@ def _input(
     K,  # d
     heads,  # h
     stride_weight,
+    part_step,
+    unit_step,
     ALIGN_K: tl.constexpr,  # divides d and stride_weight
     TOKENS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -92,7 +98,7 @@ def _input(
     cols = col_tile * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     col_ok = cols < K
     acc = input_product(
-        dqkv_ptr, weight_ptr, row, rows, row_ok, cols, col_ok, M, heads, stride_weight,
+        dqkv_ptr, weight_ptr, row, rows, row_ok, cols, col_ok, M, heads, stride_weight, part_step, unit_step,
         TOKENS, HEAD_DIM, PRECISION, BLOCK_ROWS, BLOCK_COLS, BLOCK_DEPTH,
     )  # fmt: skip
     dx_ptrs = dx_ptr + row.to(tl.int64) * K + rows[:, None] * K + cols[None, :]
@@ -196,6 +202,40 @@ def _weight(
                 tl.store(bias_ptrs, total.to(grad_bias_ptr.dtype.element_ty), mask=rows < all_units)
 
 
+@planned
+def _plan_input(
+    dqkv: torch.Tensor,
+    weight: torch.Tensor,
+    row_steps: tuple[int, int],
+    in_features: int,
+    precision: str,
+) -> Plan:
+    """Check and plan; writes dx."""
+    check_gradient(dqkv)
+    device = launch.check(dqkv=dqkv, weight=weight)
+    _, b, heads, n, head_dim = dqkv.shape
+    m, d = b * n, in_features
+    check_heads(weight, head_dim)
+    check_slice(weight, 3 * head_dim * heads, d)
+    launch.check_products(dqkv, weight)
+    kind = tiles.operand_kind(dqkv.dtype, weight.dtype, precision)
+    tile = tiles.pick(kind, m, d, launch.multiprocessors(device))
+    return Plan(
+        _input,
+        (ceil(m, tile.rows) * ceil(d, tile.cols),),
+        device,
+        (m, d, heads, weight.stride(0), *row_steps),
+        {
+            "ALIGN_K": tiles.alignment(d, weight.stride(0)),
+            "TOKENS": n,
+            "HEAD_DIM": head_dim,
+            "PRECISION": precision,
+            **tile.constants(),
+        },
+        outputs=(((b, n, d), dqkv.dtype),),
+    )
+
+
 def qkv_backward_input(dqkv: torch.Tensor, weight: torch.Tensor, in_features: int) -> torch.Tensor:
     """Gradient of x.
 
@@ -210,37 +250,66 @@ def qkv_backward_input(dqkv: torch.Tensor, weight: torch.Tensor, in_features: in
     Raises:
         UsageError: the slice is outside the weight, or a tensor cannot be read (see ``launch.check``).
     """
-    dqkv = gradient(dqkv)
-    device = launch.check(dqkv=dqkv, weight=weight)
+    dqkv = dqkv.contiguous()
+    weight, *row_steps = shadow.read_qkv(weight, dqkv.dtype, dqkv.shape[-1])
+    plan = _plan_input(dqkv, weight, tuple(row_steps), in_features, launch.dot_precision(dqkv.dtype))
+    (dx,) = plan.outputs()
+    plan.start(dqkv, weight, dx)
+    return dx
+
+
+@planned
+def _plan_weight(
+    dqkv: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor | None,
+    rstd: torch.Tensor | None,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    bias_layout: str,
+    precision: str,
+) -> Plan:
+    """Check and plan; writes the gradients of weight and bias."""
+    check_gradient(dqkv)
+    device = launch.check(
+        dqkv=dqkv, x=x, weight=weight, bias=bias, mean=mean, rstd=rstd, norm_weight=norm_weight,
+        norm_bias=norm_bias,
+    )  # fmt: skip
     _, b, heads, n, head_dim = dqkv.shape
-    m, d = b * n, in_features
+    check_batch(dqkv, x)
+    m, d = b * n, x.shape[2]
     check_heads(weight, head_dim)
     check_slice(weight, 3 * head_dim * heads, d)
-    launch.check_products(dqkv, weight)
-    dx = torch.empty((b, n, d), dtype=dqkv.dtype, device=device)
-    if m == 0:
-        return dx
-    precision = launch.dot_precision(dqkv.dtype)
-    kind = tiles.operand_kind(dqkv.dtype, weight.dtype, precision)
-    tile = tiles.pick(kind, m, d, launch.multiprocessors(device))
-    launch.run(
-        _input,
-        (triton.cdiv(m, tile.rows) * triton.cdiv(d, tile.cols),),
+    check_bias(bias, weight)
+    launch.check_products(dqkv)
+    steps = bias_steps(bias_layout, heads, head_dim)
+    n_max, d_max = weight.shape
+    multiprocessors = launch.multiprocessors(device)
+    units, all_units = heads * head_dim, n_max // 3
+    kind = tiles.operand_kind(dqkv.dtype, x.dtype, precision)
+    tile = tiles.pick(kind, units, d, multiprocessors, panels=3, depth=max(m, 1))
+    active = 3 * ceil(units, tile.rows) * ceil(d, tile.cols)
+    every = 3 * ceil(all_units, tile.rows) * ceil(d_max, tile.cols)
+    splits, rows_per_split = tiles.split(tile, active, max(m, 1), multiprocessors)
+    return Plan(
+        _weight,
+        (active * splits + every - active if m else 0,),
         device,
-        dqkv,
-        weight,
-        dx,
-        m,
-        d,
-        heads,
-        weight.stride(0),
-        ALIGN_K=tiles.alignment(d, weight.stride(0)),
-        TOKENS=n,
-        HEAD_DIM=head_dim,
-        PRECISION=precision,
-        **tile.constants(),
+        (m, d, heads, all_units, d_max, splits, rows_per_split, *steps, x.stride(1)),
+        {
+            "ALIGN_K": tiles.alignment(d, x.stride(1)),
+            "ALIGN_OUT": tiles.alignment(d_max),
+            "TOKENS": n,
+            "HEAD_DIM": head_dim,
+            "PRECISION": precision,
+            **tile.constants(),
+        },
+        outputs=(((n_max, d_max), weight.dtype), None if bias is None else ((n_max,), bias.dtype)),
+        counters=active,
+        parts=splits * active * tile.rows * (tile.cols + 1) if splits > 1 else 1,
     )
-    return dx
 
 
 def weight_gradient(
@@ -252,64 +321,12 @@ def weight_gradient(
     bias_layout: str,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """:func:`qkv_backward_weight`, of x or of LayerNorm(x) where ``norm`` is (mean, rstd, weight, bias)."""
-    dqkv, rows = gradient(dqkv), rows_of("x", x)
+    dqkv, x = dqkv.contiguous(), even_rows("x", x)
     mean, rstd, norm_weight, norm_bias = norm or (None, None, None, None)
-    device = launch.check(
-        dqkv=dqkv, x=rows, weight=weight, bias=bias, mean=mean, norm_weight=norm_weight, norm_bias=norm_bias
-    )
-    _, b, heads, n, head_dim = dqkv.shape
-    check_batch(dqkv, x)
-    m, d = rows.shape
-    check_heads(weight, head_dim)
-    check_slice(weight, 3 * head_dim * heads, d)
-    check_bias(bias, weight)
-    launch.check_products(dqkv)
-    steps = bias_steps(bias_layout, heads, head_dim)
-    n_max, d_max = weight.shape
-    grad = torch.empty((n_max, d_max), dtype=weight.dtype, device=device)
-    grad_bias = None if bias is None else torch.empty((n_max,), dtype=bias.dtype, device=device)
-    if m == 0:
-        return grad.zero_(), None if grad_bias is None else grad_bias.zero_()
-
     precision = launch.dot_precision(dqkv.dtype)
-    multiprocessors = launch.multiprocessors(device)
-    units, all_units = heads * head_dim, n_max // 3
-    kind = tiles.operand_kind(dqkv.dtype, x.dtype, precision)
-    tile = tiles.pick(kind, units, d, multiprocessors, panels=3, depth=m)
-    active = 3 * triton.cdiv(units, tile.rows) * triton.cdiv(d, tile.cols)
-    every = 3 * triton.cdiv(all_units, tile.rows) * triton.cdiv(d_max, tile.cols)
-    splits, rows_per_split = tiles.split(tile, active, m, multiprocessors)
-    size = splits * active * tile.rows * (tile.cols + 1) if splits > 1 else 1
-    launch.run(
-        _weight,
-        (active * splits + every - active,),
-        device,
-        dqkv,
-        rows,
-        mean,
-        rstd,
-        norm_weight,
-        norm_bias,
-        grad,
-        grad_bias,
-        torch.empty(size, dtype=torch.float32, device=device),
-        launch.counters(device, active),
-        m,
-        d,
-        heads,
-        all_units,
-        d_max,
-        splits,
-        rows_per_split,
-        *steps,
-        rows.stride(0),
-        ALIGN_K=tiles.alignment(d, rows.stride(0)),
-        ALIGN_OUT=tiles.alignment(d_max),
-        TOKENS=n,
-        HEAD_DIM=head_dim,
-        PRECISION=precision,
-        **tile.constants(),
-    )
+    plan = _plan_weight(dqkv, x, mean, rstd, norm_weight, norm_bias, weight, bias, bias_layout, precision)
+    grad, grad_bias = plan.outputs()
+    plan.start(dqkv, x, mean, rstd, norm_weight, norm_bias, grad, grad_bias)
     return grad, grad_bias
 
 

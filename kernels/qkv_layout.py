@@ -5,6 +5,10 @@ publishes it (Chen et al., ICCV 2021; released code, "change_qkv"). So each part
 3*D, and nothing is gathered: a program takes one part and a block of units. A smaller head count is a prefix
 of a larger one. The bias of (i, u) is entry i*bias_step_i + u*bias_step_u: (1, 3) follows the weight
 ("interleaved"), (E*h, 1) is what the published code does. In both, the active entries are the first 3*E*h.
+
+A 16-bit shadow of the weight (``growtas.shadow``) may have its rows sorted by head, part and channel. Kernels
+that read weights take the two steps within a head: unit j*E + e of part i is row 3*E*j + part_step*i +
+unit_step*e. (1, 3) is the weight itself, (E, 1) such a shadow. Gradients are always the weight's.
 """
 
 from __future__ import annotations
@@ -17,6 +21,12 @@ from growtas.errors import UsageError, nearest
 from growtas.kernels import launch
 
 BIAS_LAYOUTS = ("interleaved", "published")
+
+
+@triton.jit
+def weight_rows(part, units, part_step, unit_step, HEAD_DIM: tl.constexpr):
+    """The rows of the weight, or of its shadow, that make some units of a part."""
+    return units // HEAD_DIM * (3 * HEAD_DIM) + part * part_step + units % HEAD_DIM * unit_step
 
 
 @triton.jit
@@ -51,13 +61,18 @@ def store_heads(
 
 def rows_of(name: str, x: torch.Tensor) -> torch.Tensor:
     """(B, N, d) as (B*N, d): a view where one row stride serves, else a copy, made once here at the edge."""
+    x = even_rows(name, x)
+    return x.as_strided((x.shape[0] * x.shape[1], x.shape[2]), x.stride()[1:])
+
+
+def even_rows(name: str, x: torch.Tensor) -> torch.Tensor:
+    """(B, N, d) with one stride, ``x.stride(1)``, from every row to the next: x, or a copy made here."""
     if x.ndim != 3:
         raise UsageError(f"{name} has shape {tuple(x.shape)}, but (B, N, d) is needed.")
+    if x.is_contiguous():
+        return x
     x = launch.activation(x)
-    b, n, d = x.shape
-    if x.stride(0) == n * x.stride(1) or b == 1:
-        return x.as_strided((b * n, d), (x.stride(1), x.stride(2)))
-    return x.reshape(b * n, d)
+    return x if x.stride(0) == x.shape[1] * x.stride(1) or x.shape[0] == 1 else x.contiguous()
 
 
 def check_heads(weight: torch.Tensor, head_dim: int) -> None:
@@ -79,11 +94,10 @@ def check_batch(dqkv: torch.Tensor, x: torch.Tensor) -> None:
         )
 
 
-def gradient(dqkv: torch.Tensor) -> torch.Tensor:
-    """dqkv (3, B, h, N, E), contiguous: copied where it is not, once, here at the edge."""
+def check_gradient(dqkv: torch.Tensor) -> None:
+    """Refuse what is no gradient of q, k and v split by head."""
     if dqkv.ndim != 5 or dqkv.shape[0] != 3:
         raise UsageError(f"dqkv has shape {tuple(dqkv.shape)}, but (3, B, h, N, head_dim) is needed.")
-    return dqkv.contiguous()
 
 
 def bias_steps(layout: str, num_heads: int, head_dim: int) -> tuple[int, int]:

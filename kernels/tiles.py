@@ -15,6 +15,7 @@ from math import isqrt
 import torch
 
 from growtas.errors import UsageError
+from growtas.kernels import launch
 
 #: Classes of alignment, in elements. 8 elements of 16 bits are one 16-byte access; 756 = 4 * 189 gets 8
 #: bytes.
@@ -111,11 +112,13 @@ def constrained(**fields: int) -> Iterator[None]:
         raise UsageError(f"No tile choice has a field {unknown[0]!r}. Known: {', '.join(sorted(known))}.")
     previous = dict(_overrides)
     _overrides.update(fields)
+    launch.forget()
     try:
         yield
     finally:
         _overrides.clear()
         _overrides.update(previous)
+        launch.forget()
 
 
 def alignment(*values: int) -> int:

@@ -1,0 +1,138 @@
+"""Memory that launches share: counters, room for parts of sums, and a one; safe while a graph is captured.
+
+Counters lie at zero between launches, because the last program to finish sets them back (``parts``). So one
+buffer per stream serves every launch, and clearing it costs none. The same goes for the parts themselves,
+which nobody reads after the launch that wrote them.
+
+A captured graph is replayed on whatever stream, beside whatever else. Therefore a captured launch never gets
+the buffers of a stream: its counters are its own, cut from memory that was zeroed before any capture, and its
+parts come from the graph's own memory. Zeroing while a graph is captured would be recorded and not done;
+where no memory was zeroed before, it is recorded for that launch alone, and nothing is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+#: Counters are handed out in multiples of 128 bytes, and the first buffer of a stream has this many.
+_GRAIN, _FIRST = 32, 4096
+
+#: Counters set aside on each device for captured launches: 1 MiB.
+RESERVED = 1 << 18
+
+_empty_cuda: Callable | None = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
+
+
+class Room:
+    """Parts (size,) fp32 and counters (count,) int32 of one stream, or of one captured launch."""
+
+    __slots__ = ("addresses", "count", "counters", "parts", "size")
+
+    def __init__(self, parts: Tensor, counters: Tensor) -> None:
+        self.parts, self.counters = parts, counters
+        self.size, self.count = parts.numel(), counters.numel()
+        self.addresses = parts.data_ptr(), counters.data_ptr()
+
+
+class _Device:
+    """What a device has once: zeros of which captured launches cut their counters, and a one."""
+
+    __slots__ = ("one", "used", "zeros")
+
+    def __init__(self, device: torch.device) -> None:
+        self.zeros = _zeros(RESERVED if device.type == "cuda" else 0, device)
+        self.one = torch.ones(1, dtype=torch.float32, device=device)
+        self.used = 0
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()  # once: other streams read both
+
+
+_devices: dict[torch.device, _Device] = {}
+_rooms: dict[torch.device, dict[int, Room]] = {}
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether what is launched on a device now is recorded into a graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _zeros(count: int, device: torch.device) -> Tensor:
+    return torch.zeros(count, dtype=torch.int32, device=device)
+
+
+def _of_device(device: torch.device) -> _Device | None:
+    """None while a graph is captured and nothing was made before."""
+    found = _devices.get(device)
+    if found is None and not capturing(device):
+        found = _devices[device] = _Device(device)
+    return found
+
+
+def rooms(device: torch.device) -> dict[int, Room]:
+    """The rooms of a device by stream, for those who look before they ask for a :func:`room`."""
+    return _rooms.setdefault(device, {})
+
+
+def room(device: torch.device, parts: int, counters: int) -> Room:
+    """Room for one launch on the current stream of a device, at least so large.
+
+    Args:
+        device: as ``launch.check`` returned it.
+        parts: elements for parts of sums, whatever is in them.
+        counters: zeros for programs to count each other with; every kernel leaves them as zeros.
+    """
+    shared = _of_device(device)  # made now, so that it is there before a capture
+    if capturing(device):
+        return Room(torch.empty(parts, dtype=torch.float32, device=device), _cut(shared, counters, device))
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    found = rooms(device).get(stream)
+    if found is None:
+        found = Room(torch.empty(parts, dtype=torch.float32, device=device), _zeros(_FIRST, device))
+    if found.size < parts:
+        found = Room(torch.empty(parts, dtype=torch.float32, device=device), found.counters)
+    if found.count < counters:
+        found = Room(found.parts, _zeros(2 * counters, device))
+    rooms(device)[stream] = found
+    return found
+
+
+def _cut(shared: _Device | None, count: int, device: torch.device) -> Tensor:
+    """Counters of one captured launch, which no other launch ever gets."""
+    count = -(-count // _GRAIN) * _GRAIN
+    if shared is None or shared.used + count > shared.zeros.numel():
+        return _zeros(count, device)  # recorded, and so replayed before the launch
+    cut = shared.zeros[shared.used : shared.used + count]
+    shared.used += count
+    return cut
+
+
+def counters(device: torch.device, count: int) -> Tensor:
+    """(at least count,) int32 zeros for programs of one launch to count each other with; see :func:`room`."""
+    return room(device, 0, count).counters
+
+
+def one(device: torch.device) -> Tensor:
+    """(1,) fp32, a one: read with a stride of zero, the factor of every image where there is none."""
+    found = _devices.get(device) or _of_device(device)
+    return torch.ones(1, dtype=torch.float32, device=device) if found is None else found.one
+
+
+def allocator(device: torch.device) -> Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]:
+    """The quickest way to new memory on a device, by shape, strides and dtype.
+
+    ``torch.empty`` reads its arguments for two microseconds; what compiled graphs allocate with takes half
+    of that. It does not fill what it allocates, which torch does where it was told to.
+    """
+    fills = (
+        torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
+    )
+    if device.type == "cuda" and _empty_cuda is not None and not fills:
+        return _empty_cuda
+
+    def empty(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty_strided(shape, stride, dtype=dtype, device=device)
+
+    return empty
