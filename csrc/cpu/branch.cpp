@@ -12,6 +12,7 @@
 #include "cpu/branch.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -48,16 +49,21 @@ void times_transposed(const float* dy, std::int64_t m, std::int64_t n, std::int6
 
 // to[c] = the sum of column c of from (m, n), in the order of the rows.
 GROWTAS_LEAF void column_sums(const float* from, std::int64_t m, std::int64_t n, float* to) {
+    typedef float Eight __attribute__((vector_size(32)));  // one register of AVX2: a carried Lanes would pass through memory
     std::int64_t c = 0;
-    for (; c + kLanes <= n; c += kLanes) {
-        Lanes total{};
-        for (std::int64_t r = 0; r < m; ++r) total += load(from + r * n + c);
-        store(to + c, total);
+    for (; c + 8 <= n; c += 8) {
+        Eight total{};
+        for (std::int64_t r = 0; r < m; ++r) {
+            Eight row;
+            std::memcpy(&row, from + r * n + c, sizeof row);
+            total += row;
+        }
+        std::memcpy(to + c, &total, sizeof total);
     }
-    if (c < n) {
-        Lanes total{};
-        for (std::int64_t r = 0; r < m; ++r) total += load(from + r * n + c, n - c);
-        store(to + c, total, n - c);
+    for (; c < n; ++c) {
+        float total = 0.0f;
+        for (std::int64_t r = 0; r < m; ++r) total += from[r * n + c];
+        to[c] = total;
     }
 }
 

@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "cpu/simd.h"
 #include "cpu/workspace.h"
@@ -59,27 +60,51 @@ GROWTAS_INLINE void each_vector(std::int64_t width, F f) {
     if (whole < width) f(whole, width - whole);
 }
 
+// A running sum of sixteen lanes in two halves. One Lanes carried from turn to turn would pass through memory on AVX2, where
+// compilers cut it in two each time it is used; a half is one register. The lanes and their order are those of Lanes.
+struct RunningSum {
+    typedef float Half __attribute__((vector_size(32)));
+    Half low{}, high{};
+
+    static GROWTAS_INLINE Half half(const float* from) {
+        Half h;
+        std::memcpy(&h, from, sizeof h);
+        return h;
+    }
+    GROWTAS_INLINE float total() const {
+        typedef float Four __attribute__((vector_size(16)));
+        const Half e = low + high;
+        Four f[2];
+        std::memcpy(f, &e, sizeof f);
+        f[0] += f[1];
+        return (f[0][0] + f[0][2]) + (f[0][1] + f[0][3]);
+    }
+};
+
 template <typename X, typename Y>
 GROWTAS_INLINE void forward_rows(Rows x, const float* weight, const float* bias, Rows y, float* mean, float* rstd,
                                  std::int64_t begin, std::int64_t end, std::int64_t width, float eps, float* scratch) {
     const float inverse = 1.0f / static_cast<float>(width);
-    const Lanes last = inside((width - 1) / kLanes * kLanes, width);
+    const std::int64_t pad = padded(width);
+    alignas(64) float last[kLanes];  // ones for the columns of the last vector, zeros beyond
+    store(last, inside(pad - kLanes, width));
+    const auto low_last = RunningSum::half(last), high_last = RunningSum::half(last + 8);
     for (std::int64_t r = begin; r < end; ++r) {
         const X* from = row_of<X>(x, r);
-        Lanes total{};
-        each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS {
-            const Lanes v = load(from + c, count);
-            store(scratch + c, v);
-            total += v;
-        });
-        const float mu = sum(total) * inverse;
-        Lanes squares{};
-        each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS {
-            Lanes centred = load(scratch + c) - mu;
-            if (count < kLanes) centred *= last;  // the padding is not 0 once the mean is taken from it
-            squares += centred * centred;
-        });
-        const float scale = 1.0f / std::sqrt(sum(squares) * inverse + eps);
+        each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS { store(scratch + c, load(from + c, count)); });
+        RunningSum sums, squares;
+        for (std::int64_t c = 0; c < pad; c += kLanes) {
+            sums.low += RunningSum::half(scratch + c);
+            sums.high += RunningSum::half(scratch + c + 8);
+        }
+        const float mu = sums.total() * inverse;
+        for (std::int64_t c = 0; c < pad; c += kLanes) {
+            auto low = RunningSum::half(scratch + c) - mu, high = RunningSum::half(scratch + c + 8) - mu;
+            if (c + kLanes == pad) low *= low_last, high *= high_last;  // the padding is not 0 once the mean is taken from it
+            squares.low += low * low;
+            squares.high += high * high;
+        }
+        const float scale = 1.0f / std::sqrt(squares.total() * inverse + eps);
         Y* to = row_of<Y>(y, r);
         each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS {
             const Lanes xhat = (load(scratch + c) - mu) * scale;
@@ -117,7 +142,6 @@ GROWTAS_INLINE void backward_rows(Rows dy, Rows x, const float* weight, const fl
         const X* around = residual.data ? row_of<X>(residual, r) : nullptr;
         X* to = row_of<X>(dx, r);
         const float mu = mean[r], scale = rstd[r];
-        Lanes sum_g{}, sum_gx{};
         each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS {
             const Lanes d = load(gradient + c, count);  // 0 beyond the row, so every product there is 0 too
             const Lanes xhat = (load(from + c, count) - mu) * scale;
@@ -126,10 +150,14 @@ GROWTAS_INLINE void backward_rows(Rows dy, Rows x, const float* weight, const fl
             store(dbias + c, load(dbias + c) + d);
             store(normal + c, xhat);
             store(scaled + c, g);
-            sum_g += g;
-            sum_gx += g * xhat;
         });
-        const float mean_g = sum(sum_g) * inverse, mean_gx = sum(sum_gx) * inverse;
+        RunningSum sum_g, sum_gx;
+        for (std::int64_t c = 0; c < pad; c += kLanes) {
+            const auto low = RunningSum::half(scaled + c), high = RunningSum::half(scaled + c + 8);
+            sum_g.low += low, sum_g.high += high;
+            sum_gx.low += low * RunningSum::half(normal + c), sum_gx.high += high * RunningSum::half(normal + c + 8);
+        }
+        const float mean_g = sum_g.total() * inverse, mean_gx = sum_gx.total() * inverse;
         each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS {
             Lanes d = (load(scaled + c) - mean_g - load(normal + c) * mean_gx) * scale;
             if (around) d += load(around + c, count);
