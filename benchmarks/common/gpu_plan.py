@@ -101,7 +101,7 @@ def jobs_b(after_build: Any, out: Path, tests: Sequence[str]) -> tuple[list[Job]
             needs=done, by=170, on="step masked T 128" if way == "masked" else "")
         for way in ("growtas cublas", "growtas triton", "masked")
     ]  # fmt: skip
-    tune = [sys.executable, "-P", "-m", "growtas.tuning", "--space", "autoformer-tiny", "--device", "cuda",
+    tune = [sys.executable, "-P", "-m", "growtas.tuning", "autoformer-tiny", "--device", "cuda",
             "--seconds", "60", "--out", str(out / "tuning.json")]  # fmt: skip
     steps += [Job("tune", command=tune, limit=75, needs=done, by=200)]
     steps += [time_step("growtas auto", "T", 128, (*done, "tune"), by=240)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from growtas.ops import backend
+from growtas.ops import backend, native_branch
 from growtas.space import SearchSpace
 
 HALF = ("bfloat16", "float16")
@@ -101,21 +101,22 @@ class Case:
         return f"{self.op} {self.dtype} {self.width_class}"
 
 
-def cases(space: SearchSpace, batch: int, dtypes: Sequence[str]) -> list[Case]:
+def cases(space: SearchSpace, batch: int, dtypes: Sequence[str], kind: str) -> list[Case]:
     """The cases of a space, parts of branches before the fused operations that stand for several of them.
 
     Args:
         space: whose sizes are taken.
         batch: images per device.
         dtypes: of GEMMs.
+        kind: of device: ``cpu`` or ``cuda``.
     """
     found: dict[tuple[str, str, str], tuple[list[Job], list[Job]]] = {}
     for dtype in dtypes:
-        for op, key_dtype, width, jobs, checks in _of_dtype(space, batch, dtype):
+        for op, key_dtype, width, jobs, checks in _of_dtype(space, batch, dtype, kind):
             own = found.setdefault((op, key_dtype, backend.shape_class(width)), ([], []))
             for kept, new in zip(own, (jobs, checks), strict=True):
                 kept.extend(job for job in new if job not in kept)
-    order = ("layer_norm", "qkv", "relative_attention", "linear", "linear_gelu", "mlp", "norm_qkv")
+    order = ("qkv", "relative_attention", "layer_norm", "linear", "linear_gelu", "mlp", "norm_qkv")
     made = [Case(*key, tuple(jobs), tuple(checks)) for key, (jobs, checks) in found.items()]
     return sorted(made, key=lambda case: (order.index(case.op), DTYPES.index(case.dtype), case.width_class))
 
@@ -123,7 +124,7 @@ def cases(space: SearchSpace, batch: int, dtypes: Sequence[str]) -> list[Case]:
 Entry = tuple[str, str, int, list[Job], list[Job]]
 
 
-def _of_dtype(space: SearchSpace, batch: int, dtype: str) -> Iterator[Entry]:
+def _of_dtype(space: SearchSpace, batch: int, dtype: str, kind: str) -> Iterator[Entry]:
     """Operation, its dtype, its shared width, jobs and checks."""
     sizes = _Sizes(space, batch, dtype)
     layers = _three(_layers(space))
@@ -135,7 +136,12 @@ def _of_dtype(space: SearchSpace, batch: int, dtype: str) -> Iterator[Entry]:
 
     # Under autocast the residual stream is in fp32, and the result in the dtype of the GEMMs.
     norms = [sizes.job("layer_norm", d, *layers[0][1:], x_dtype="float32") for d in space.embed_dim]
-    yield "layer_norm", "float32", D, _three(norms), mlp
+    rows = batch * space.num_tokens
+    if kind == "cpu" and dtype == "float32" and rows * D * M <= native_branch.MOST_OPERATIONS:
+        # There LayerNorm in C++ means whole branches in one call: that is what a choice of it decides.
+        yield "layer_norm", "float32", D, [*mlps, *attentions], norms
+    else:
+        yield "layer_norm", "float32", D, _three(norms), mlp
     yield "qkv", dtype, D, [sizes.job("qkv", *layer) for layer in layers], attention
     heads = [(layers[-1][0], h, layers[-1][2]) for h in _three(space.num_heads)]
     yield (

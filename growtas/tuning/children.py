@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -111,9 +112,8 @@ class Child:
         process, self._process = self._process, None
         if process.poll() is None:
             process.kill()
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the driver may hold a process that hung
+            process.wait(10)
         for stream in (process.stdin, process.stdout, self._errors):
-            try:
+            with contextlib.suppress(BrokenPipeError):  # of what was not sent yet
                 stream.close()
-            except BrokenPipeError:  # what was not sent yet
-                pass

@@ -62,7 +62,7 @@ def tune(
         batch: images per device; 128 on a GPU and 8 on a CPU where not given.
         patience: seconds that a backend may take for one class, beyond its share, before it counts as hung.
         again: race classes that were finished before once more.
-        out: a file for the record instead of the user's cache folder, such as for sending it in.
+        out: a file that the record is copied to, such as for sending it in.
 
     Returns:
         The record's file.
@@ -74,8 +74,8 @@ def tune(
     for name, value in (("seconds", seconds), ("patience", patience)):
         if value < 0:
             raise UsageError(f"{name}={value:g} is not possible; it must be 0 or more.")
-    path = Path(out) if out else records.path_of(records.key(place))
-    session = Session(path, place)
+    path = records.path_of(records.key(place))
+    session = Session(path, place, Path(out) if out else None)
     rest = todo if again else [case for case in todo if not session.finished(case)]
     names = {case: rivals(case, place) for case in rest}
     rest = [case for case in rest if names[case]]
@@ -83,6 +83,8 @@ def tune(
     try:
         if rest:
             session.race(rest, names, seconds, patience)
+        elif session.copy:
+            session.write()
     finally:
         backend.changed()
     print(table(summaries(session.record)))
@@ -103,7 +105,7 @@ def plan(
     if batch is not None and batch < 1:
         raise UsageError(f"batch={batch} is not possible; it must be 1 or more.")
     default = ("bfloat16",) if place.type == "cuda" else ("float32",)
-    return found, place, cases(found, batch or BATCH[place.type], tuple(dtype) or default)
+    return found, place, cases(found, batch or BATCH[place.type], tuple(dtype) or default, place.type)
 
 
 def _device(name: str) -> torch.device:
@@ -133,10 +135,11 @@ class Session:
     Args:
         path: of the record.
         device: raced on.
+        copy: a second file for it, or None.
     """
 
-    def __init__(self, path: Path, device: torch.device) -> None:
-        self.path, self.device = path, device
+    def __init__(self, path: Path, device: torch.device, copy: Path | None = None) -> None:
+        self.path, self.device, self.copy = path, device, copy
         key = records.key(device)
         old = records.read(path)
         if old is None or old.get("key") != key:
@@ -235,13 +238,22 @@ class Session:
             "finished": [*finished, case.identity()],
             "measurements": measurements,
         }
-        try:
-            records.write(self.path, self.record)
-        except OSError as error:
-            raise GrowtasError(
-                f"The record {self.path} cannot be written ({error.strerror}); set GROWTAS_CACHE to a folder "
-                "of yours, or give --out FILE."
-            ) from error
+        self.write()
+
+    def write(self) -> None:
+        """Write the record where it belongs, and its copy.
+
+        Raises:
+            GrowtasError: a folder cannot be written.
+        """
+        for path in filter(None, (self.path, self.copy)):
+            try:
+                records.write(path, self.record)
+            except OSError as error:
+                raise GrowtasError(
+                    f"The record {path} cannot be written ({error.strerror}); name another folder with "
+                    "GROWTAS_CACHE, or another file with --out."
+                ) from error
 
 
 def _race_of(one: dict[str, Any]) -> tuple[str, ...]:

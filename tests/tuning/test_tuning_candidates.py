@@ -85,7 +85,7 @@ def test_what_would_win_is_repeated(norm, answer, monkeypatch):
 def test_what_does_not_fit_is_unsupported(monkeypatch):
     from growtas.ops import native_attention
 
-    (case,) = [c for c in cases(load_space("digits"), 1, ("float32",)) if c.op == "relative_attention"]
+    (case,) = [c for c in cases(load_space("digits"), 1, ("float32",), "cpu") if c.op == "relative_attention"]
     monkeypatch.setattr(native_attention, "cpu_unsupported", lambda *_: "the head is too wide")
     asked = request(case, backend.IMPLEMENTATIONS[case.op]["cpu"])
     backend._function.cache_clear()
@@ -106,7 +106,7 @@ def test_memory_that_does_not_suffice_is_told(norm, answer, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_operation_passes_with_its_own_kernels(dtype):
     """All cases of the digits, in C++ where there is some, or torch against itself; no job misses a check."""
-    for case in cases(load_space("digits"), 2, (dtype,)):
+    for case in cases(load_space("digits"), 2, (dtype,), "cpu"):
         name = "cpu" if "cpu" in backend.KERNELS[case.op] else "torch"
 
         def way(case=case, name=name):
@@ -123,7 +123,7 @@ def test_every_operation_passes_with_its_own_kernels(dtype):
 def test_shadows_are_read_in_16_bits():
     from growtas import shadow
 
-    (case,) = [c for c in cases(load_space("digits"), 2, ("bfloat16",)) if c.op == "mlp"]
+    (case,) = [c for c in cases(load_space("digits"), 2, ("bfloat16",), "cpu") if c.op == "mlp"]
     call = calls.make(case.jobs[0], CPU, 0)
     for name in ("fc1", "fc2"):
         assert shadow.read(call.leaves[name], torch.bfloat16).dtype is torch.bfloat16

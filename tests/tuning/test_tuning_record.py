@@ -171,7 +171,9 @@ def test_ctrl_c_keeps_finished_classes_and_the_next_run_goes_on(cache, monkeypat
     assert whole["finished"][:3] == kept["finished"]
     assert backend.record(CPU).source == "user"  # in force at once
     asked.clear()
-    driver.tune("digits", "cpu")
+    copy = cache / "sent" / "mine.json"
+    driver.tune("digits", "cpu", out=str(copy))
+    assert records.read(copy) == records.read(path)
     assert asked == [] and "classes need no race" in capsys.readouterr().out
     driver.tune("digits", "cpu", again=True)
     assert len(asked) == len(whole["finished"])
@@ -194,7 +196,9 @@ def test_a_choice_of_many_sizes_needs_all_of_them(cache, monkeypatch):
     fake_answers(monkeypatch)
     driver.tune("digits", "cpu")
     session = driver.Session(records.path_of(records.key(CPU)), CPU)
-    case = next(case for case in cases(load_space("digits"), 8, ("float32",)) if case.op == "layer_norm")
+    case = next(
+        case for case in cases(load_space("digits"), 8, ("float32",), "cpu") if case.op == "layer_norm"
+    )
     slow = {"op": case.op, "dtype": case.dtype, "class": case.width_class, "backend": "cpu", "size": "other"}
     session._keep(case, [{**slow, "rows": 1, "forward": [0.5] * 3, "step": [0.5] * 3}], 1.0)
     assert "layer_norm" not in session.record["choices"]
@@ -210,7 +214,7 @@ def test_less_memory_means_fewer_images(cache, monkeypatch):
         return {"refused": "no", "kind": "wrong"}
 
     monkeypatch.setattr(children.Child, "ask", ask)
-    case = cases(load_space("digits"), 8, ("float32",))[0]
+    case = cases(load_space("digits"), 8, ("float32",), "cpu")[0]
     driver.Session(cache / "record.json", CPU).race([case], {case: ["cpu"]}, 0.0, 1.0)
     assert batches == [8, 4, 2]
 

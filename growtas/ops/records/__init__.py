@@ -149,7 +149,7 @@ def read(path: Path) -> Record | None:
         record = json.loads(path.read_text())
         if not isinstance(record, dict) or record.get("format") != FORMAT or "choices" not in record:
             raise ValueError(f"it is not a tuning record of format {FORMAT}")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         warnings.warn(f"The tuning record {path} is not used: {error}.", stacklevel=2)
