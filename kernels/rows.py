@@ -15,10 +15,13 @@ from __future__ import annotations
 import torch
 import triton.language as tl
 
+from growtas.errors import UsageError
 from growtas.kernels import launch, tiles
 from growtas.kernels.gelu import gelu_and_slope
 from growtas.kernels.launch import known_multiple
 from growtas.kernels.parts import add_columns, leave_columns
+from growtas.kernels.plan import Plan, ceil, planned
+from growtas.kernels.slices import check_same_shape, check_scale
 
 BLOCK_COLS = 256
 BLOCK_ROWS = 8
@@ -92,6 +95,47 @@ def _rows(
                     tl.store(dbias_ptr + rest, zeros, mask=rest < N_max)
 
 
+@planned
+def _plan(
+    dy: torch.Tensor,
+    h: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    out: torch.Tensor,
+    bias: torch.Tensor | None,
+    tokens: int,
+) -> Plan:
+    """Check and plan either form; writes the bias gradient where there is a bias."""
+    (m, n), device = dy.shape, launch.check(dy=dy, out=out, bias=bias, h=h, scale=scale)
+    check_same_shape("out", out, (m, n), "dy")
+    if h is not None:
+        check_same_shape("h", h, (m, n), "its gradient")
+    check_scale(scale, m, tokens)
+    if bias is not None and (bias.ndim != 1 or len(bias) < n):
+        raise UsageError(f"A bias of {n} columns or more is needed, but it has shape {tuple(bias.shape)}.")
+    column_tiles = ceil(n, BLOCK_COLS)
+    programs = max(1, min(4 * launch.multiprocessors(device) // column_tiles, ceil(m, BLOCK_ROWS)))
+    rows = max(1, ceil(m, programs * BLOCK_ROWS)) * BLOCK_ROWS
+    programs = ceil(m, rows)
+    groups = ceil(programs, GROUP)
+    strides = dy.stride(0), out.stride(0) if h is None else h.stride(0), out.stride(0)
+    return Plan(
+        _rows,
+        (programs * column_tiles,),
+        device,
+        (m, n, 0 if bias is None else len(bias), tokens, programs, rows, *strides),
+        {
+            "ALIGN": tiles.alignment(n, *strides),
+            "GROUP": GROUP,
+            "BLOCK_ROWS": BLOCK_ROWS,
+            "BLOCK_COLS": BLOCK_COLS,
+            "num_warps": 4,
+        },
+        outputs=(None if bias is None else (tuple(bias.shape), bias.dtype),),
+        counters=0 if bias is None else column_tiles * (1 + groups),
+        parts=0 if bias is None else column_tiles * (programs + groups) * 2 * BLOCK_COLS,
+    )
+
+
 def _run(
     dy: torch.Tensor,
     out: torch.Tensor,
@@ -102,48 +146,9 @@ def _run(
     tokens: int = 1,
 ) -> torch.Tensor | None:
     """Launch either form; the bias gradient where there is a bias."""
-    (m, n), device = dy.shape, launch.check(dy=dy, out=out, bias=bias, h=h, a=a, scale=scale)
-    dbias = None if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=device)
-    if m == 0:
-        return dbias if dbias is None else dbias.zero_()
-    column_tiles = -(-n // BLOCK_COLS)
-    programs = max(1, min(4 * launch.multiprocessors(device) // column_tiles, -(-m // BLOCK_ROWS)))
-    rows = -(-m // (programs * BLOCK_ROWS)) * BLOCK_ROWS
-    programs = -(-m // rows)
-    groups = -(-programs // GROUP)
-    partial = counter = None
-    if bias is not None:
-        shape = (column_tiles, programs + groups, 2, BLOCK_COLS)
-        partial = torch.empty(shape, dtype=torch.float32, device=device)
-        counter = launch.counters(device, column_tiles * (1 + groups))
-    stride_h = out.stride(0) if h is None else h.stride(0)
-    launch.run(
-        _rows,
-        (programs * column_tiles,),
-        device,
-        dy,
-        h,
-        scale,
-        out,
-        a,
-        dbias,
-        partial,
-        counter,
-        m,
-        n,
-        0 if bias is None else len(bias),
-        tokens,
-        programs,
-        rows,
-        dy.stride(0),
-        stride_h,
-        out.stride(0),
-        ALIGN=tiles.alignment(n, dy.stride(0), stride_h, out.stride(0)),
-        GROUP=GROUP,
-        BLOCK_ROWS=BLOCK_ROWS,
-        BLOCK_COLS=BLOCK_COLS,
-        num_warps=4,
-    )
+    plan = _plan(dy, h, scale, out, bias, tokens)
+    (dbias,) = plan.outputs()
+    plan.start(dy, h, scale, out, a, dbias, *(() if plan.counters else (None, None)))
     return dbias
 
 
