@@ -7,7 +7,10 @@ The variants are not listed by hand: the launchers run on tensors without values
 the AutoFormer spaces, small and large batches and every dtype, and ``launch.recording`` notes what they would
 compile. Each is then compiled by Triton and ptxas, and read back: registers, stack (spills and local arrays),
 shared memory, and the tensor-core instructions of the PTX (``mma.sync`` on sm_80, ``wgmma.mma_async`` on
-sm_90).
+sm_90). Of sm_90's loops it tells whether products and copies overlap: the fewest products that a wait leaves
+running (``loop_pendings``; 0: one is waited for at once), the fewest copies that a wait leaves under way
+(``loop_copies``), and whether ptxas serialises the wgmmas of the kernel (``serialised``, remarks from C7510
+on), which costs more than either.
 """
 
 from __future__ import annotations
@@ -18,9 +21,7 @@ import json
 import multiprocessing
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isqrt
@@ -34,8 +35,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from growtas import atomic
-from growtas.errors import GrowtasError
 from growtas.kernels import launch, layer_norm, linear, mlp, qkv, relative_attention
+from growtas.kernels.compiled_code import binary_resources, loop_waits, serialised, widest_copy
 from growtas.space import SearchSpace, load_space
 from growtas.subnet import Subnet
 
@@ -48,11 +49,14 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 #: name -> (activations, weights, float32_matmul_precision)
 DTYPES = {
     "bf16": (torch.bfloat16, torch.bfloat16, "highest"),
+    "bf16-shadow": (torch.bfloat16, torch.bfloat16, "highest"),
     "bf16-autocast": (torch.bfloat16, torch.float32, "highest"),
     "fp16-autocast": (torch.float16, torch.float32, "highest"),
     "fp32": (torch.float32, torch.float32, "highest"),
     "tf32": (torch.float32, torch.float32, "high"),
 }
+#: name -> dtype of parameters that are no matrices, where it is not that of the weights.
+VECTORS = {"bf16-shadow": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -101,30 +105,44 @@ def subnet_layers(space: SearchSpace, subnet: Subnet) -> Iterator[Layer]:
         )
 
 
-def run_layer(layer: Layer, batch: int, activations: torch.dtype, weights: torch.dtype) -> None:
+def run_layer(
+    layer: Layer,
+    batch: int,
+    activations: torch.dtype,
+    weights: torch.dtype,
+    vectors: torch.dtype | None = None,
+) -> None:
     """Launch what a block and its surroundings launch, both ways, on tensors without values, while recording.
 
     Both branches as ``growtas.ops`` runs them, with drop-path factors and without; the LayerNorm, head and
     patch embedding around them; and the operations that are public but not part of a block. The residual
     stream has the wider of the two dtypes, as under autocast.
+
+    Args:
+        layer: the sizes of a block.
+        batch: images.
+        activations, weights: their dtypes; weights are matrices.
+        vectors: of biases, LayerNorm's parameters and attention's tables; None means that of the weights.
+            Beside 16-bit shadows of fp32 weights, these are fp32, and so is the residual stream.
     """
+    vectors = vectors or weights
 
     def tensor(*shape: int, dtype: torch.dtype = activations) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     def parameter(*shape: int) -> torch.Tensor:
-        return tensor(*shape, dtype=weights)
+        return tensor(*shape, dtype=vectors if len(shape) == 1 else weights)
 
     n, d, width = layer.tokens, layer.embed_dim, layer.num_heads * layer.head_dim
     m, d_max, width_max = batch * n, layer.super_embed_dim, layer.super_num_heads * layer.head_dim
-    x = tensor(batch, n, d, dtype=torch.promote_types(activations, weights))
+    x = tensor(batch, n, d, dtype=torch.promote_types(activations, vectors))
     rows, norm = x.view(m, d), parameter(d_max)
     weight, bias = parameter(3 * width_max, d_max), parameter(3 * width_max)
     proj, proj_bias = parameter(d_max, width_max), parameter(d_max)
     w1, b1 = parameter(layer.super_hidden_dim, d_max), parameter(layer.super_hidden_dim)
     w2, b2 = parameter(d_max, layer.super_hidden_dim), parameter(d_max)
     side = isqrt(n)
-    tables = [parameter(2 * side + 2, layer.head_dim) for _ in range(4)]
+    tables = [tensor(2 * side + 2, layer.head_dim, dtype=vectors) for _ in range(4)]
     for scale in (None, tensor(batch, dtype=torch.float32)):
         heads, mean, rstd = qkv.norm_qkv_forward(
             x, norm, norm, 1e-5, weight, bias, layer.num_heads, layer.head_dim, "interleaved", activations
@@ -186,7 +204,7 @@ def variants(
                 for space in spaces:
                     for layer in layers(load_space(space)):
                         for batch in BATCHES:
-                            run_layer(layer, batch, activations, weights)
+                            run_layer(layer, batch, activations, weights, VECTORS.get(name))
     finally:
         torch.set_float32_matmul_precision(before)
     return found
@@ -197,7 +215,8 @@ def compile_variant(variant: launch.Variant, capability: int) -> dict[str, Any]:
 
     Returns:
         kernel, arch, dtypes, constexprs, warps, stages; registers per thread, stack bytes per thread, shared
-        bytes per block, and the numbers of ``mma`` and ``wgmma`` instructions in the PTX.
+        bytes per block, the numbers of ``mma`` and ``wgmma`` instructions in the PTX; ``loop_pendings``,
+        ``loop_copies`` (:func:`loop_waits`) and ``serialised``.
 
     Raises:
         GrowtasError: the compiler's tool that reads binaries failed.
@@ -214,11 +233,13 @@ def compile_variant(variant: launch.Variant, capability: int) -> dict[str, Any]:
         "constexprs": {k: v for k, v in variant.constexprs().items() if v is not None},
         "warps": variant.options["num_warps"],
         "stages": variant.options["num_stages"],
-        **_binary_resources(compiled.asm["cubin"]),
+        **binary_resources(compiled.asm["cubin"]),
         "shared": compiled.metadata.shared,
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
         "wgmma": len(re.findall(r"\bwgmma\.mma_async", ptx)),
-        "widest_load_bytes": _widest_copy(ptx),
+        "widest_load_bytes": widest_copy(ptx),
+        **loop_waits(compiled.asm["ttgir"]),
+        "serialised": serialised(ptx, capability),
     }
 
 
@@ -250,32 +271,6 @@ def _compile_all(
     ) as pool:
         items = [(variant.key, capability) for variant, capability in work]
         return list(tqdm(pool.imap(_compile_in_worker, items), **shown))
-
-
-def _widest_copy(ptx: str) -> int:
-    """Bytes of the widest asynchronous copy from global to shared memory; 0 where there is none."""
-    return max(
-        (
-            int(size, 16)
-            for size in re.findall(r"cp\.async\.c[ag]\.shared\.global [^;]*?, 0x([0-9a-f]+)", ptx)
-        ),
-        default=0,
-    )
-
-
-def _binary_resources(cubin: bytes) -> dict[str, int]:
-    """Registers and stack of a CUDA binary, read by the cuobjdump that comes with Triton."""
-    tool = triton.knobs.nvidia.cuobjdump.path
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=False)
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", done.stdout)
-    if not found:
-        raise GrowtasError(
-            f"{tool} could not read a compiled kernel: {done.stderr.strip() or done.stdout.strip()}"
-        )
-    return {"registers": int(found[1]), "stack": int(found[2]) + int(found[4])}
 
 
 def sources_digest() -> str:

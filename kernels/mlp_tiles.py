@@ -48,7 +48,7 @@ class MLPTile:
 
 #: (pass, sm_90, kind of operand) -> choices, largest first. Kinds as in ``tiles.operand_kind``.
 COMMITTED: dict[tuple[str, bool, str], tuple[MLPTile, ...]] = {
-    ("forward", True, "half"): (MLPTile(64, 32, 4),),
+    ("forward", True, "half"): (MLPTile(128, 32, 8, 3), MLPTile(64, 32, 4, 3)),
     ("forward", True, "mixed"): (MLPTile(128, 32, 8), MLPTile(64, 16, 4)),
     ("forward", True, "tf32"): (MLPTile(64, 16, 8),),
     ("forward", True, "ieee"): (MLPTile(16, 16, 4),),
@@ -64,6 +64,15 @@ COMMITTED: dict[tuple[str, bool, str], tuple[MLPTile, ...]] = {
     ("backward", False, "mixed"): (MLPTile(64, 16, 8),),
     ("backward", False, "tf32"): (MLPTile(32, 16, 4),),
     ("backward", False, "ieee"): (MLPTile(32, 16, 8),),
+}
+
+
+#: (pass, kind) -> tiles on sm_90 that a measurement may try beside the committed ones. They compile without
+#: spills for widths up to 256. Two programs of 64 rows fit a multiprocessor and overlap GELU with products,
+#: but read the weights twice as often as 128 rows do; longer chunks use wider wgmmas.
+CANDIDATES: dict[tuple[str, str], tuple[MLPTile, ...]] = {
+    ("forward", "half"): (MLPTile(64, 32, 4), MLPTile(128, 64, 8), MLPTile(128, 32, 8, 4)),
+    ("backward", "half"): (MLPTile(64, 16, 4),),
 }
 
 
@@ -91,9 +100,11 @@ def pick(way: str, kind: str, rows: int, multiprocessors: int, device: torch.dev
 def pieces(width: int) -> tuple[int, int]:
     """The powers of two that a row is multiplied in, the second perhaps 0: 192 channels are 128 + 64.
 
+    Every product of a row with a chunk of weights is waited for, so 256 channels are one piece, not two.
+
     Args:
         width: channels, at most :data:`MAX_FUSED_WIDTH`.
     """
     if width <= 128:
         return (64 if width <= 64 else 128), 0
-    return 128, (64 if width <= 192 else 128)
+    return (128, 64) if width <= 192 else (256, 0)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from kernel_cases import needs_interpreter
 
-from growtas.kernels import compile_ahead
+from growtas.kernels import compile_ahead, compiled_code
 
 TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "triton_resources.json"
 #: Every kernel that makes matrix products -> the pointer whose dtype is that of the products.
@@ -88,7 +88,7 @@ def test_largest_tiles_compile_without_spills_and_with_tensor_cores(tmp_path):
     rows = _run(
         """
 import json
-from growtas.kernels import compile_ahead
+from growtas.kernels import compile_ahead, compiled_code
 
 rows = []
 for capability in (80, 90):
@@ -111,6 +111,74 @@ print(json.dumps(rows))
     }
     for row in rows:
         _check_row(row)
+
+
+#: Products that nothing else of the loop depends on: their operands come from copies, their sums stay.
+PLAIN = ("linear._forward", "linear_backward._input", "linear_backward._weight", "norm_qkv_backward._input")
+
+
+def test_16_bit_main_loops_on_sm_90_overlap_products_and_copies(tmp_path):
+    """With 16-bit weights in memory, no wait of a main loop is for all products or all copies under way."""
+    rows = _run(
+        """
+import json
+from growtas.kernels import compile_ahead
+
+rows, seen = [], set()
+for variant in compile_ahead.variants(90, ["bf16-shadow"], ["autoformer-tiny"]).values():
+    operands = [kind for name, kind in variant.dtypes().items() if name in ("x_ptr", "dy_ptr", "dqkv_ptr")]
+    form = (variant.kernel, *variant.dtypes())
+    plain = variant.kernel.startswith(("linear", "norm_qkv_backward")) and operands[0] == "bf16"
+    if form in seen or not (plain or variant.kernel == "mlp_fused._forward"):
+        continue
+    seen.add(form)
+    rows.append(compile_ahead.compile_variant(variant, 90))
+print(json.dumps(rows))
+""",
+        tmp_path,
+    )
+    assert {row["kernel"] for row in rows} == {*PLAIN, "mlp_fused._forward"}
+    for row in rows:
+        what = f"{row['kernel']} with {row['dtypes']} and {row['constexprs']}"
+        assert row["stack"] == 0 and row["wgmma"] > 0, what
+        assert not row["serialised"], f"ptxas serialises the wgmmas of {what}"
+        assert row["loop_copies"] >= 1, f"{what} waits for every copy"
+        if row["kernel"] in PLAIN:  # the fused MLP needs each chunk of h at once, for GELU
+            assert row["loop_pendings"] >= 1, f"{what} waits for every product"
+
+
+def test_waits_are_read_off_the_loops_only():
+    text = """
+  tt.func public @kernel() {
+    ttg.async_wait {num = 0 : i32}
+    %0 = scf.for %i = %a to %b step %c iter_args(%x = %y) -> (f32)  : i32 {
+      %1 = ttg.async_wait %t {num = 4 : i32}
+      %2:2 = ttng.warp_group_dot_wait %d, %e {pendings = 1 : i32} : f32, f32
+      scf.if %p {
+        %3 = ttg.async_wait %t {num = 2 : i32}
+      } else {
+      }
+      scf.yield %x : f32
+    } {tt.num_stages = 3 : i32}
+    %4 = ttng.warp_group_dot_wait %0 {pendings = 0 : i32} : f32
+    tt.return
+  }
+"""
+    assert compiled_code.loop_waits(text) == {"loop_pendings": 1, "loop_copies": 2}
+    assert compiled_code.loop_waits("") == {"loop_pendings": None, "loop_copies": None}
+
+
+def test_ptxas_is_named_and_an_old_one_noticed(tmp_path, monkeypatch):
+    tool = tmp_path / "ptxas"
+    for release, noticed in (("12.8", True), ("13.2", True), ("13.3", False), ("14.0", False)):
+        tool.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.93'\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("TRITON_PTXAS_PATH", str(tool))
+        assert compiled_code.ptxas_version() == tuple(int(part) for part in release.split("."))
+        notice = compiled_code.ptxas_notice(90)
+        assert (notice is not None) == noticed
+        assert not noticed or (release in notice and "TRITON_PTXAS_PATH" in notice)
+        assert compiled_code.ptxas_notice(80) is None
 
 
 def test_committed_table_is_of_these_sources_and_clean():
