@@ -161,7 +161,7 @@ def _backward(
     ):
         saved = (mean, rstd, qkv, attended, lse)
         gradients = native_branch.attention_backward(dy, x, weights, saved, grid, bias_layout)
-        return tuple(x.new_empty(0) if g is None else g for g in gradients)
+        return tuple([x.new_empty(0) if g is None else g for g in gradients])
     tokens, d = x.shape[1:]
     dy_rows, attended_rows = dy.view(-1, d), attended.view(-1, attended.shape[-1])
     dattended, dproj_weight, dproj_bias = linear_backward(

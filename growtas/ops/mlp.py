@@ -112,7 +112,7 @@ def _backward(
     weights = (norm_weight, norm_bias, w1, b1, w2, b2, scale)
     if hidden.numel() and native_branch.takes_mlp(x, weights, hidden_dim, dtype) and dy.dtype is dtype:
         gradients = native_branch.mlp_backward(dy, x, weights, mean, rstd, hidden)
-        return tuple(x.new_empty(0) if g is None else g for g in gradients)
+        return tuple([x.new_empty(0) if g is None else g for g in gradients])
     dx, *gradients = backend.kernel("mlp", "mlp_backward", x, len(norm_weight), dtype)(
         dy.view(-1, d),
         x.view(-1, d),

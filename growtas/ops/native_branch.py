@@ -29,15 +29,20 @@ def _small(x: Tensor, columns: int, width: int, dtype: torch.dtype) -> bool:
 
 
 def _dense(*tensors: Tensor | None) -> bool:
-    return all(t is None or (t.dtype is torch.float32 and t.is_contiguous() and t.is_cpu) for t in tensors)
+    for t in tensors:  # not all(...): a generator costs more than what it asks
+        if t is not None and not (t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()):
+            return False
+    return True
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _addresses(tensors: tuple[Tensor | None, ...]) -> tuple[int, ...]:
+    return tuple([0 if t is None else t.data_ptr() for t in tensors])
 
 
-def _like(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else torch.empty_like(tensor)
+def _gradients(x: Tensor, weights: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """Room for dx and the gradients of the weights, the images' scale left out."""
+    empty_like = torch.empty_like
+    return [empty_like(x), *[None if w is None else empty_like(w) for w in weights[:-1]]]
 
 
 def takes_mlp(x: Tensor, weights: tuple[Tensor | None, ...], hidden_dim: int, dtype: torch.dtype) -> bool:
@@ -75,7 +80,7 @@ def mlp_forward(
     )
     tensors = (x.data_ptr(), y.data_ptr(), mean.data_ptr(), rstd.data_ptr(), hidden.data_ptr())
     sizes = _mlp_sizes(x, weights, hidden_dim)
-    native.load("cpu").mlp_forward(sizes, tuple(map(_address, weights)), tensors, eps)
+    native.load("cpu").mlp_forward(sizes, _addresses(weights), tensors, eps)
     return y, mean, rstd, hidden
 
 
@@ -86,7 +91,7 @@ def mlp_backward(
     mean: Tensor,
     rstd: Tensor,
     hidden: Tensor,
-) -> tuple[Tensor | None, ...]:
+) -> list[Tensor | None]:
     """dx and the full-size gradients of the weights, in their order and without the images' scale.
 
     Args:
@@ -94,13 +99,13 @@ def mlp_backward(
         x, weights: as :func:`mlp_forward` took them.
         mean, rstd, hidden: what it returned.
     """
-    gradients = (torch.empty_like(x), *map(_like, weights[:6]))
+    gradients = _gradients(x, weights)
     tensors = (dy.data_ptr(), x.data_ptr(), mean.data_ptr(), rstd.data_ptr(), hidden.data_ptr())
     native.load("cpu").mlp_backward(
         _mlp_sizes(x, weights, hidden.shape[1]),
-        tuple(map(_address, weights)),
+        _addresses(weights),
         tensors,
-        tuple(map(_address, gradients)),
+        _addresses(gradients),
     )
     return gradients
 
@@ -167,8 +172,8 @@ def attention_forward(
     lse = x.new_empty(batch, num_heads, tokens)
     native.load("cpu").attention_forward(
         _attention_sizes(x, weights, num_heads, grid, bias_layout),
-        tuple(map(_address, weights)),
-        tuple(map(_address, (x, y, mean, rstd, qkv, attended, lse))),
+        _addresses(weights),
+        _addresses((x, y, mean, rstd, qkv, attended, lse)),
         eps,
     )
     return y, mean, rstd, qkv.permute(4, 0, 2, 1, 3), attended, lse
@@ -188,7 +193,7 @@ def attention_backward(
     saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     grid: tuple[int, int],
     bias_layout: str,
-) -> tuple[Tensor | None, ...]:
+) -> list[Tensor | None]:
     """dx and the full-size gradients of the weights, in their order and without the images' scale.
 
     Args:
@@ -196,11 +201,11 @@ def attention_backward(
         x, weights, grid, bias_layout: as :func:`attention_forward` took them.
         saved: mean, rstd, qkv, attended and lse, as it returned them.
     """
-    gradients = (torch.empty_like(x), *map(_like, weights[:10]))
+    gradients = _gradients(x, weights)
     native.load("cpu").attention_backward(
         _attention_sizes(x, weights, saved[2].shape[2], grid, bias_layout),
-        tuple(map(_address, weights)),
-        tuple(map(_address, (dy, x, *saved))),
-        tuple(map(_address, gradients)),
+        _addresses(weights),
+        _addresses((dy, x, *saved)),
+        _addresses(gradients),
     )
     return gradients

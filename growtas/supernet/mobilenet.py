@@ -113,6 +113,9 @@ class MobileNetV3(nn.Module):
         self.unused_blocks = unused_blocks
         self._subnet: MobileNetSubnet | None = None
         self.drop_path_rates = torch.linspace(0, drop_path_rate, len(dims.blocks), device="cpu").tolist()
+        # On the net's device: made from the list in every step it would wait for the GPU.
+        kept = 1 - torch.tensor(self.drop_path_rates).view(-1, 1)
+        self.register_buffer("drop_path_kept", kept, persistent=False)
 
         self.stem = nn.Conv2d(dims.in_channels, dims.stem_width, 3, dims.stem_stride, 1, bias=False)
         self.stem_norm = PartialBatchNorm(dims.stem_width)
@@ -187,8 +190,9 @@ class MobileNetV3(nn.Module):
         if not self.training or not self.drop_path_rates[-1]:
             return [None] * len(blocks)
         place = {(block.stage, block.index): at for at, block in enumerate(self.dims.blocks)}
-        rates = [self.drop_path_rates[place[block.stage, block.index]] for block in blocks]
-        kept = 1 - torch.tensor(rates, device=x.device).view(-1, 1)
+        places = [place[block.stage, block.index] for block in blocks]
+        rates = [self.drop_path_rates[at] for at in places]
+        kept = torch.stack([self.drop_path_kept[at] for at in places]).float()  # fp32 in a net of any dtype
         scales = (torch.rand(len(blocks), len(x), device=x.device) < kept) / kept
         return [scale if rate else None for rate, scale in zip(rates, scales, strict=True)]
 

@@ -131,6 +131,9 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dims.embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1, dims.grid[0] * dims.grid[1] + 1, dims.embed_dim))
         self.drop_path_rates = torch.linspace(0, drop_path_rate, dims.depth, device="cpu").tolist()
+        # On the net's device: made from the list in every step it would wait for the GPU.
+        kept = 1 - torch.tensor(self.drop_path_rates).view(-1, 1, 1)
+        self.register_buffer("drop_path_kept", kept, persistent=False)
         self.blocks = nn.ModuleList(
             Block(
                 dims.embed_dim,
@@ -239,7 +242,7 @@ class VisionTransformer(nn.Module):
         """
         if not self.training or not self.drop_path_rates[-1]:
             return [None] * depth
-        kept = 1 - torch.tensor(self.drop_path_rates[:depth], device=x.device).view(-1, 1, 1)
+        kept = self.drop_path_kept[:depth].float()  # fp32 in a net of any dtype
         drawn = torch.rand(depth, 2, len(x), device=x.device) < kept
         scales = drawn / kept
         return [
