@@ -56,6 +56,7 @@ class _Shadow:
 
 _shadows: WeakValueDictionary[tuple[int, torch.dtype], _Shadow] = WeakValueDictionary()
 _age = 0
+_made = 0  # how often shadows were made, of any weights
 _ignored = False
 
 
@@ -150,6 +151,8 @@ class Shadows:
         self._head_dims = dict(head_dims or {})
         self._sort = sort
         self._made: dict[torch.dtype, list[_Shadow]] = {}
+        self._places: list[int] = []
+        self._seen = 0  # the value of _made up to which these shadows are known to be in place
 
     @torch.no_grad()
     def refresh(self, dtype: torch.dtype, cast: Callable[[Sequence[Work]], None] = copy) -> bool:
@@ -165,16 +168,27 @@ class Shadows:
         if dtype not in SHADOW_DTYPES:
             return False
         made = self._made.get(dtype)
-        if made is None or not all(_shadows.get((_place(s.weight), dtype)) is s for s in made):
+        if made is None or not self._in_place(dtype, made):
             made = self._make(dtype)
-        if all(s.version == s.weight._version and s.age == _age for s in made):
+        if all([s.version == s.weight._version and s.age == _age for s in made]):
             return False
         cast([s.work for s in made])
         for s in made:
             s.version, s.age = s.weight._version, _age
         return True
 
+    def _in_place(self, dtype: torch.dtype, made: list[_Shadow]) -> bool:
+        """Whether :func:`read` finds these shadows: no weight has moved, and nobody else made one of it."""
+        if [_place(s.weight) for s in made] != self._places:
+            return False
+        if self._seen != _made:
+            if not all(_shadows.get((_place(s.weight), dtype)) is s for s in made):
+                return False
+            self._seen = _made
+        return True
+
     def _make(self, dtype: torch.dtype) -> list[_Shadow]:
+        global _made
         made = []
         for place, weight in enumerate(self._weights):
             if weight.dtype is not torch.float32 or not weight.is_contiguous() or not weight.numel():
@@ -184,7 +198,9 @@ class Shadows:
             sort = weight.device.type != "cpu" if self._sort is None else self._sort
             head_dim = self._head_dims.get(place, 0) if sort else 0
             made.append(_Shadow(weight, Work(flat, matrix, head_dim)))
-        self._made[dtype] = made
+        _made += 1
+        self._made[dtype], self._seen = made, _made
+        self._places = [_place(s.weight) for s in made]
         _shadows.update({(_place(s.weight), dtype): s for s in made})
         return made
 

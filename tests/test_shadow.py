@@ -191,3 +191,15 @@ def test_the_operator_under_compile_takes_the_weight(weight):
         compiled = torch.ops.growtas.qkv(x, weight, None, 2, 4, "interleaved")
     assert eager.stride(-1) == 1 and compiled.stride(0) == 1
     torch.testing.assert_close(eager, compiled)
+
+
+def test_of_two_owners_of_a_weight_the_last_that_refreshed_is_read(weight):
+    first, second = Shadows([weight]), Shadows([weight])
+    first.refresh(BF16)
+    second.refresh(BF16)
+    by_hand(weight)
+    first.refresh(BF16)
+    assert torch.equal(read(weight, BF16), weight.to(BF16))
+    del second
+    gc.collect()
+    assert torch.equal(read(weight, BF16), weight.to(BF16))
