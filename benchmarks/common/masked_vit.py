@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from growtas.space import Subnet
 from growtas.supernet.vit import ViTDims
 
+EPS = 1e-6  # as in timm
 Masks = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -61,7 +62,7 @@ class MaskedBlock(nn.Module):
         super().__init__()
         d, width = dims.embed_dim, dims.num_heads[0] * dims.head_dim
         self.heads, self.head_dim = dims.num_heads[0], dims.head_dim
-        self.norm1, self.norm2 = MaskedLayerNorm(d), MaskedLayerNorm(d)
+        self.norm1, self.norm2 = MaskedLayerNorm(d, EPS), MaskedLayerNorm(d, EPS)
         self.qkv, self.proj = nn.Linear(d, 3 * width), nn.Linear(width, d)
         self.fc1, self.fc2 = nn.Linear(d, dims.hidden_dims[0]), nn.Linear(dims.hidden_dims[0], d)
 
@@ -90,7 +91,7 @@ class MaskedViT(nn.Module):
         tokens = dims.grid[0] * dims.grid[1] + 1
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, tokens, dims.embed_dim))
         self.blocks = nn.ModuleList(MaskedBlock(dims) for _ in range(dims.depth))
-        self.norm = MaskedLayerNorm(dims.embed_dim)
+        self.norm = MaskedLayerNorm(dims.embed_dim, EPS)
         self.head = nn.Linear(dims.embed_dim, num_classes)
 
     def forward(self, images: Tensor, masks: Masks) -> Tensor:
