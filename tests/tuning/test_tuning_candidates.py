@@ -9,6 +9,7 @@ import torch
 
 from growtas import load_space
 from growtas.ops import backend, records
+from growtas.space import SearchSpace
 from growtas.tuning import calls, checks, clock, decide, driver, worker
 from growtas.tuning.cases import Case, cases
 from growtas.tuning.children import Child
@@ -205,3 +206,31 @@ def test_what_is_timed_within_a_branch_has_a_smaller_margin():
     close = {"own_us": [1, 1]}
     for op, chosen in (("linear_gelu", True), ("norm_qkv", True), ("mlp", False)):
         assert bool(decide.decide([measured("a", 0.92, op=op, **close)])) is chosen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["triton", "cublas"])
+def test_the_kernels_of_a_gpu_pass_the_checks_of_a_race(name):
+    """Interpreted, at small sizes: results, gradients and bits, on NaN memory, with NaN around the slices."""
+    pytest.importorskip("triton")
+    if not backend.interpreted():
+        pytest.skip("Triton compiles for the GPU in this process")
+    space = SearchSpace(
+        "small", embed_dim=(16, 32), mlp_ratio=(1, 2), num_heads=(1, 2), depth=(1, 2), image_size=8,
+        patch_size=4, in_channels=1, head_dim=16, max_relative_position=1,
+    )  # fmt: skip
+    raced = set()
+    for case in cases(space, 2, ("float16",), "cuda"):
+        if name not in backend.KERNELS[case.op]:
+            continue
+
+        def way(op=case.op):
+            return backend.assigned({op: name})
+
+        for job in (case.jobs[0], *case.checks[:1]):
+            with way():
+                call = calls.make(job, CPU, 0)
+            assert checks.compare(call, way) == ""
+            assert checks.same_bits(call, way, 2) == ""
+        raced.add(case.op)
+    assert raced == {op for op, names in backend.KERNELS.items() if name in names}
