@@ -212,7 +212,7 @@ class AttentionBranch(torch.autograd.Function):
             ctx.columns,
             ctx.bias_layout,
         )
-        found = (None if like is None else g for like, g in zip(saved[:11], gradients, strict=True))
+        found = [None if like is None else g for like, g in zip(saved[:11], gradients, strict=True)]
         return *found, *(None,) * 8
 
 

@@ -152,7 +152,7 @@ class MLPBranch(torch.autograd.Function):
             return (None,) * 11
         saved = ctx.saved_tensors
         gradients = call(_backward, torch.ops.growtas.mlp_backward, dy, *saved, ctx.hidden_dim, ctx.dtype)
-        found = (None if like is None else g for like, g in zip(saved[:7], gradients, strict=True))
+        found = [None if like is None else g for like, g in zip(saved[:7], gradients, strict=True)]
         return *found, *(None,) * 4
 
 
