@@ -42,11 +42,13 @@ class Work(NamedTuple):
 class _Shadow:
     """One shadow: of which weight, at which version and age it was made."""
 
-    __slots__ = ("weight", "work", "version", "age", "__weakref__")
+    __slots__ = ("weight", "work", "shape", "tensor", "version", "age", "__weakref__")
 
     def __init__(self, weight: Tensor, work: Work) -> None:
         self.weight = weight
         self.work = work
+        self.shape = weight.shape
+        self.tensor = work.matrix.view(weight.shape)
         self.version = self.age = -1
 
     def valid(self, place: int) -> bool:
@@ -76,14 +78,18 @@ def _place(weight: Tensor) -> int:
     return weight.data_ptr() or id(weight)
 
 
-def _find(weight: Tensor, dtype: torch.dtype) -> Work | None:
-    if not _shadows or _ignored:
+def _find(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, int] | None:
+    """The shadow in the weight's shape, and its head_dim; None where there is no valid one."""
+    if _ignored or not _shadows:
         return None
     place = _place(weight)
     shadow = _shadows.get((place, dtype))
-    if shadow is None or not shadow.valid(place) or len(shadow.work.matrix) != len(weight):
+    if shadow is None or not shadow.valid(place):
         return None
-    return shadow.work
+    if weight.shape == shadow.shape:
+        return shadow.tensor, shadow.work.head_dim
+    matrix = shadow.work.matrix  # the rows of a convolution's weight
+    return (matrix, shadow.work.head_dim) if weight.shape == matrix.shape else None
 
 
 def read(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -96,10 +102,8 @@ def read(weight: Tensor, dtype: torch.dtype) -> Tensor:
     Returns:
         Its shadow, of the same shape, where there is a valid one; else the weight itself.
     """
-    work = _find(weight, dtype)
-    if work is None or work.head_dim:
-        return weight
-    return work.matrix.view(weight.shape)
+    found = _find(weight, dtype)
+    return weight if found is None or found[1] else found[0]
 
 
 def read_qkv(weight: Tensor, dtype: torch.dtype, head_dim: int) -> tuple[Tensor, int, int]:
@@ -114,10 +118,10 @@ def read_qkv(weight: Tensor, dtype: torch.dtype, head_dim: int) -> tuple[Tensor,
         A tensor of the weight's shape and its steps p and s: channel e of head j, part i, is the row
         ``3 * E * j + p * i + s * e``. (E, 1) for a shadow on a GPU, (1, 3) otherwise.
     """
-    work = _find(weight, dtype)
-    if work is None or work.head_dim not in (0, head_dim):
+    found = _find(weight, dtype)
+    if found is None or found[1] not in (0, head_dim):
         return weight, 1, 3
-    return (work.matrix.view(weight.shape), *((head_dim, 1) if work.head_dim else (1, 3)))
+    return (found[0], head_dim, 1) if found[1] else (found[0], 1, 3)
 
 
 def copy(work: Sequence[Work]) -> None:
