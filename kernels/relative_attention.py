@@ -24,20 +24,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
 
 from growtas.errors import UsageError
 from growtas.kernels import launch, tiles
 from growtas.kernels.relative_attention_backward import _add_tables, _backward_keys, _backward_queries
 from growtas.kernels.relative_attention_forward import _forward
+from growtas.kernels.relative_attention_one_pass import _backward
 from growtas.kernels.relative_attention_places import places
 from growtas.kernels.relative_attention_tiles import (
     MAX_HEAD_DIM,
     SIDES,
     constrained,
+    one_pass,
     pick,
     pick_programs,
     side_of,
+    tail_of,
 )
 
 __all__ = ["constrained", "relative_attention_backward", "relative_attention_forward", "unsupported"]
@@ -113,7 +115,7 @@ def _check(
         head_dim,
         cls,
         entries // 2 - 1,
-        max(16, triton.next_power_of_2(head_dim)),
+        max(16, 1 << (head_dim - 1).bit_length()),
         side_of(grid, cls),
     )
 
@@ -152,7 +154,7 @@ def relative_attention_forward(
     tile, precision, _ = pick("forward", qkv.dtype, at.block_e, at.side, at.device)
     launch.run(
         _forward,
-        (triton.cdiv(at.tokens, tile.queries) * at.batch * at.heads,),
+        (-(-at.tokens // tile.queries) * at.batch * at.heads,),
         at.device,
         qkv,
         *tables,
@@ -170,6 +172,7 @@ def relative_attention_forward(
         PRECISION=precision,
         BLOCK_Q=tile.queries,
         BLOCK_K=tile.keys,
+        TAIL=tail_of(at.tokens, tile.keys),
         CHUNK=tile.chunk,
         num_warps=tile.warps,
         num_stages=tile.stages,
@@ -212,9 +215,95 @@ def relative_attention_backward(
             f"{tuple(out.shape)} and lse {tuple(lse.shape)}. All must come from the same forward pass."
         )
     dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=at.device)
-    dtables = [torch.empty(table.shape, dtype=table.dtype, device=at.device) for table in tables]
+    dtables = torch.empty((4, *key_v.shape), dtype=key_v.dtype, device=at.device).unbind()
     if not lse.numel():
         return dqkv, *(table.zero_() for table in dtables)
+    how = _backward_one_pass if one_pass(qkv.dtype, at.block_e, at.side, at.device) else _backward_two_passes
+    partial = how(at, grid, dout, qkv, tables, out, lse, dqkv)
+    launch.run(
+        _add_tables,
+        (key_v.shape[0], 4),
+        at.device,
+        partial,
+        *dtables,
+        partial.shape[0],
+        *grid,
+        at.clamp,
+        HEAD_DIM=at.head_dim,
+        BLOCK_E=at.block_e,
+        SIDE=at.side,
+        BLOCK_P=16,
+        num_warps=4,
+    )
+    return dqkv, *dtables
+
+
+def _backward_one_pass(
+    at: _Problem,
+    grid: tuple[int, int],
+    dout: torch.Tensor,
+    qkv: torch.Tensor,
+    tables: tuple[torch.Tensor, ...],
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    dqkv: torch.Tensor,
+) -> torch.Tensor:
+    """Fills dqkv, one program per run of heads; returns the partial sums of the table gradients."""
+    where = places(tuple(grid), at.cls, at.clamp, at.side, qkv.dtype, at.device)
+    tile, precision, in_registers = pick("one_pass", qkv.dtype, at.block_e, at.side, at.device)
+    pairs = at.batch * at.heads
+    per_program = -(-pairs // pick_programs(pairs, at.device, 1))
+    programs = -(-pairs // per_program)
+    partial = torch.empty((programs, 2, 4 * at.side, at.block_e), dtype=torch.float32, device=at.device)
+    tail = tail_of(at.tokens, tile.keys)
+    kept = at.tokens // tile.keys * tile.keys + tail if at.tokens > tile.queries else 0
+    work = torch.empty((programs, kept, 2, at.block_e), dtype=torch.float32, device=at.device)
+    strides = (*qkv.stride()[:4], *dout.stride()[:2])
+    launch.run(
+        _backward,
+        (programs,),
+        at.device,
+        qkv,
+        dout,
+        out,
+        lse,
+        *tables,
+        *where,
+        dqkv,
+        partial,
+        work,
+        pairs,
+        per_program,
+        at.heads,
+        at.tokens,
+        *strides,
+        *(table.stride(0) for table in tables),
+        HEAD_DIM=at.head_dim,
+        BLOCK_E=at.block_e,
+        SIDE=at.side,
+        ALIGN=tiles.alignment(at.head_dim, *strides),
+        PRECISION=precision,
+        IN_REGISTERS=in_registers,
+        BLOCK_Q=tile.queries,
+        BLOCK_K=tile.keys,
+        TAIL=tail,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    return partial
+
+
+def _backward_two_passes(
+    at: _Problem,
+    grid: tuple[int, int],
+    dout: torch.Tensor,
+    qkv: torch.Tensor,
+    tables: tuple[torch.Tensor, ...],
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    dqkv: torch.Tensor,
+) -> torch.Tensor:
+    """Fills dqkv, its queries first, then keys and values; returns what :func:`_backward_one_pass` does."""
     pairs = at.batch * at.heads
     strides = (*qkv.stride()[:4], *dout.stride()[:2])
     common = {
@@ -228,9 +317,9 @@ def relative_attention_backward(
 
     where = places(tuple(grid), at.cls, at.clamp, at.side, qkv.dtype, at.device)
     tile, precision, in_registers = pick("backward_queries", qkv.dtype, at.block_e, at.side, at.device)
-    work = pairs * triton.cdiv(at.tokens, tile.queries)
-    per_program = triton.cdiv(work, pick_programs(work, at.device))
-    programs = triton.cdiv(work, per_program)
+    work = pairs * -(-at.tokens // tile.queries)
+    per_program = -(-work // pick_programs(work, at.device, 2))
+    programs = -(-work // per_program)
     partial = torch.empty((programs, 2, 4 * at.side, at.block_e), dtype=torch.float32, device=at.device)
     launch.run(
         _backward_queries,
@@ -264,7 +353,7 @@ def relative_attention_backward(
     tile, precision, _ = pick("backward_keys", qkv.dtype, at.block_e, at.side, at.device)
     launch.run(
         _backward_keys,
-        (triton.cdiv(at.tokens, tile.keys) * pairs,),
+        (-(-at.tokens // tile.keys) * pairs,),
         at.device,
         qkv,
         dout,
@@ -284,19 +373,4 @@ def relative_attention_backward(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    launch.run(
-        _add_tables,
-        (key_v.shape[0], 4),
-        at.device,
-        partial,
-        *dtables,
-        programs,
-        *grid,
-        at.clamp,
-        HEAD_DIM=at.head_dim,
-        BLOCK_E=at.block_e,
-        SIDE=at.side,
-        BLOCK_P=16,
-        num_warps=4,
-    )
-    return dqkv, *dtables
+    return partial

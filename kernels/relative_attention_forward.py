@@ -1,6 +1,7 @@
 """Forward kernel of attention with 2-D relative position; launched by ``relative_attention``.
 
-Shapes: one program owns BLOCK_Q queries of one head of one image and walks its keys in tiles of BLOCK_K.
+Shapes: one program owns BLOCK_Q queries of one head of one image and walks its keys in tiles of BLOCK_K, then
+one narrower tile of TAIL, the only one with a mask: of 197 keys 192 need none, and 208 are worked on.
     S_ij = scale * (q_i.k_j + terms_i.onehot_j)              terms: ``places.place_terms``, once per program
     P    = exp(S - max) with the running maximum of online softmax, in base 2; scale * log2(e) is one factor
     acc  += P v,   sums += P onehot                          both rescaled when the maximum moves
@@ -10,6 +11,7 @@ Products are in qkv's dtype with fp32 sums. Saved: out and lse (natural logarith
 
 from __future__ import annotations
 
+import triton
 import triton.language as tl
 
 from growtas.kernels import launch
@@ -21,6 +23,47 @@ from growtas.kernels.relative_attention_places import (
     place_terms,
     store_rows,
 )
+
+
+@triton.jit
+def _tile(
+    q,  # (BLOCK_Q, BLOCK_E)
+    terms,  # (BLOCK_Q, 2 * SIDE)
+    top,  # (BLOCK_Q,) fp32: maximum so far, in base 2
+    total,  # (BLOCK_Q,) fp32: sum of exponentials so far
+    acc,  # (BLOCK_Q, BLOCK_E) fp32
+    sums,  # (BLOCK_Q, 2 * SIDE) fp32
+    k_ptr,  # (N, E) of this head, row stride stride_n
+    v_ptr,  # likewise
+    hot_ptr,  # Places.hot
+    start,
+    N,
+    stride_n,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    SIDE: tl.constexpr,
+    KEYS: tl.constexpr,
+    MASKED: tl.constexpr,  # keys may be past the last one
+    PRECISION: tl.constexpr,
+):
+    """One tile of keys, by online softmax: top, total, acc and sums with it."""
+    SCALE: tl.constexpr = HEAD_DIM**-0.5 * 1.4426950408889634
+    keys = start + tl.arange(0, KEYS)
+    k = load_rows(k_ptr, keys, N, stride_n, HEAD_DIM, BLOCK_E, MASKED)
+    v = load_rows(v_ptr, keys, N, stride_n, HEAD_DIM, BLOCK_E, MASKED)
+    hot = load_padded(hot_ptr, keys, 2 * SIDE)
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    scores = tl.dot(terms, tl.trans(hot), scores, input_precision=PRECISION)
+    if MASKED:
+        scores = tl.where((keys < N)[None, :], scores, float("-inf"))
+    higher = tl.maximum(top, tl.max(scores, axis=1) * SCALE)
+    p = tl.exp2(scores * SCALE - higher[:, None])
+    decay = tl.exp2(top - higher)
+    total = total * decay + tl.sum(p, axis=1)
+    p = p.to(q.dtype)
+    acc = tl.dot(p, v, acc * decay[:, None], input_precision=PRECISION)
+    sums = tl.dot(p, hot, sums * decay[:, None], input_precision=PRECISION)
+    return higher, total, acc, sums
 
 
 @launch.kernel
@@ -53,6 +96,7 @@ def _forward(
     PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    TAIL: tl.constexpr,  # keys of the last tile, where whole ones of BLOCK_K do not cover N; else 0
     CHUNK: tl.constexpr,  # columns of table space that are made at a time
 ):
     """Grid: (tiles over N * h * B,), the tiles of a head next to each other so that they share k and v."""
@@ -87,27 +131,21 @@ def _forward(
         PRECISION,
     )
 
-    SCALE: tl.constexpr = HEAD_DIM**-0.5 * 1.4426950408889634
     top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
     acc = tl.zeros((BLOCK_Q, BLOCK_E), tl.float32)
     sums = tl.zeros((BLOCK_Q, 2 * SIDE), tl.float32)
-    for start in range(0, N, BLOCK_K):
-        keys = start + tl.arange(0, BLOCK_K)
-        k = load_rows(k_ptr, keys, N, stride_n, HEAD_DIM, BLOCK_E)
-        v = load_rows(v_ptr, keys, N, stride_n, HEAD_DIM, BLOCK_E)
-        hot = load_padded(hot_ptr, keys, 2 * SIDE)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        scores = tl.dot(terms, tl.trans(hot), scores, input_precision=PRECISION)
-        scores = tl.where((keys < N)[None, :], scores, float("-inf"))
-        higher = tl.maximum(top, tl.max(scores, axis=1) * SCALE)
-        p = tl.exp2(scores * SCALE - higher[:, None])
-        decay = tl.exp2(top - higher)
-        total = total * decay + tl.sum(p, axis=1)
-        p = p.to(DTYPE)
-        acc = tl.dot(p, v, acc * decay[:, None], input_precision=PRECISION)
-        sums = tl.dot(p, hot, sums * decay[:, None], input_precision=PRECISION)
-        top = higher
+    whole = N // BLOCK_K * BLOCK_K  # keys in tiles that need no mask
+    for start in range(0, whole, BLOCK_K):
+        top, total, acc, sums = _tile(
+            q, terms, top, total, acc, sums, k_ptr, v_ptr, hot_ptr, start, N, stride_n,
+            HEAD_DIM, BLOCK_E, SIDE, BLOCK_K, False, PRECISION,
+        )  # fmt: skip
+    if TAIL:
+        top, total, acc, sums = _tile(
+            q, terms, top, total, acc, sums, k_ptr, v_ptr, hot_ptr, whole, N, stride_n,
+            HEAD_DIM, BLOCK_E, SIDE, TAIL, True, PRECISION,
+        )  # fmt: skip
 
     share = 1.0 / total
     acc = acc * share[:, None]

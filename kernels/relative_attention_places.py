@@ -121,23 +121,52 @@ def load_padded(ptr, tokens, WIDTH: tl.constexpr, start=0, COUNT: tl.constexpr =
 
 
 @triton.jit
-def load_rows(ptr, tokens, N, stride, HEAD_DIM: tl.constexpr, BLOCK_E: tl.constexpr):
+def load_rows(
+    ptr,  # (N, HEAD_DIM) of one head, row stride ``stride``
+    tokens,
+    N,
+    stride,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    MASKED: tl.constexpr = True,  # tokens may be past the last one
+):
     """(tokens, BLOCK_E) of one head, zero past the last token and past the head's width."""
     cols = tl.arange(0, BLOCK_E)
-    ok = (tokens < N)[:, None]
-    if BLOCK_E != HEAD_DIM:
-        ok = ok & (cols < HEAD_DIM)[None, :]
-    return tl.load(ptr + tokens[:, None] * stride + cols[None, :], mask=ok, other=0.0)
+    ptrs = ptr + tokens[:, None] * stride + cols[None, :]
+    if not MASKED and BLOCK_E == HEAD_DIM:
+        return tl.load(ptrs)
+    ok = (cols < HEAD_DIM)[None, :]
+    if MASKED:
+        ok = (tokens < N)[:, None]
+        if BLOCK_E != HEAD_DIM:
+            ok = ok & (cols < HEAD_DIM)[None, :]
+    return tl.load(ptrs, mask=ok, other=0.0)
 
 
 @triton.jit
-def store_rows(ptr, value, tokens, N, stride, HEAD_DIM: tl.constexpr, BLOCK_E: tl.constexpr):
+def store_rows(
+    ptr,  # (N, HEAD_DIM) of one head, row stride ``stride``
+    value,
+    tokens,
+    N,
+    stride,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    MASKED: tl.constexpr = True,  # tokens may be past the last one
+):
     """The counterpart of :func:`load_rows`, in the dtype of the pointer."""
     cols = tl.arange(0, BLOCK_E)
-    ok = (tokens < N)[:, None]
-    if BLOCK_E != HEAD_DIM:
-        ok = ok & (cols < HEAD_DIM)[None, :]
-    tl.store(ptr + tokens[:, None] * stride + cols[None, :], value.to(ptr.dtype.element_ty), mask=ok)
+    ptrs = ptr + tokens[:, None] * stride + cols[None, :]
+    value = value.to(ptr.dtype.element_ty)
+    if not MASKED and BLOCK_E == HEAD_DIM:
+        tl.store(ptrs, value)
+    else:
+        ok = (cols < HEAD_DIM)[None, :]
+        if MASKED:
+            ok = (tokens < N)[:, None]
+            if BLOCK_E != HEAD_DIM:
+                ok = ok & (cols < HEAD_DIM)[None, :]
+        tl.store(ptrs, value, mask=ok)
 
 
 @triton.jit

@@ -43,24 +43,55 @@ class Tile:
 #: "half-older": before Hopper.
 COMMITTED: dict[str, dict[str, dict[int, Tile]]] = {
     "forward": {
-        "half": {64: Tile(64, 64, 64, 4, 2), 128: Tile(64, 64, 64, 8, 2)},
+        "half": {64: Tile(64, 64, 64, 4, 3), 128: Tile(64, 64, 64, 8, 2)},
         "half-older": {64: Tile(64, 32, 32, 4, 2), 128: Tile(64, 32, 32, 8, 2)},
         "tf32": {64: Tile(64, 32, 64, 4, 2), 128: Tile(16, 32, 16, 8, 1)},
         "ieee": {64: Tile(16, 16, 16, 8, 1), 128: Tile(16, 16, 16, 8, 1)},
     },
+    "one_pass": {
+        "half": {64: Tile(128, 64, 64, 8, 3, keep=1)},
+    },
     "backward_queries": {
-        "half": {64: Tile(64, 32, 64, 4, 2), 128: Tile(64, 16, 32, 8, 2)},
+        "half": {64: Tile(64, 32, 64, 4, 3), 128: Tile(64, 16, 32, 8, 2)},
         "half-older": {64: Tile(64, 32, 32, 8, 2), 128: Tile(16, 32, 16, 8, 1)},
         "tf32": {64: Tile(16, 32, 32, 4, 1), 128: Tile(16, 16, 16, 8, 1)},
         "ieee": {64: Tile(16, 16, 16, 8, 1), 128: Tile(16, 16, 16, 8, 1)},
     },
     "backward_keys": {
-        "half": {64: Tile(32, 64, 64, 4, 2), 128: Tile(32, 64, 64, 8, 2)},
+        "half": {64: Tile(32, 64, 64, 4, 3), 128: Tile(32, 64, 64, 8, 2)},
         "half-older": {64: Tile(32, 64, 64, 4, 2), 128: Tile(32, 64, 64, 8, 2)},
         "tf32": {64: Tile(32, 64, 64, 8, 2), 128: Tile(32, 32, 32, 8, 1)},
         "ieee": {64: Tile(16, 16, 16, 4, 1), 128: Tile(16, 16, 16, 8, 1)},
     },
 }
+
+#: Whether the backward pass takes the "one_pass" kernel where it fits. It computes S and dP once, not twice,
+#: and moves less, but one program of it fills a multiprocessor, and what all of its heads share (some
+#: 140 words a thread) spills, nearly all of it outside of its loop over keys. A measurement should switch it.
+ONE_PASS = False
+
+#: What is worth a race on the GPU at hand, for 16-bit heads up to 64 wide on the smallest class of grids on
+#: Hopper: form -> fields to put into :func:`constrained`. All of them compile for sm_90 (those of "one_pass"
+#: with spills outside of the main loop, the others without any), the committed choice comes first.
+CANDIDATES: dict[str, list[dict[str, int]]] = {
+    "forward": [
+        {},
+        {"stages": 2},
+        {"queries": 128, "warps": 8, "stages": 3},
+        {"queries": 128, "warps": 8, "stages": 2},
+    ],
+    "backward": [
+        {"one_pass": 0},
+        {"one_pass": 0, "stages": 2},
+        {"one_pass": 0, "queries": 64, "stages": 3},
+        {"one_pass": 1},
+        {"one_pass": 1, "keep": 0},
+        {"one_pass": 1, "stages": 2},
+    ],
+}
+
+#: What can be forced besides fields of tiles.
+_NOT_OF_TILES = ("programs", "one_pass")
 
 _overrides: dict[str, int] = {}
 
@@ -70,12 +101,13 @@ def constrained(**fields: int) -> Iterator[None]:
     """Force fields of every tile chosen inside, for tests and measuring: ``constrained(queries=16)``.
 
     Args:
-        fields: any field of :class:`Tile`, and ``programs`` of the table gradients.
+        fields: any field of :class:`Tile`; ``programs`` of the table gradients; and ``one_pass``, 1 or 0: the
+            form of the backward pass, whatever :func:`one_pass` would say.
 
     Raises:
         UsageError: a field that no choice has.
     """
-    known = {*Tile.__dataclass_fields__, "programs"}
+    known = {*Tile.__dataclass_fields__, *_NOT_OF_TILES}
     if unknown := sorted(set(fields) - known):
         raise UsageError(f"No tile choice has a field {unknown[0]!r}. Known: {', '.join(sorted(known))}.")
     previous = dict(_overrides)
@@ -114,15 +146,35 @@ def pick(
     kind = precision
     if dtype is not torch.float32:
         kind = "half" if _hopper(device) else "half-older"
-    tile = COMMITTED[kernel][kind][64 if block_e <= 64 and side == SIDES[0] else 128]
-    tile = replace(tile, **{name: value for name, value in _overrides.items() if name != "programs"})
+    if kernel == "one_pass":
+        tile = COMMITTED[kernel]["half"][64]  # whatever it is forced on
+    else:
+        tile = COMMITTED[kernel][kind][64 if block_e <= 64 and side == SIDES[0] else 128]
+    tile = replace(tile, **{name: value for name, value in _overrides.items() if name not in _NOT_OF_TILES})
     tile = replace(tile, chunk=min(tile.chunk, 4 * side))
     return tile, precision, bool(tile.keep) and tile.chunk == 4 * side
 
 
-def pick_programs(work: int, device: torch.device) -> int:
-    """Programs that share ``work`` query tiles; each leaves one partial sum of table gradients."""
-    return min(work, _overrides.get("programs", 2 * launch.multiprocessors(device)))
+def one_pass(dtype: torch.dtype, block_e: int, side: int, device: torch.device) -> bool:
+    """Whether one program makes all gradients of a head of an image, computing S and dP once, not twice.
+
+    Its dq, sums over places and gradients of all tables fill the registers of a Hopper multiprocessor with
+    16-bit operands in shared memory, heads up to 64 wide and the smallest class of grids, so up to 225
+    tokens. Everything else takes the two kernels of ``relative_attention_backward``.
+    """
+    fits = dtype is not torch.float32 and _hopper(device) and block_e <= 64 and side == SIDES[0]
+    return bool(_overrides.get("one_pass", fits and ONE_PASS))
+
+
+def tail_of(tokens: int, block: int) -> int:
+    """Width of the last tile of keys, after whole ones of ``block``: 0, or a power of two from 16."""
+    rest = tokens % block
+    return max(16, 1 << (rest - 1).bit_length()) if rest else 0
+
+
+def pick_programs(work: int, device: torch.device, per_multiprocessor: int) -> int:
+    """Programs that share ``work`` query tiles or heads; each leaves one partial sum of table gradients."""
+    return min(work, _overrides.get("programs", per_multiprocessor * launch.multiprocessors(device)))
 
 
 def side_of(grid: tuple[int, int], cls: int) -> int:

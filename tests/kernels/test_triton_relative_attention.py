@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -80,6 +81,54 @@ def _check(results, qkv, tables, dout, grid, what=""):
     for name, result, torch_result, true in zip(NAMES, results, plain, truth, strict=True):
         reduction = tokens * pairs * tokens if name.startswith(("dkey", "dvalue")) else tokens
         assert_as_good_as_torch(result, torch_result, true, reduction, f"{name} {what}")
+
+
+# images, heads, grid, cls, head_dim, clamp; queries and keys of a tile, programs, kept in registers, dtype
+ONE_PASS = [
+    pytest.param(1, 1, (14, 14), 1, 64, 14, 128, 64, 1, 1, torch.float16, id="T-two-query-tiles-and-a-tail"),
+    pytest.param(3, 1, (5, 3), 0, 48, 2, 16, 16, 2, 1, torch.float32, id="5x3-one-masked-tile"),
+    pytest.param(2, 2, (4, 8), 0, 32, 9, 16, 16, 3, 0, torch.float16, id="4x8-no-tail-in-memory"),
+    pytest.param(2, 1, (3, 13), 1, 16, 4, 16, 32, 1, 0, torch.float32, id="3x13-three-query-tiles-in-memory"),
+    pytest.param(1, 3, (1, 1), 1, 64, 0, 16, 16, 3, 1, torch.float16, id="1x1"),
+    pytest.param(1, 1, (16, 16), 0, 16, 14, 128, 128, 1, 1, torch.float32, id="256-tokens"),
+    pytest.param(1, 1, (16, 16), 1, 16, 14, 128, 128, 1, 1, torch.float32, id="257-tokens"),
+]
+
+
+@pytest.mark.parametrize("b, heads, grid, cls, e, clamp, queries, keys, programs, keep, dtype", ONE_PASS)
+def test_backward_in_one_pass(b, heads, grid, cls, e, clamp, queries, keys, programs, keep, dtype, device):
+    """Against fp64, the same bits twice, and every element of dqkv written, none twice."""
+    qkv, tables, dout = _inputs(b, heads, grid, cls, e, clamp, dtype, torch.float32, device, "interleaved")
+    tiles = {"queries": queries, "keys": keys, "programs": programs, "keep": keep, "chunk": 256}
+    with poisoned_outputs(), attention.constrained(one_pass=1, **tiles):
+        out, lse = attention.relative_attention_forward(qkv, *tables, grid)
+        results = attention.relative_attention_backward(dout, qkv, *tables, out, lse, grid)
+        with nullcontext([]) if GPU else recorded_stores() as stores:
+            again = attention.relative_attention_backward(dout, qkv, *tables, out, lse, grid)
+    _check((out, lse, *results), qkv, tables, dout, grid)
+    for name, one, other in zip(NAMES[2:], results, again, strict=True):
+        assert torch.equal(one, other), name
+        if not GPU:
+            assert_written_once(stores, other, name)
+
+
+def test_backward_takes_one_pass_where_it_fits(monkeypatch, device):
+    """16-bit heads up to 64 wide on the smallest class of grids, on Hopper; the interpreter counts as one."""
+    from growtas.kernels import relative_attention_tiles as tiles
+
+    one_pass = tiles.one_pass
+    assert not one_pass(torch.float16, 64, 16, device)
+    monkeypatch.setattr(tiles, "ONE_PASS", True)
+    fits = [
+        one_pass(torch.float16, 64, 16, device),
+        one_pass(torch.float32, 64, 16, device),
+        one_pass(torch.float16, 128, 16, device),
+        one_pass(torch.float16, 64, 32, device),
+    ]
+    hopper = not GPU or torch.cuda.get_device_capability()[0] >= 9
+    assert fits == [hopper, False, False, False]
+    with attention.constrained(one_pass=0):
+        assert not one_pass(torch.float16, 64, 16, device)
 
 
 @pytest.mark.parametrize("dtype, table_dtype", DTYPES)
