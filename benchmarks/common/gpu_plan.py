@@ -102,8 +102,8 @@ def jobs_b(after_build: Any, out: Path, tests: Sequence[str]) -> tuple[list[Job]
         for way in ("growtas cublas", "growtas triton", "masked")
     ]  # fmt: skip
     tune = [sys.executable, "-P", "-m", "growtas.tuning", "autoformer-tiny", "--device", "cuda",
-            "--seconds", "60", "--out", str(out / "tuning.json")]  # fmt: skip
-    steps += [Job("tune", command=tune, limit=75, needs=done, by=200)]
+            "--seconds", "40", "--out", str(out / "tuning.json")]  # fmt: skip
+    steps += [Job("tune", command=tune, limit=100, needs=done, by=200)]
     steps += [time_step("growtas auto", "T", 128, (*done, "tune"), by=240)]
     steps += [
         time_step(way, space, batch, done, by=270)
