@@ -9,9 +9,10 @@ autograd, growtas' operations, the launchers, and Triton's launcher up to the dr
 then take the time of a call; on a GPU each would take a launch of torch's instead. The optimizer is left out.
 
 Printed: CPU time per step (forward and backward), launches and allocations in it, microseconds per launch
-for each launcher function called alone, and the functions in which a step spends its time. A step's is the
-lowest mean of several blocks of steps; a launcher's is the quickest of many short rows of calls, which has no
-pauses in it. What else runs on the machine only adds to both.
+for each launcher function called alone, and the functions in which a step spends its time. The step's CPU
+time is the lowest mean of several rows of steps. What else runs on the machine adds to it; therefore one
+block, and what lies around the blocks, are also timed alone, the quickest of many calls, which nothing
+interrupted. Launchers likewise.
 """
 
 from __future__ import annotations
@@ -150,13 +151,37 @@ class Step:
         self.net.zero_grad(set_to_none=True)
         self.forward().backward()
 
+    def block(self) -> Callable[[], None]:
+        """Forward and backward pass of one block, with drop path, as a function of its own."""
+        block, dims = self.net.blocks[1], self.net.dims.of_subnet(self.subnet)
+        tokens = dims.grid[0] * dims.grid[1] + 1
+        x = torch.randn(IMAGES, tokens, dims.embed_dim, requires_grad=True)
+        seed, scales = torch.randn(x.shape), (torch.ones(IMAGES), torch.ones(IMAGES))
 
-def _seconds(work: Callable[[], Any], block: float, blocks: int = 5) -> float:
-    """CPU time of a call: the lowest mean of some blocks that last ``block`` seconds each."""
+        def run() -> None:
+            block.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16):
+                y = block(x, dims.num_heads[1], dims.hidden_dims[1], dims.grid, scales)
+            y.backward(seed)
+
+        return run
+
+    @contextlib.contextmanager
+    def without_blocks(self) -> Iterator[None]:
+        """Inside, the step has what lies before and after the blocks only."""
+        blocks, self.net.blocks = self.net.blocks, torch.nn.ModuleList()
+        try:
+            yield
+        finally:
+            self.net.blocks = blocks
+
+
+def _seconds(work: Callable[[], Any], row: float, rows: int = 5) -> float:
+    """CPU time of a call: the lowest mean of some rows of calls that take ``row`` seconds each."""
     best = float("inf")
-    for _ in range(blocks):
+    for _ in range(rows):
         calls, start = 0, time.process_time()
-        while (spent := time.process_time() - start) < block:
+        while (spent := time.process_time() - start) < row:
             for _ in range(8):
                 work()
             calls += 8
@@ -166,13 +191,15 @@ def _seconds(work: Callable[[], Any], block: float, blocks: int = 5) -> float:
 
 def _quickest(work: Callable[[], Any], seconds: float, calls: int = 20) -> float:
     """Time of a call: of the quickest of many short rows of calls, which nothing else cut into."""
-    best, start = float("inf"), time.perf_counter()
-    with torch.no_grad():
-        while time.perf_counter() - start < seconds:
-            begun = time.perf_counter()
-            for _ in range(calls):
-                work()
-            best = min(best, time.perf_counter() - begun)
+    best, rows = float("inf"), 0
+    work()  # whatever is made once
+    start = time.perf_counter()
+    while rows < 10 or time.perf_counter() - start < seconds:
+        rows += 1
+        begun = time.perf_counter()
+        for _ in range(calls):
+            work()
+        best = min(best, time.perf_counter() - begun)
     return best / calls
 
 
@@ -201,7 +228,8 @@ def counts(step: Step, long_way: list[str]) -> dict[str, Any]:
     return {
         "launches": len(launched),
         "by_kernel": dict(collections.Counter(launched)),
-        "long_way": len(long_way),
+        "long_way": dict(collections.Counter(long_way)),
+        "planned": called("plan.py:", "make"),
         "signature_bind": called("inspect.py:", "Signature.bind") + called("inspect.py:", "Signature._bind"),
         "jit_run": called("jit.py:", "JITFunction.run"),
         "triton_cdiv": called("__init__.py:", "cdiv") + called("core.py:", "cdiv"),
@@ -210,7 +238,7 @@ def counts(step: Step, long_way: list[str]) -> dict[str, Any]:
     }
 
 
-def each_launcher(step: Step, block: float) -> dict[str, dict[str, float]]:
+def each_launcher(step: Step, seconds: float) -> dict[str, dict[str, float]]:
     """CPU microseconds of every launcher function that a step calls, alone, as the step calls it."""
     seen: dict[str, tuple[Callable, tuple, dict]] = {}
     original = backend.kernel
@@ -231,7 +259,8 @@ def each_launcher(step: Step, block: float) -> dict[str, dict[str, float]]:
         with launch.counted() as launched, torch.no_grad():
             function(*args, **options)
 
-        microseconds = _quickest(functools.partial(function, *args, **options), block) * 1e6
+        with torch.no_grad():
+            microseconds = _quickest(functools.partial(function, *args, **options), seconds) * 1e6
         found[name] = {
             "launches": len(launched),
             "microseconds": microseconds,
@@ -268,12 +297,12 @@ def where(step: Step, lines: int = 12) -> list[tuple[str, int, float]]:
     ]
 
 
-def measure(space: str, block: float) -> dict[str, Any]:
+def measure(space: str, seconds: float) -> dict[str, Any]:
     """Everything about one space.
 
     Args:
         space: T, S or B.
-        block: seconds of CPU time to average over.
+        seconds: of CPU time to average over.
     """
     torch.set_num_threads(1)
     with stubbed() as long_way:
@@ -281,16 +310,21 @@ def measure(space: str, block: float) -> dict[str, Any]:
         for _ in range(3):
             step()
         counted = counts(step, long_way)
-        forward = _seconds(step.forward, block)
-        both = _seconds(step, block)
+        forward = _seconds(step.forward, seconds)
+        both = _seconds(step, seconds)
+        one_block = _quickest(step.block(), 2 * seconds, 1)
+        with step.without_blocks():
+            ends = _quickest(step, seconds, 1)
         return {
             "space": space,
             "subnet": str(step.subnet),
             "milliseconds": both * 1e3,
             "forward_milliseconds": forward * 1e3,
+            "block_milliseconds": one_block * 1e3,
+            "ends_milliseconds": ends * 1e3,
+            "undisturbed_milliseconds": (step.subnet.depth * one_block + ends) * 1e3,
             **counted,
-            "per_launch": both * 1e6 / counted["launches"],
-            "launchers": each_launcher(step, block / 2),
+            "launchers": each_launcher(step, seconds / 2),
             "where": where(step),
         }
 
@@ -300,8 +334,10 @@ def show(found: dict[str, Any]) -> None:
     print(f"\n{found['space']}: {found['subnet']}")
     print(
         f"  {found['milliseconds']:.2f} ms of CPU time per step, {found['forward_milliseconds']:.2f} of it "
-        f"forward; {found['launches']} launches, {found['per_launch']:.1f} us of step each; "
-        f"{found['allocations']} allocations, {found['python_calls']} Python calls"
+        f"forward\n  undisturbed: {found['block_milliseconds']:.3f} ms per block and "
+        f"{found['ends_milliseconds']:.3f} around them, {found['undisturbed_milliseconds']:.2f} ms in all\n"
+        f"  {found['launches']} launches, {found['allocations']} allocations, {found['python_calls']} calls "
+        "of Python functions per step"
     )
     print(f"  {'launcher':32s} {'launches':>8s} {'us':>7s} {'us per launch':>14s}")
     for name, row in found["launchers"].items():

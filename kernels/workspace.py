@@ -43,7 +43,7 @@ class _Device:
     __slots__ = ("one", "used", "zeros")
 
     def __init__(self, device: torch.device) -> None:
-        self.zeros = _zeros(RESERVED if device.type == "cuda" else 0, device)
+        self.zeros = _zeros(RESERVED, device)
         self.one = torch.ones(1, dtype=torch.float32, device=device)
         self.used = 0
         if device.type == "cuda":

@@ -21,3 +21,13 @@ if not torch.cuda.is_available():
 def device() -> torch.device:
     """Where the kernels run in this session."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _plans_of_one_test():
+    """Tests replace what plans are made from (tiles, counts of programs): none outlives its test."""
+    from growtas.kernels import launch
+
+    launch.forget()
+    yield
+    launch.forget()

@@ -1,0 +1,56 @@
+"""host.py: what a warm training step of T does on the host, counted; nothing here depends on the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DEPTH = 13
+
+
+@pytest.fixture(scope="module")
+def found() -> dict:
+    """One measurement of T, in a process whose Triton kernels are not interpreted."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "GROWTAS_BACKEND")}
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "host.py"
+    done = subprocess.run(
+        [sys.executable, script, "--spaces", "T", "--seconds", "0.01", "--json"],
+        capture_output=True, text=True, env=environment, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])[0]
+
+
+def test_a_step_is_a_whole_one(found):
+    assert found["by_kernel"]["mlp_fused._forward"] == found["by_kernel"]["qkv_backward._weight"] == DEPTH
+    assert found["launches"] == sum(found["by_kernel"].values()) > DEPTH * 10
+    assert found["milliseconds"] > 0 and found["forward_milliseconds"] > 0
+    assert found["undisturbed_milliseconds"] > DEPTH * found["block_milliseconds"] > 0
+
+
+def test_nothing_is_worked_out_again(found):
+    """A warm step binds no signature, and no launch of it goes through Triton's own run."""
+    assert found["signature_bind"] == 0
+    assert found["jit_run"] == 0
+    assert found["planned"] == 0
+    assert {name for name in found["long_way"] if not name.startswith("relative_attention")} == set()
+    assert found["long_way"] or found["triton_cdiv"] == 0
+
+
+def test_allocations_are_what_a_step_keeps_or_returns(found):
+    """Per block: 10 forward, and backward a gradient per parameter and activation, and the MLP's rows."""
+    assert found["allocations"] <= DEPTH * 34 + 60, found["allocations"]
+
+
+def test_every_launcher_is_measured_alone(found):
+    launchers = found["launchers"]
+    assert {"norm_qkv_forward", "mlp_backward", "relative_attention_backward"} <= set(launchers)
+    for name, row in launchers.items():
+        assert row["microseconds"] > 0, name
+    assert launchers["mlp_backward"]["launches"] == 3
+    assert len(found["where"]) == 12 and sum(share for *_, share in found["where"]) <= 1
