@@ -21,6 +21,7 @@ Variants per kernel: dtype of qkv (x dtype of the tables, where it differs) x he
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -180,6 +181,17 @@ def relative_attention_forward(
     return out, lse
 
 
+@functools.cache
+def _dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether elements fill their memory without a gap, in whatever order of the axes."""
+    expected = 1
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
 def relative_attention_backward(
     dout: torch.Tensor,
     qkv: torch.Tensor,
@@ -199,13 +211,15 @@ def relative_attention_backward(
         out, lse: as it returned them.
 
     Returns:
-        dqkv (3, B, h, N, E) contiguous in qkv's dtype, and the gradients of key_v, key_h, value_v and
-        value_h, each contiguous in the tables' dtype.
+        dqkv (3, B, h, N, E) in qkv's dtype and order of memory, so that a GEMM reads it as it wrote qkv, and
+        the gradients of key_v, key_h, value_v and value_h, each contiguous in the tables' dtype.
 
     Raises:
         UsageError: as :func:`relative_attention_forward`, or dout, out and lse do not fit qkv.
     """
     qkv, dout, out = launch.activation(qkv), launch.activation(dout), out.contiguous()
+    if not _dense(tuple(qkv.shape), qkv.stride()):
+        qkv = qkv.clone()  # dense, in the same order
     tables = (key_v, key_h, value_v, value_h)
     at = _check(qkv, tables, grid, dout=dout, out=out, lse=lse)
     shape = (at.batch, at.tokens, at.heads * at.head_dim)
@@ -214,7 +228,7 @@ def relative_attention_backward(
             f"qkv of shape {tuple(qkv.shape)} makes an output {shape}, but dout is {tuple(dout.shape)}, out "
             f"{tuple(out.shape)} and lse {tuple(lse.shape)}. All must come from the same forward pass."
         )
-    dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=at.device)
+    dqkv = torch.empty_like(qkv)
     dtables = torch.empty((4, *key_v.shape), dtype=key_v.dtype, device=at.device).unbind()
     if not lse.numel():
         return dqkv, *(table.zero_() for table in dtables)

@@ -48,7 +48,7 @@ def _backward_queries(
     terms_index_ptr,
     tables_index_ptr,
     table_rows_ptr,
-    dq_ptr,  # (B, h, N, E) contiguous: the first part of dqkv
+    dq_ptr,  # (B, h, N, E), strides as q: the first part of dqkv
     delta_ptr,  # (B, h, N) fp32, written for _backward_keys
     terms_ptr,  # (2, B, h, N, 2 * SIDE) in qkv's dtype, likewise: of q, of dout
     partial_ptr,  # (programs, 2, 4 * SIDE, BLOCK_E) fp32: table gradients of keys, of values
@@ -178,7 +178,8 @@ def _backward_queries(
                 added = tl.load(partial_ptrs, mask=again, other=0.0)
                 tl.store(partial_ptrs, tl.dot(tl.trans(given), dout, added, input_precision=PRECISION))
             tl.debug_barrier()  # the next tile may read its partial sums with other threads than wrote them
-        store_rows(dq_ptr + token * HEAD_DIM, dq, queries, N, HEAD_DIM, HEAD_DIM, BLOCK_E)
+        head_ptr = dq_ptr + image * stride_b + head.to(tl.int64) * stride_h
+        store_rows(head_ptr, dq, queries, N, stride_n, HEAD_DIM, BLOCK_E)
 
     if IN_REGISTERS:
         partial_ptrs = partial_ptr + tl.arange(0, CHUNK)[:, None] * BLOCK_E + cols[None, :]
@@ -194,7 +195,7 @@ def _backward_keys(
     delta_ptr,  # (B, h, N) fp32
     terms_ptr,  # (2, B, h, N, 2 * SIDE) in qkv's dtype
     hot_ptr,  # Places.hot
-    dk_ptr,  # (2, B, h, N, E) contiguous: the last two parts of dqkv
+    dk_ptr,  # (2, B, h, N, E), strides as k and v: the last two parts of dqkv
     pairs,  # B * h
     heads,
     N,
@@ -258,9 +259,9 @@ def _backward_keys(
         dp = tl.dot(hot, tl.trans(dterms), dp, input_precision=PRECISION)
         ds = (p * (dp * SCALE - delta[None, :])).to(DTYPE)
         dk = tl.dot(ds, q, dk, input_precision=PRECISION)
-    dk_ptr += token * HEAD_DIM
-    store_rows(dk_ptr, dk, keys, N, HEAD_DIM, HEAD_DIM, BLOCK_E)
-    store_rows(dk_ptr + size * HEAD_DIM, dv, keys, N, HEAD_DIM, HEAD_DIM, BLOCK_E)
+    dk_ptr += image * stride_b + head.to(tl.int64) * stride_h
+    store_rows(dk_ptr, dk, keys, N, stride_n, HEAD_DIM, BLOCK_E)
+    store_rows(dk_ptr + stride_part.to(tl.int64), dv, keys, N, stride_n, HEAD_DIM, BLOCK_E)
 
 
 @launch.kernel

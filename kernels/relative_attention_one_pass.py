@@ -51,7 +51,7 @@ def _tile(
     k_ptr,  # (N, E) of this head, row stride stride_n
     v_ptr,  # likewise
     hot_ptr,  # Places.hot
-    dk_ptr,  # (N, E) of this head in dqkv, row stride E
+    dk_ptr,  # (N, E) of this head in dqkv, row stride stride_n
     dv_ptr,  # likewise
     work_ptr,  # of this program, (2, BLOCK_E, KEYS) fp32 per tile of keys: dk^T and dv^T so far
     start,
@@ -97,8 +97,8 @@ def _tile(
         tl.store(work_ptrs, dk)
         tl.store(work_ptrs + KEYS * BLOCK_E, dv)
     else:
-        store_rows(dk_ptr, tl.trans(dk), keys, N, HEAD_DIM, HEAD_DIM, BLOCK_E, MASKED)
-        store_rows(dv_ptr, tl.trans(dv), keys, N, HEAD_DIM, HEAD_DIM, BLOCK_E, MASKED)
+        store_rows(dk_ptr, tl.trans(dk), keys, N, stride_n, HEAD_DIM, BLOCK_E, MASKED)
+        store_rows(dv_ptr, tl.trans(dv), keys, N, stride_n, HEAD_DIM, BLOCK_E, MASKED)
     return dq, sums, dsums
 
 
@@ -116,7 +116,7 @@ def _backward(
     terms_index_ptr,
     tables_index_ptr,
     table_rows_ptr,
-    dqkv_ptr,  # (3, B, h, N, E) contiguous
+    dqkv_ptr,  # (3, B, h, N, E), strides as qkv
     partial_ptr,  # (programs, 2, 4 * SIDE, BLOCK_E) fp32: table gradients of keys, of values
     work_ptr,  # (programs, T, 2, BLOCK_E) fp32: dk^T and dv^T so far; T: N in whole tiles of keys
     pairs,  # B * h
@@ -157,7 +157,6 @@ def _backward(
     whole = N // BLOCK_K * BLOCK_K  # keys in tiles that need no mask
     first_pair = tl.program_id(0) * pairs_per_program
     last_pair = tl.minimum(first_pair + pairs_per_program, pairs)
-    size = pairs.to(tl.int64) * N * HEAD_DIM  # of each part of dqkv
     work_ptr += tl.program_id(0).to(tl.int64) * (2 * BLOCK_E * (whole + TAIL))
     key_table = load_tables(
         key_v_ptr, key_h_ptr, stride_kv, stride_kh, table_rows_ptr, 0, 4 * SIDE,
@@ -180,9 +179,9 @@ def _backward(
         k_ptr = q_ptr + stride_part.to(tl.int64)
         v_ptr = k_ptr + stride_part.to(tl.int64)
         token = tl.cast(pair, tl.int64) * N  # of (B, h, N)
-        dq_ptr = dqkv_ptr + token * HEAD_DIM
-        dk_ptr = dq_ptr + size
-        dv_ptr = dk_ptr + size
+        dq_ptr = dqkv_ptr + image * stride_b + tl.cast(head, tl.int64) * stride_h
+        dk_ptr = dq_ptr + stride_part.to(tl.int64)
+        dv_ptr = dk_ptr + stride_part.to(tl.int64)
         head_at = head * HEAD_DIM
         for first in range(0, N, BLOCK_Q):
             queries = first + tl.arange(0, BLOCK_Q)
@@ -228,7 +227,7 @@ def _backward(
             if not IN_REGISTERS:
                 tl.store(partial_ptrs, dkeys)
                 tl.store(partial_ptrs + 4 * SIDE * BLOCK_E, dvalues)
-            store_rows(dq_ptr, dq, queries, N, HEAD_DIM, HEAD_DIM, BLOCK_E)
+            store_rows(dq_ptr, dq, queries, N, stride_n, HEAD_DIM, BLOCK_E)
             tl.debug_barrier()  # the next query tile reads with other threads than wrote it
 
     if IN_REGISTERS:

@@ -105,9 +105,9 @@ def _backward(
 
 
 def empty_gradient(qkv: Tensor, grid: tuple[int, int]) -> Tensor:
-    """dqkv with the strides that the chosen back end gives it: qkv's own from the C++ kernel."""
+    """dqkv with the strides that the chosen backend gives it: qkv's own from the C++ and Triton kernels."""
     run = attention_kernel("relative_attention_backward", qkv, grid)
-    return torch.empty_like(qkv) if run.__name__.startswith("cpu_") else qkv.new_empty(qkv.shape)
+    return qkv.new_empty(qkv.shape) if run is reference.relative_attention_backward else torch.empty_like(qkv)
 
 
 def _keep(ctx, inputs, output) -> None:
