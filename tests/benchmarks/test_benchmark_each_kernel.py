@@ -168,3 +168,11 @@ def test_means_are_geometric_and_judged_by_part():
     assert "1.5, met" in kernel_report.summary([record]) and "met" not in kernel_report.summary(
         [record], False
     )
+
+
+def test_the_bound_stands_beside_the_time_with_the_share_reached():
+    record = {"part": "products", "op": "fc1 forward", "size": "T fc1 forward", "way": "growtas triton"}
+    record |= {"seconds": [1e-4, 1e-4, 1e-4], "tflops": 1.0, "gbs": 2.0, "roofline": 0.25, "error": 1e-3}
+    header, _, line = kernel_report.table([record]).splitlines()
+    assert header.split()[-4:] == ["bound", "µs", "share", "error"]
+    assert line.split()[-3:] == ["25.0", "25%", "1e-03"]
