@@ -73,6 +73,14 @@ COMMITTED: dict[str, tuple[Tile, ...]] = {
     "ieee+gelu": (Tile(32, 64, 16, 4, 2),),
 }
 
+#: Tiles of 16-bit products that a measurement on sm_90 may try beside the committed ones: each compiles there
+#: without spills and unserialised, in every form of its kernels but that through GELU. Steps of 32 pad 216
+#: channels to 224, not 256; a fourth stage keeps two copies under way. (128 x 256 spills with a residual.)
+CANDIDATES: dict[str, tuple[Tile, ...]] = {
+    "half": (Tile(128, 128, 32, 8, 4), Tile(128, 128, 64, 8, 4)),
+    "half+weight": (Tile(128, 128, 32, 8, 4), Tile(128, 64, 64, 4, 3)),
+}
+
 #: Time per element of a tile beside that of the largest: the smaller, the more often operands are read.
 TIME_PER_ELEMENT = {128 * 128: 1.0, 128 * 64: 1.15}
 
