@@ -96,7 +96,7 @@ def _forward(
     PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    TAIL: tl.constexpr,  # keys of the last tile, where whole ones of BLOCK_K do not cover N; else 0
+    TAIL: tl.constexpr,  # keys of the last tile where whole ones do not cover N, or 0; -1: all tiles are masked
     CHUNK: tl.constexpr,  # columns of table space that are made at a time
 ):
     """Grid: (tiles over N * h * B,), the tiles of a head next to each other so that they share k and v."""
@@ -135,13 +135,13 @@ def _forward(
     total = tl.zeros((BLOCK_Q,), tl.float32)
     acc = tl.zeros((BLOCK_Q, BLOCK_E), tl.float32)
     sums = tl.zeros((BLOCK_Q, 2 * SIDE), tl.float32)
-    whole = N // BLOCK_K * BLOCK_K  # keys in tiles that need no mask
+    whole = N if TAIL < 0 else N // BLOCK_K * BLOCK_K
     for start in range(0, whole, BLOCK_K):
         top, total, acc, sums = _tile(
             q, terms, top, total, acc, sums, k_ptr, v_ptr, hot_ptr, start, N, stride_n,
-            HEAD_DIM, BLOCK_E, SIDE, BLOCK_K, False, PRECISION,
+            HEAD_DIM, BLOCK_E, SIDE, BLOCK_K, TAIL < 0, PRECISION,
         )  # fmt: skip
-    if TAIL:
+    if TAIL > 0:
         top, total, acc, sums = _tile(
             q, terms, top, total, acc, sums, k_ptr, v_ptr, hot_ptr, whole, N, stride_n,
             HEAD_DIM, BLOCK_E, SIDE, TAIL, True, PRECISION,
