@@ -96,7 +96,7 @@ def _forward(
     PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    TAIL: tl.constexpr,  # keys of the last tile where whole ones do not cover N, or 0; -1: all tiles are masked
+    TAIL: tl.constexpr,  # keys of the last tile where whole ones leave any, or 0; -1: all tiles are masked
     CHUNK: tl.constexpr,  # columns of table space that are made at a time
 ):
     """Grid: (tiles over N * h * B,), the tiles of a head next to each other so that they share k and v."""
