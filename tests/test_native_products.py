@@ -156,6 +156,40 @@ def test_the_counters_of_parts_are_left_at_zero(device, cut):
         assert not counters.any()
 
 
+class _OnGPU:
+    """As much of a tensor on a GPU as the counters ask for."""
+
+    is_cuda = True
+
+    def new_zeros(self, size: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(size, dtype=dtype)
+
+
+def test_counters_are_kept_for_a_stream_and_never_across_the_edge_of_a_graph(monkeypatch):
+    """What a graph zeroes is zeroed when it is replayed, not now: it must not be what eager code finds, and
+    what eager code keeps must not be what a graph counts in."""
+    like, capturing = _OnGPU(), False
+    monkeypatch.setattr(product_launch, "_counters", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    capturing = True
+    in_graph = [product_launch._finished(like, (0, 1)) for _ in range(2)]
+    assert not product_launch._counters and in_graph[0].data_ptr() != in_graph[1].data_ptr()
+    capturing = False
+    eager = product_launch._finished(like, (0, 1))
+    assert (
+        eager is product_launch._finished(like, (0, 1)) and not eager.any()
+    )  # never regrown, so never freed
+    assert eager is not product_launch._finished(like, (0, 2))
+    capturing = True
+    assert product_launch._finished(like, (0, 1)).data_ptr() != eager.data_ptr()
+    most = max(
+        -(-rows // 128) * -(-cols // 128) * panels
+        for rows, cols, panels in ((2560, 640, 1), (640, 2560, 1), (640, 640, 3), (4096, 1024, 1))
+        if product_launch.plan_gradient(rows, cols, 25216, panels, False).splits > 1
+    )
+    assert most <= product_launch._MOST_TILES
+
+
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("dtypes", DTYPES[:3], ids=ids)
 def test_gradients_are_added_to_others_inside_the_slice(device, cut, dtypes, parts):

@@ -1,4 +1,4 @@
-"""What the compiler made of the CUDA products: no spills, tensor cores, asynchronous copies."""
+"""What the compiler made of the CUDA products and the MLP branch: no spills, tensor cores, async copies."""
 
 from __future__ import annotations
 
@@ -42,17 +42,18 @@ def _cuobjdump() -> str | None:
     return next((str(p) for p in places if p.is_file()), None)
 
 
+@functools.cache
+def _sass(arch: str) -> str:
+    """The machine code of the module for an architecture."""
+    command = [_cuobjdump(), "-sass", "-arch", f"sm_{arch}", native.load("cuda").__file__]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @needs_build
 @pytest.mark.skipif(_cuobjdump() is None, reason="needs cuobjdump")
 def test_the_compiled_products_use_tensor_cores_and_asynchronous_copies():
     """HMMA is mma.sync, LDSM ldmatrix, LDGSTS cp.async; exact fp32 has none but the last."""
-    arch = native.metadata("cuda")["archs"][-1]
-    code = subprocess.run(
-        [_cuobjdump(), "-sass", "-arch", f"sm_{arch}", native.load("cuda").__file__],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    code = _sass(native.metadata("cuda")["archs"][-1])
     bodies = [b for b in re.split(r"\n\s+Function : ", code) if "product_" in b.split("\n", 1)[0]]
     assert len(bodies) == 34
     for body in bodies:
@@ -63,3 +64,44 @@ def test_the_compiled_products_use_tensor_cores_and_asynchronous_copies():
         assert "LDGSTS" in instructions and "LDGDEPBAR" in instructions, name
         assert exact is ("FFMA" in instructions and "HMMA" not in instructions), name
         assert "STL" not in instructions and "LDL" not in instructions, name  # local memory: a spill
+
+
+@needs_build
+def test_the_compiled_mlp_branch_multiplies_while_it_works_on_gelu():
+    """HGMMA is wgmma, UTMALDG a load of TMA, WARPGROUP.DEPBAR the wait for multiplies in flight.
+
+    In the loop, the wait for the output comes after GELU: the tensor cores work on it meanwhile.
+    """
+    metadata = native.metadata("cuda")
+    if "90a" not in metadata["archs"]:
+        pytest.skip("growtas._cuda was built without sm_90a")
+    kernels = [k for k in metadata["kernels"] if k["kernel"].startswith("mlp_branch")]
+    assert len(kernels) == 8
+    for kernel in kernels:
+        assert kernel["spill_stores"] == kernel["spill_loads"] == kernel["stack"] == 0, kernel
+        assert kernel["registers"] == 168, kernel  # 3 * 128 threads; setmaxnreg gives consumers 240 of them
+    if _cuobjdump() is None:
+        pytest.skip("needs cuobjdump")
+    code = _sass("90a")
+    bodies = [b for b in re.split(r"\n\s+Function : ", code) if "mlp_branch" in b.split("\n", 1)[0]]
+    assert len(bodies) == 8
+    for body in bodies:
+        name = body.split("\n", 1)[0]
+        lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", body)
+        at = {int(address, 16): i for i, (address, _) in enumerate(lines)}
+        operations = [operation for _, operation in lines]
+        assert "UTMALDG" in body and "USETMAXREG" in body and "STL" not in body and "LDL" not in body, name
+        # The shortest loop that multiplies both ways.
+        loops = []
+        for end, operation in enumerate(operations):
+            if (found := re.search(r"BRA (?:UP\d, )?0x([0-9a-f]+)", operation)) and at[
+                int(found[1], 16)
+            ] < end:
+                loop = operations[at[int(found[1], 16)] : end]
+                if sum("HGMMA" in o for o in loop) >= 16:
+                    loops.append(loop)
+        loop = min(loops, key=len)
+        waits = [i for i, o in enumerate(loop) if "WARPGROUP.DEPBAR" in o]
+        special = [i for i, o in enumerate(loop) if "MUFU" in o]
+        assert len(waits) == 2 and len(special) == 64, name  # two for each GELU
+        assert waits[0] < special[0] and special[-1] < waits[1], name
