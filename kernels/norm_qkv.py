@@ -112,7 +112,7 @@ def _forward_held(
     weight_ptrs = weight_ptr + steps[:, None]
     for unit in range(0, units, BLOCK_COLS):
         cols = unit + tl.arange(0, BLOCK_COLS)
-        rows_of_weight = weight_rows(part, cols, part_step, unit_step, HEAD_DIM)
+        rows_of_weight = weight_rows(part, unit, BLOCK_COLS, part_step, unit_step, HEAD_DIM)
         w = load_tile(weight_ptrs + rows_of_weight[None, :] * stride_weight, ok, cols < units, DTYPE)
         acc = tl.dot(xn, w, input_precision=PRECISION)
         store_heads(
@@ -163,7 +163,8 @@ def _forward_tiled(
     row = row_tile * BLOCK_ROWS
     rows = tl.arange(0, BLOCK_ROWS)
     row_ok = rows < M - row
-    cols = (col_tile - part * unit_tiles) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    unit = (col_tile - part * unit_tiles) * BLOCK_COLS
+    cols = unit + tl.arange(0, BLOCK_COLS)
     col_ok = cols < units
     steps = tl.arange(0, BLOCK_DEPTH)
 
@@ -172,7 +173,7 @@ def _forward_tiled(
     if col_tile == 0:
         tl.store(mean_ptr + row + rows, mean, mask=row_ok)
         tl.store(rstd_ptr + row + rows, rstd, mask=row_ok)
-    rows_of_weight = weight_rows(part, cols, part_step, unit_step, HEAD_DIM)
+    rows_of_weight = weight_rows(part, unit, BLOCK_COLS, part_step, unit_step, HEAD_DIM)
     weight_ptrs = weight_ptr + rows_of_weight[None, :] * stride_weight + steps[:, None]
     acc = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
     for start in range(0, K, BLOCK_DEPTH):

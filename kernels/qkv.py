@@ -77,7 +77,8 @@ def _forward(
     row = row_tile * BLOCK_ROWS
     rows = tl.arange(0, BLOCK_ROWS)
     row_ok = rows < M - row
-    cols = (col_tile - part * unit_tiles) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    unit = (col_tile - part * unit_tiles) * BLOCK_COLS
+    cols = unit + tl.arange(0, BLOCK_COLS)
     steps = tl.arange(0, BLOCK_DEPTH)
 
     acc = accumulate(
@@ -86,7 +87,7 @@ def _forward(
         row_ok,
         BLOCK_DEPTH,
         weight_ptr
-        + weight_rows(part, cols, part_step, unit_step, HEAD_DIM)[None, :] * stride_weight
+        + weight_rows(part, unit, BLOCK_COLS, part_step, unit_step, HEAD_DIM)[None, :] * stride_weight
         + steps[:, None],
         cols < units,
         BLOCK_DEPTH,

@@ -24,9 +24,20 @@ BIAS_LAYOUTS = ("interleaved", "published")
 
 
 @triton.jit
-def weight_rows(part, units, part_step, unit_step, HEAD_DIM: tl.constexpr):
-    """The rows of the weight, or of its shadow, that make some units of a part."""
-    return units // HEAD_DIM * (3 * HEAD_DIM) + part * part_step + units % HEAD_DIM * unit_step
+def weight_rows(part, first, BLOCK: tl.constexpr, part_step, unit_step, HEAD_DIM: tl.constexpr):
+    """(BLOCK,) rows of the weight, or of its shadow, that make the units from ``first`` on of a part.
+
+    ``first`` is a multiple of BLOCK. Where that divides HEAD_DIM, the units are of one head, and what changes
+    from block to block is a scalar.
+    """
+    units = tl.arange(0, BLOCK)
+    if HEAD_DIM % BLOCK == 0:
+        row = first // HEAD_DIM * (3 * HEAD_DIM) + part * part_step + first % HEAD_DIM * unit_step
+        rows = row + units * unit_step
+    else:
+        units += first
+        rows = units // HEAD_DIM * (3 * HEAD_DIM) + part * part_step + units % HEAD_DIM * unit_step
+    return rows
 
 
 @triton.jit
