@@ -32,6 +32,7 @@ from growtas.kernels.launch import known_multiple
 from growtas.kernels.matmul import accumulate, accumulate_over_rows, tile_of
 from growtas.kernels.parts import leave_gradient, outside_tile
 from growtas.kernels.plan import Plan, ceil, planned
+from growtas.kernels.rows import in_dtype
 from growtas.kernels.slices import (
     check_bias,
     check_gradients,
@@ -366,6 +367,8 @@ def linear_backward_weight(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Full-size gradients of the super weight and bias, zero outside the slice, in one launch.
 
+    A dy of another dtype than x is converted in a launch before.
+
     Args:
         dy: (M, N), any row stride; copied where the last stride is not 1.
         x: (M, K), likewise; its dtype is that of the product.
@@ -384,6 +387,7 @@ def linear_backward_weight(
         UsageError: as :func:`linear_backward_input`, dy and x differ in rows, or ``into`` does not fit.
     """
     dy, x = launch.activation(dy), launch.activation(x)
+    dy, scale = in_dtype(dy, scale, tokens, x.dtype)
     grad, grad_bias = into or (None, None)
     precision = launch.dot_precision(x.dtype)
     plan = _plan_weight(dy, x, weight, bias, scale, tokens, grad, grad_bias, precision)

@@ -28,6 +28,7 @@ from growtas.kernels.linear_backward import (
 from growtas.kernels.mlp_fused import check_branch, fused_forward
 from growtas.kernels.mlp_fused_backward import check_gradients_of, fused_backward
 from growtas.kernels.plan import Plan, ceil, planned
+from growtas.kernels.rows import in_dtype
 from growtas.kernels.slices import check_same_shape
 
 
@@ -169,12 +170,16 @@ def wide_backward(
     tokens: int,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor | None, ...]:
-    """:func:`mlp_backward` in six launches, for rows of any width; one more where h was not kept."""
+    """:func:`mlp_backward` in six launches, for rows of any width.
+
+    There is one more where h was not kept, and one where dy is not in ``dtype``.
+    """
     z = normalised(x, mean, rstd, norm_weight, norm_bias, dtype)
     if not hidden.numel():
         hidden = linear_forward(z, w1, b1, hidden_dim)
-    dh, a = linear_gelu_backward_input(dy, w2, hidden, scale, tokens)
-    dw2, db2 = linear_backward_weight(dy, a, w2, b2, scale, tokens)
+    dz2, left = in_dtype(launch.activation(dy), scale, tokens, dtype)
+    dh, a = linear_gelu_backward_input(dz2, w2, hidden, left, tokens)
+    dw2, db2 = linear_backward_weight(dz2, a, w2, b2, left, tokens)
     dw1, db1 = linear_backward_weight(dh, z, w1, b1)
     dz = linear_backward_input(dh, w1, x.shape[1])
     dx, dnorm_weight, dnorm_bias = layer_norm_backward(dz, x, norm_weight, norm_bias, mean, rstd, dy)

@@ -175,6 +175,24 @@ def scaled_rows(
     return dz, _run(dy, dz, bias, scale=scale, tokens=tokens)
 
 
+def in_dtype(
+    dy: torch.Tensor, scale: torch.Tensor | None, tokens: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The rows of a gradient in the dtype of a GEMM, and what of their scale is left to apply.
+
+    A wgmma whose operand is converted on load waits for it, and Triton 3.6 does not compile every such form;
+    so rows of another dtype are converted once, and scaled on the way.
+
+    Args:
+        dy: (M, N), last stride 1.
+        scale, tokens: as of :func:`scaled_rows`.
+        dtype: of the GEMM.
+    """
+    if dy.dtype is dtype:
+        return dy, scale
+    return scaled_rows(dy, scale, tokens, dtype, None)[0], None
+
+
 def gelu_backward(
     da: torch.Tensor, h: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:

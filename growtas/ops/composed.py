@@ -104,6 +104,10 @@ def linear_backward(
         return cublas.linear_backward(dy, x, weight, bias, scale, tokens)
     if chosen == "torch":
         dy, scale = reference.scaled_rows(dy, scale, tokens, x.dtype), None
+    elif chosen == "triton":
+        from growtas.kernels.rows import in_dtype
+
+        dy, scale = in_dtype(dy, scale, tokens, x.dtype)
     dweight, dbias = backend.kernel("linear", "linear_backward_weight", x, width)(
         dy, x, weight, bias, scale, tokens
     )
