@@ -142,13 +142,15 @@ class Step:
         self.net = growtas.Supernet(small, num_classes=1000, drop_path_rate=0.1).train()
         self.images = torch.randn(IMAGES, 3, PIXELS, PIXELS)
         self.labels = torch.zeros(IMAGES, dtype=torch.long)
+        self.parameters = list(self.net.parameters())  # as an optimizer has them
 
     def forward(self) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return torch.nn.functional.cross_entropy(self.net(self.images, self.subnet), self.labels)
 
     def __call__(self) -> None:
-        self.net.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         self.forward().backward()
 
     def block(self) -> Callable[[], None]:
@@ -158,8 +160,11 @@ class Step:
         x = torch.randn(IMAGES, tokens, dims.embed_dim, requires_grad=True)
         seed, scales = torch.randn(x.shape), (torch.ones(IMAGES), torch.ones(IMAGES))
 
+        parameters = list(block.parameters())
+
         def run() -> None:
-            block.zero_grad(set_to_none=True)
+            for parameter in parameters:
+                parameter.grad = None
             with torch.autocast("cpu", torch.bfloat16):
                 y = block(x, dims.num_heads[1], dims.hidden_dims[1], dims.grid, scales)
             y.backward(seed)

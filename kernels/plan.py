@@ -41,8 +41,8 @@ _capturing: Callable[[], bool] = getattr(torch._C, "_cuda_isCurrentStreamCapturi
 _current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0)
 _runtime = knobs.runtime
 
-#: Shape and dtype of a tensor that a launch writes; None where there is none.
-Output = tuple[tuple[int, ...], torch.dtype] | None
+#: Shape, dtype and strides, contiguous where left out, of a tensor that a launch writes; None where none is.
+Output = tuple[tuple[int, ...], torch.dtype] | tuple[tuple[int, ...], torch.dtype, tuple[int, ...]] | None
 
 
 def ceil(a: int, b: int) -> int:
@@ -76,7 +76,7 @@ class Plan:
         device: as ``launch.check`` returned it.
         sizes: integers and floats in order.
         constants: constexpr arguments, ``num_warps`` and ``num_stages``.
-        outputs: what :meth:`outputs` allocates, contiguous.
+        outputs: what :meth:`outputs` allocates.
         counters: zeros that the launch needs; where it needs some, its last two pointers are its parts and
             its counters, which :meth:`start` adds.
         parts: fp32 elements that it needs for parts of sums.
@@ -107,7 +107,10 @@ class Plan:
         self.constants = constants
         self.counters = counters
         self.parts = parts
-        self._outputs = [None if o is None else (tuple(o[0]), _contiguous(o[0]), o[1]) for o in outputs]
+        self._outputs = [
+            None if o is None else (tuple(o[0]), tuple(o[2]) if o[2:] else _contiguous(o[0]), o[1])
+            for o in outputs
+        ]
         self._empty = workspace.allocator(device)
         self._kernels: dict[Any, tuple] = {}
         self._grid = (*grid, 1, 1)[:3]

@@ -23,11 +23,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from growtas.errors import UsageError
 from growtas.kernels import launch, tiles
+from growtas.kernels.plan import Output, Plan, planned
 from growtas.kernels.relative_attention_backward import _add_tables, _backward_keys, _backward_queries
 from growtas.kernels.relative_attention_forward import _forward
 from growtas.kernels.relative_attention_one_pass import _backward
@@ -77,6 +79,10 @@ class _Problem:
     block_e: int
     side: int
 
+    def places(self, grid: tuple[int, int], dtype: torch.dtype) -> tuple:
+        """The arguments of ``places``."""
+        return grid, self.cls, self.clamp, self.side, dtype, self.device
+
 
 def _check(
     qkv: torch.Tensor, tables: tuple[torch.Tensor, ...], grid: tuple[int, int], **others: torch.Tensor
@@ -121,6 +127,56 @@ def _check(
     )
 
 
+class _Planned(NamedTuple):
+    """The launches of a pass in order, and what says which places they read."""
+
+    plans: tuple[Plan, ...]
+    places: tuple
+
+
+@planned
+def _plan_forward(
+    qkv: torch.Tensor,
+    key_v: torch.Tensor,
+    key_h: torch.Tensor,
+    value_v: torch.Tensor,
+    value_h: torch.Tensor,
+    grid: tuple[int, int],
+    precision: str,
+) -> _Planned:
+    """Check and plan; writes out and lse."""
+    tables = (key_v, key_h, value_v, value_h)
+    at = _check(qkv, tables, grid)
+    tile, precision, _ = pick("forward", qkv.dtype, at.block_e, at.side, at.device)
+    pairs = at.batch * at.heads
+    strides = qkv.stride()[:4]
+    plan = Plan(
+        _forward,
+        (-(-at.tokens // tile.queries) * pairs,),
+        at.device,
+        (at.heads, at.tokens, *strides, *(table.stride(0) for table in tables)),
+        {
+            "HEAD_DIM": at.head_dim,
+            "BLOCK_E": at.block_e,
+            "SIDE": at.side,
+            "ALIGN": tiles.alignment(at.head_dim, *strides),
+            "PRECISION": precision,
+            "BLOCK_Q": tile.queries,
+            "BLOCK_K": tile.keys,
+            # two bodies of fp32 products spill on sm_80
+            "TAIL": -1 if qkv.dtype is torch.float32 else tail_of(at.tokens, tile.keys),
+            "CHUNK": tile.chunk,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+        },
+        outputs=(
+            ((at.batch, at.tokens, at.heads * at.head_dim), qkv.dtype),
+            ((at.batch, at.heads, at.tokens), torch.float32),
+        ),
+    )
+    return _Planned((plan,), at.places(grid, qkv.dtype))
+
+
 def relative_attention_forward(
     qkv: torch.Tensor,
     key_v: torch.Tensor,
@@ -146,39 +202,9 @@ def relative_attention_forward(
     """
     qkv = launch.activation(qkv)
     tables = (key_v, key_h, value_v, value_h)
-    at = _check(qkv, tables, grid)
-    out = torch.empty((at.batch, at.tokens, at.heads * at.head_dim), dtype=qkv.dtype, device=at.device)
-    lse = torch.empty((at.batch, at.heads, at.tokens), dtype=torch.float32, device=at.device)
-    if not lse.numel():
-        return out, lse
-    where = places(tuple(grid), at.cls, at.clamp, at.side, qkv.dtype, at.device)
-    tile, precision, _ = pick("forward", qkv.dtype, at.block_e, at.side, at.device)
-    launch.run(
-        _forward,
-        (-(-at.tokens // tile.queries) * at.batch * at.heads,),
-        at.device,
-        qkv,
-        *tables,
-        *where,
-        out,
-        lse,
-        at.heads,
-        at.tokens,
-        *qkv.stride()[:4],
-        *(table.stride(0) for table in tables),
-        HEAD_DIM=at.head_dim,
-        BLOCK_E=at.block_e,
-        SIDE=at.side,
-        ALIGN=tiles.alignment(at.head_dim, *qkv.stride()[:4]),
-        PRECISION=precision,
-        BLOCK_Q=tile.queries,
-        BLOCK_K=tile.keys,
-        # two bodies of fp32 products spill on sm_80
-        TAIL=-1 if qkv.dtype is torch.float32 else tail_of(at.tokens, tile.keys),
-        CHUNK=tile.chunk,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-    )
+    (plan,), of_grid = _plan_forward(qkv, *tables, tuple(grid), launch.dot_precision(qkv.dtype))
+    out, lse = plan.outputs()
+    plan.start(qkv, *tables, *places(*of_grid), out, lse)
     return out, lse
 
 
@@ -191,6 +217,41 @@ def _dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
             return False
         expected *= size
     return True
+
+
+@planned
+def _plan_backward(
+    dout: torch.Tensor,
+    qkv: torch.Tensor,
+    key_v: torch.Tensor,
+    key_h: torch.Tensor,
+    value_v: torch.Tensor,
+    value_h: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    grid: tuple[int, int],
+    precision: str,
+) -> _Planned:
+    """Check and plan two or three launches; the first allocates everything, see :func:`_outputs`."""
+    tables = (key_v, key_h, value_v, value_h)
+    at = _check(qkv, tables, grid, dout=dout, out=out, lse=lse)
+    shape = (at.batch, at.tokens, at.heads * at.head_dim)
+    if not (tuple(dout.shape) == tuple(out.shape) == shape and tuple(lse.shape) == tuple(qkv.shape[1:4])):
+        raise UsageError(
+            f"qkv of shape {tuple(qkv.shape)} makes an output {shape}, but dout is {tuple(dout.shape)}, out "
+            f"{tuple(out.shape)} and lse {tuple(lse.shape)}. All must come from the same forward pass."
+        )
+    strides = (*qkv.stride()[:4], *dout.stride()[:2])
+    how = _one_pass if one_pass(qkv.dtype, at.block_e, at.side, at.device) else _two_passes
+    plans, programs = how(at, qkv, tables, strides)
+    add = Plan(
+        _add_tables,
+        (key_v.shape[0] if lse.numel() else 0, 4),
+        at.device,
+        (programs, *grid, at.clamp),
+        {"HEAD_DIM": at.head_dim, "BLOCK_E": at.block_e, "SIDE": at.side, "BLOCK_P": 16, "num_warps": 4},
+    )
+    return _Planned((*plans, add), at.places(grid, qkv.dtype))
 
 
 def relative_attention_backward(
@@ -219,173 +280,115 @@ def relative_attention_backward(
         UsageError: as :func:`relative_attention_forward`, or dout, out and lse do not fit qkv.
     """
     qkv, dout, out = launch.activation(qkv), launch.activation(dout), out.contiguous()
-    if not _dense(tuple(qkv.shape), qkv.stride()):
+    if not qkv.is_contiguous() and not _dense(tuple(qkv.shape), qkv.stride()):
         qkv = qkv.clone()  # dense, in the same order
     tables = (key_v, key_h, value_v, value_h)
-    at = _check(qkv, tables, grid, dout=dout, out=out, lse=lse)
-    shape = (at.batch, at.tokens, at.heads * at.head_dim)
-    if not (tuple(dout.shape) == tuple(out.shape) == shape and tuple(lse.shape) == tuple(qkv.shape[1:4])):
-        raise UsageError(
-            f"qkv of shape {tuple(qkv.shape)} makes an output {shape}, but dout is {tuple(dout.shape)}, out "
-            f"{tuple(out.shape)} and lse {tuple(lse.shape)}. All must come from the same forward pass."
-        )
-    dqkv = torch.empty_like(qkv)
-    dtables = torch.empty((4, *key_v.shape), dtype=key_v.dtype, device=at.device).unbind()
-    if not lse.numel():
-        return dqkv, *(table.zero_() for table in dtables)
-    how = _backward_one_pass if one_pass(qkv.dtype, at.block_e, at.side, at.device) else _backward_two_passes
-    partial = how(at, grid, dout, qkv, tables, out, lse, dqkv)
-    launch.run(
-        _add_tables,
-        (key_v.shape[0], 4),
-        at.device,
-        partial,
-        *dtables,
-        partial.shape[0],
-        *grid,
-        at.clamp,
-        HEAD_DIM=at.head_dim,
-        BLOCK_E=at.block_e,
-        SIDE=at.side,
-        BLOCK_P=16,
-        num_warps=4,
-    )
+    precision = launch.dot_precision(qkv.dtype)
+    (first, *second, add), of_grid = _plan_backward(dout, qkv, *tables, out, lse, tuple(grid), precision)
+    where = places(*of_grid)
+    dqkv, *dtables, partial, work, terms = first.outputs()
+    if second:
+        first.start(qkv, dout, out, lse, *tables, *where, dqkv, work, terms, partial)
+        second[0].start(qkv, dout, lse, work, terms, where.hot, dqkv[1:])
+    else:
+        first.start(qkv, dout, out, lse, *tables, *where, dqkv, partial, work)
+    add.start(partial, *dtables)
     return dqkv, *dtables
 
 
-def _backward_one_pass(
-    at: _Problem,
-    grid: tuple[int, int],
-    dout: torch.Tensor,
-    qkv: torch.Tensor,
-    tables: tuple[torch.Tensor, ...],
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    dqkv: torch.Tensor,
-) -> torch.Tensor:
-    """Fills dqkv, one program per run of heads; returns the partial sums of the table gradients."""
-    where = places(tuple(grid), at.cls, at.clamp, at.side, qkv.dtype, at.device)
+def _outputs(
+    at: _Problem, qkv: torch.Tensor, table: torch.Tensor, programs: int, work: Output, terms: Output
+) -> tuple[Output, ...]:
+    """What the first launch of a backward pass allocates: dqkv, which lies as qkv, dtables, partial sums.
+
+    Besides, in one pass, room to work in; in two passes, what the second reads: delta and terms.
+    """
+    partial = ((programs, 2, 4 * at.side, at.block_e), torch.float32)
+    dtables = [(tuple(table.shape), table.dtype)] * 4
+    return (tuple(qkv.shape), qkv.dtype, qkv.stride()), *dtables, partial, work, terms
+
+
+def _one_pass(
+    at: _Problem, qkv: torch.Tensor, tables: tuple[torch.Tensor, ...], strides: tuple[int, ...]
+) -> tuple[list[Plan], int]:
+    """One program per run of heads; and how many partial sums of the table gradients it leaves."""
     tile, precision, in_registers = pick("one_pass", qkv.dtype, at.block_e, at.side, at.device)
     pairs = at.batch * at.heads
-    per_program = -(-pairs // pick_programs(pairs, at.device, 1))
-    programs = -(-pairs // per_program)
-    partial = torch.empty((programs, 2, 4 * at.side, at.block_e), dtype=torch.float32, device=at.device)
+    per_program = -(-pairs // max(1, pick_programs(pairs, at.device, 1)))
+    programs = -(-pairs // max(1, per_program))
     tail = tail_of(at.tokens, tile.keys)
     kept = at.tokens // tile.keys * tile.keys + tail if at.tokens > tile.queries else 0
-    work = torch.empty((programs, kept, 2, at.block_e), dtype=torch.float32, device=at.device)
-    strides = (*qkv.stride()[:4], *dout.stride()[:2])
-    launch.run(
+    work = ((programs, kept, 2, at.block_e), torch.float32)
+    plan = Plan(
         _backward,
         (programs,),
         at.device,
-        qkv,
-        dout,
-        out,
-        lse,
-        *tables,
-        *where,
-        dqkv,
-        partial,
-        work,
-        pairs,
-        per_program,
-        at.heads,
-        at.tokens,
-        *strides,
-        *(table.stride(0) for table in tables),
-        HEAD_DIM=at.head_dim,
-        BLOCK_E=at.block_e,
-        SIDE=at.side,
-        ALIGN=tiles.alignment(at.head_dim, *strides),
-        PRECISION=precision,
-        IN_REGISTERS=in_registers,
-        BLOCK_Q=tile.queries,
-        BLOCK_K=tile.keys,
-        TAIL=tail,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        (pairs, per_program, at.heads, at.tokens, *strides, *(table.stride(0) for table in tables)),
+        {
+            "HEAD_DIM": at.head_dim,
+            "BLOCK_E": at.block_e,
+            "SIDE": at.side,
+            "ALIGN": tiles.alignment(at.head_dim, *strides),
+            "PRECISION": precision,
+            "IN_REGISTERS": in_registers,
+            "BLOCK_Q": tile.queries,
+            "BLOCK_K": tile.keys,
+            "TAIL": tail,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+        },
+        outputs=_outputs(at, qkv, tables[0], programs, work, None),
     )
-    return partial
+    return [plan], programs
 
 
-def _backward_two_passes(
-    at: _Problem,
-    grid: tuple[int, int],
-    dout: torch.Tensor,
-    qkv: torch.Tensor,
-    tables: tuple[torch.Tensor, ...],
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    dqkv: torch.Tensor,
-) -> torch.Tensor:
-    """Fills dqkv, its queries first, then keys and values; returns what :func:`_backward_one_pass` does."""
+def _two_passes(
+    at: _Problem, qkv: torch.Tensor, tables: tuple[torch.Tensor, ...], strides: tuple[int, ...]
+) -> tuple[list[Plan], int]:
+    """Queries first, then keys and values; returns what :func:`_one_pass` does."""
     pairs = at.batch * at.heads
-    strides = (*qkv.stride()[:4], *dout.stride()[:2])
     common = {
         "HEAD_DIM": at.head_dim,
         "BLOCK_E": at.block_e,
         "SIDE": at.side,
         "ALIGN": tiles.alignment(at.head_dim, *strides),
     }
-    delta = torch.empty_like(lse)
-    terms = torch.empty((2, pairs, at.tokens, 2 * at.side), dtype=qkv.dtype, device=at.device)
-
-    where = places(tuple(grid), at.cls, at.clamp, at.side, qkv.dtype, at.device)
     tile, precision, in_registers = pick("backward_queries", qkv.dtype, at.block_e, at.side, at.device)
     work = pairs * -(-at.tokens // tile.queries)
-    per_program = -(-work // pick_programs(work, at.device, 2))
-    programs = -(-work // per_program)
-    partial = torch.empty((programs, 2, 4 * at.side, at.block_e), dtype=torch.float32, device=at.device)
-    launch.run(
+    per_program = -(-work // max(1, pick_programs(work, at.device, 2)))
+    programs = -(-work // max(1, per_program))
+    delta = ((at.batch, at.heads, at.tokens), torch.float32)
+    terms = ((2, pairs, at.tokens, 2 * at.side), qkv.dtype)
+    queries = Plan(
         _backward_queries,
         (programs,),
         at.device,
-        qkv,
-        dout,
-        out,
-        lse,
-        *tables,
-        *where,
-        dqkv[0],
-        delta,
-        terms,
-        partial,
-        pairs,
-        per_program,
-        at.heads,
-        at.tokens,
-        *strides,
-        *(table.stride(0) for table in tables),
-        **common,
-        PRECISION=precision,
-        IN_REGISTERS=in_registers,
-        BLOCK_Q=tile.queries,
-        BLOCK_K=tile.keys,
-        CHUNK=tile.chunk,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        (pairs, per_program, at.heads, at.tokens, *strides, *(table.stride(0) for table in tables)),
+        {
+            **common,
+            "PRECISION": precision,
+            "IN_REGISTERS": in_registers,
+            "BLOCK_Q": tile.queries,
+            "BLOCK_K": tile.keys,
+            "CHUNK": tile.chunk,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+        },
+        outputs=_outputs(at, qkv, tables[0], programs, delta, terms),
     )
     tile, precision, _ = pick("backward_keys", qkv.dtype, at.block_e, at.side, at.device)
-    launch.run(
+    keys = Plan(
         _backward_keys,
         (-(-at.tokens // tile.keys) * pairs,),
         at.device,
-        qkv,
-        dout,
-        lse,
-        delta,
-        terms,
-        where.hot,
-        dqkv[1:],
-        pairs,
-        at.heads,
-        at.tokens,
-        *strides,
-        **common,
-        PRECISION=precision,
-        BLOCK_Q=tile.queries,
-        BLOCK_K=tile.keys,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        (pairs, at.heads, at.tokens, *strides),
+        {
+            **common,
+            "PRECISION": precision,
+            "BLOCK_Q": tile.queries,
+            "BLOCK_K": tile.keys,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+        },
     )
-    return partial
+    return [queries, keys], programs

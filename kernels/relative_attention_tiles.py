@@ -112,11 +112,13 @@ def constrained(**fields: int) -> Iterator[None]:
         raise UsageError(f"No tile choice has a field {unknown[0]!r}. Known: {', '.join(sorted(known))}.")
     previous = dict(_overrides)
     _overrides.update(fields)
+    launch.forget()
     try:
         yield
     finally:
         _overrides.clear()
         _overrides.update(previous)
+        launch.forget()
 
 
 def _hopper(device: torch.device) -> bool:
