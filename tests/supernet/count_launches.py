@@ -20,6 +20,7 @@ from growtas.nn import block as block_module
 from growtas.nn import linear as linear_module
 from growtas.ops import backend
 from growtas.subnet import Subnet
+from growtas.supernet import vit as vit_module
 
 #: What launches nothing: views, allocation and bookkeeping.
 FREE = set(
@@ -60,7 +61,8 @@ def pretend_to_have_a_gpu() -> None:
     torch._C._len_torch_dispatch_stack = lambda: 0  # not as one opaque operator
     backend._mismatch = lambda *_: ""
     backend.available = lambda _: backend.Availability(True)
-    block_module.compute_dtype = linear_module.compute_dtype = lambda _: torch.bfloat16
+    for module in (block_module, linear_module, vit_module):
+        module.compute_dtype = lambda _: torch.bfloat16
     backend.use("triton")
 
 
