@@ -44,7 +44,7 @@ def test_nothing_is_worked_out_again(found):
 
 def test_allocations_are_what_a_step_keeps_or_returns(found):
     """Per block: 10 forward, and backward a gradient per parameter and activation, and the MLP's rows."""
-    assert found["allocations"] <= DEPTH * 34 + 60, found["allocations"]
+    assert found["allocations"] <= DEPTH * 35 + 60, found["allocations"]
 
 
 def test_every_launcher_is_measured_alone(found):
