@@ -124,14 +124,27 @@ def native_wrapped(wrap: Callable[[str, Callable], Callable]) -> Iterator[None]:
             for name, function in list(vars(module).items()):
                 if callable(function) and not name.startswith("_") and name not in QUESTIONS:
                     stack.enter_context(_set(module, name, wrap(name, function)))
-        launch = sys.modules.get("growtas.kernels.launch")
+        launch, plan = (sys.modules.get(f"growtas.kernels.{name}") for name in ("launch", "plan"))
         if launch is not None:
+            planned: list[Any] = []  # a plan's first start goes through launch.run, and is one launch
 
-            def run(jitted: Any, *args: Any, **options: Any) -> None:
-                return wrap(jitted.fn.__name__, original)(jitted, *args, **options)
+            def run(jitted: Any, *args: Any, **options: Any) -> Any:
+                own = original if planned else wrap(jitted.fn.__name__, original)
+                return own(jitted, *args, **options)
 
             original = launch.run
             stack.enter_context(replaced(original, run))
+        if plan is not None:
+
+            def start(self: Any, *tensors: Any) -> None:
+                planned.append(self)
+                try:
+                    wrap(self.name.rpartition(".")[2], first)(self, *tensors)
+                finally:
+                    planned.pop()
+
+            first = plan.Plan.start
+            stack.enter_context(_set(plan.Plan, "start", start))
         yield
 
 
