@@ -189,7 +189,7 @@ def test_dropped_images_pass_through(device):
         assert torch.equal(y[image], x[image]) and torch.equal(dx[image], dy[image])
     alone = _run("fused", x[5:10], dy[5:10], p, 24, None, 5, torch.float32)
     for own, expected in ((y[5:10], alone[0]), (dx[5:10], alone[1])):
-        # On a GPU a row's place changes no bit; the interpreter's BLAS may sum rows of one matrix differently.
+        # On a GPU a row's place changes no bit; the interpreter's BLAS may sum rows in different orders.
         assert torch.equal(own, expected) if GPU else torch.allclose(own, expected, atol=1e-5)
     for name, gradient, expected in zip(GRADIENTS[1:], gradients, alone[2:], strict=True):
         assert torch.allclose(gradient, expected, atol=1e-5), name
