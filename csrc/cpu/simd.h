@@ -69,8 +69,8 @@ GROWTAS_INLINE Halves from_float(Lanes v, Float16) {
     return __builtin_convertvector(out | (sign >> 16), Halves);
 }
 
-// `count` elements to or from a row, all 16 in one move, the first eight of a row's tail in another. An embedding width is
-// a multiple of 8 in every published space, so the loop over single elements rarely runs.
+// `count` elements to or from a row, all 16 in one move, the first eight of a row's tail in another, and the next four. Widths
+// and heads are multiples of 4 in every published space, so the loop over single elements rarely runs.
 template <typename E>
 GROWTAS_INLINE void copy(E* to, const E* from, std::int64_t count) {
     if (count >= kLanes) {
@@ -81,6 +81,10 @@ GROWTAS_INLINE void copy(E* to, const E* from, std::int64_t count) {
     if (count >= 8) {
         std::memcpy(to, from, 8 * sizeof(E));
         i = 8;
+    }
+    if (count - i >= 4) {
+        std::memcpy(to + i, from + i, 4 * sizeof(E));
+        i += 4;
     }
     for (; i < count; ++i) to[i] = from[i];
 }
