@@ -1,22 +1,27 @@
-"""q, k and v of LayerNorm(x) in one launch: forward. Its gradients are in ``norm_qkv_backward``.
+"""q, k and v of LayerNorm(x): forward. Its gradients are in ``norm_qkv_backward``.
 
 Shapes and layouts as in ``qkv`` and ``layer_norm`` (M = B * N rows):
     xn = LayerNorm(x)[:d]    qkv = xn weight^T + bias    and mean, rstd (M,) fp32 for the backward pass
 
-The normalised rows xn are never written. Saved for backward: x (the residual stream, which is kept anyway),
-mean and rstd; xn is recomputed. Two ways:
+Saved for backward: x (the residual stream, which is kept anyway),
+mean and rstd; xn is recomputed. Three ways:
 
 Held: up to 256 channels, 16-bit products, and rows enough to fill the GPU. A program takes 128 rows and one
 of q, k, v, holds its normalised rows on chip, (128, 256) in 16 bits, and passes over the units of its part.
 So x is read three times in all. Programs of one output tile each would read it once per tile, 6 to 12 times,
 in fp32 under autocast: L2 would bound the kernel.
 
-Tiled: wider rows, which would not fit, or be padded to 512 or 1024; few rows; fp32. A program makes one
+Apart: wider rows, which would not fit, or be padded to 512 or 1024. LayerNorm is a launch before that of
+``qkv_forward`` and leaves xn in memory until this has read it: 4 bytes per element in 16 bits, 10 us for S at
+batch 128 (448 channels, 4.3 TB/s). With xn made on load, in whatever tile, ptxas 12.8 to 13.1 serialise the
+wgmmas of sm_90, because their operand passes through registers.
+
+Tiled: few rows, where launches count and not the wgmmas; exact fp32, which has none. A program makes one
 output tile: it reads its rows once for mean and rstd, and again, from L2, normalised on load as operand of
 the product. Mean and variance are two-pass within pieces of 64 channels, masked before the variance, and
 pieces are joined by the formula of Chan et al. (1979).
 
-The statistics of a row tile are written by one program.
+Held and tiled write no xn; the statistics of a row tile are written by one program.
 """
 
 from __future__ import annotations
@@ -26,12 +31,19 @@ import triton
 import triton.language as tl
 
 from growtas import shadow
-from growtas.kernels import launch, tiles
+from growtas.kernels import launch, qkv, tiles
 from growtas.kernels.launch import known_multiple
-from growtas.kernels.layer_norm import check_norm_parameters
+from growtas.kernels.layer_norm import check_norm_parameters, layer_norm_forward
 from growtas.kernels.matmul import load_normalised, load_tile, tile_of
 from growtas.kernels.plan import Plan, ceil, planned
-from growtas.kernels.qkv_layout import bias_steps, check_heads, even_rows, store_heads, weight_rows
+from growtas.kernels.qkv_layout import (
+    bias_steps,
+    check_heads,
+    even_rows,
+    rows_of,
+    store_heads,
+    weight_rows,
+)
 from growtas.kernels.slices import check_bias, check_slice
 
 #: Channels that the statistics are made of at a time.
@@ -256,7 +268,7 @@ def norm_qkv_forward(
     bias_layout: str,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q, k and v of LayerNorm(x), of the first ``num_heads`` heads, split by head, in one launch.
+    """q, k and v of LayerNorm(x), of the first ``num_heads`` heads, split by head: one launch, or two apart.
 
     Args:
         x: (B, N, d); copied where its rows have no common stride. May be fp32 under a 16-bit ``dtype``.
@@ -274,12 +286,17 @@ def norm_qkv_forward(
         UsageError: the slice is outside the weight, or a tensor cannot be read (see ``launch.check``).
     """
     x = even_rows("x", x)
-    weight, *row_steps = shadow.read_qkv(weight, dtype, head_dim)
     precision = launch.dot_precision(dtype)
+    b, n, d = x.shape
+    if tiles.norm_apart(dtype, precision, b * n, d, launch.multiprocessors(x.device)):
+        xn, mean, rstd = layer_norm_forward(rows_of("x", x), norm_weight, norm_bias, eps, dtype)
+        heads = qkv.qkv_forward(xn.view(b, n, d), weight, bias, num_heads, head_dim, bias_layout)
+        return heads, mean, rstd
+    weight, *row_steps = shadow.read_qkv(weight, dtype, head_dim)
     plan = _plan_forward(
         x, norm_weight, norm_bias, eps, weight, tuple(row_steps), bias, num_heads, head_dim, bias_layout,
         dtype, precision,
     )  # fmt: skip
-    qkv, mean, rstd = plan.outputs()
-    plan.start(x, norm_weight, norm_bias, weight, bias, qkv, mean, rstd)
-    return qkv, mean, rstd
+    heads, mean, rstd = plan.outputs()
+    plan.start(x, norm_weight, norm_bias, weight, bias, heads, mean, rstd)
+    return heads, mean, rstd

@@ -9,7 +9,9 @@ addition of dresidual follow in the same program. Three tiles of 64 x 256 do not
 each other: it puts its rows of dxn where dx will be, and makes dx of them a few rows at a time, from L1 and
 L2, as ``layer_norm`` does. (So a 16-bit dx rounds dxn on the way, and an fp32 one does not.) The sums for
 LayerNorm's parameters are added by the last program to finish (``parts``), without atomics on floats. Wider
-rows do not fit into one tile: there, the product writes dxn and ``layer_norm_backward`` follows.
+rows do not fit into one tile: there, the product writes dxn and ``layer_norm_backward`` follows, and where
+there are many of them, xn is made again by a launch of its own, so that both operands of dweight are copied
+(made on load, they are waited for in every step).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from growtas.errors import UsageError
 from growtas.kernels import launch, tiles
 from growtas.kernels.launch import known_multiple
 from growtas.kernels.layer_norm import backward_rows, check_norm_parameters, layer_norm_backward
+from growtas.kernels.mlp import normalised
 from growtas.kernels.parts import add_columns, leave_columns, write_columns
 from growtas.kernels.plan import Plan, ceil, planned
 from growtas.kernels.qkv_backward import input_product, qkv_backward_input, weight_gradient
@@ -170,7 +173,7 @@ def norm_qkv_backward(
     bias_layout: str,
     dresidual: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Gradients of all that ``norm_qkv_forward`` took: two launches up to 256 channels, else three.
+    """Gradients of all that ``norm_qkv_forward`` took: two launches up to 256 channels, else three or four.
 
     Args:
         dqkv: (3, B, h, N, E); copied where not contiguous. Its dtype is that of the products.
@@ -188,19 +191,22 @@ def norm_qkv_backward(
     """
     dqkv, x = dqkv.contiguous(), even_rows("x", x)
     dresidual = None if dresidual is None else even_rows("dresidual", dresidual)
-    dweight, dbias = weight_gradient(dqkv, x, (mean, rstd, norm_weight, norm_bias), weight, bias, bias_layout)
-    if x.shape[2] > _WIDEST:
+    norm, z = (mean, rstd, norm_weight, norm_bias), x
+    precision, (b, n, d) = launch.dot_precision(dqkv.dtype), x.shape
+    if tiles.norm_apart(dqkv.dtype, precision, b * n, d, launch.multiprocessors(x.device)):
+        norm, z = None, normalised(rows_of("x", x), *norm, dqkv.dtype).view(x.shape)
+    dweight, dbias = weight_gradient(dqkv, z, norm, weight, bias, bias_layout)
+    if d > _WIDEST:
         residual = None if dresidual is None else rows_of("dresidual", dresidual)
         rows = rows_of("x", x)
-        dxn = qkv_backward_input(dqkv, weight, x.shape[2]).view(rows.shape)
+        dxn = qkv_backward_input(dqkv, weight, d).view(rows.shape)
         dx, dnorm_weight, dnorm_bias = layer_norm_backward(
             dxn, rows, norm_weight, norm_bias, mean, rstd, residual
         )
         return dx.view(x.shape), dnorm_weight, dnorm_bias, dweight, dbias
     read, *row_steps = shadow.read_qkv(weight, dqkv.dtype, dqkv.shape[-1])
     plan = _plan_input(
-        dqkv, x, mean, rstd, norm_weight, norm_bias, read, tuple(row_steps), dresidual,
-        launch.dot_precision(dqkv.dtype),
+        dqkv, x, mean, rstd, norm_weight, norm_bias, read, tuple(row_steps), dresidual, precision
     )  # fmt: skip
     dx, dnorm_weight, dnorm_bias = plan.outputs()
     plan.start(dqkv, x, mean, rstd, norm_weight, read, dresidual, dx, dnorm_weight, dnorm_bias)

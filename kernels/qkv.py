@@ -18,8 +18,6 @@ from growtas import shadow
 from growtas.kernels import launch, tiles
 from growtas.kernels.launch import known_multiple
 from growtas.kernels.matmul import accumulate, tile_of
-from growtas.kernels.norm_qkv import norm_qkv_forward
-from growtas.kernels.norm_qkv_backward import norm_qkv_backward
 from growtas.kernels.plan import Plan, ceil, planned
 from growtas.kernels.qkv_backward import qkv_backward_input, qkv_backward_weight
 from growtas.kernels.qkv_layout import (
@@ -34,8 +32,6 @@ from growtas.kernels.slices import check_bias, check_slice
 
 __all__ = [
     "BIAS_LAYOUTS",
-    "norm_qkv_backward",
-    "norm_qkv_forward",
     "qkv_backward_input",
     "qkv_backward_weight",
     "qkv_forward",

@@ -108,13 +108,14 @@ def constrained(**fields: int) -> Iterator[None]:
     """Force fields of every choice made inside, for tests and measuring: ``constrained(rows=16, splits=3)``.
 
     Args:
-        fields: any field of :class:`Tile`, and ``splits``, ``norm_rows``, ``norm_programs``, ``held``.
+        fields: any field of :class:`Tile`, and ``splits``, ``norm_rows``, ``norm_programs``, ``held``,
+            ``apart``.
 
     Raises:
         UsageError: a field that no choice has.
     """
     known = {field.name for field in dataclasses.fields(Tile)} | {
-        "splits", "norm_rows", "norm_programs", "held",
+        "splits", "norm_rows", "norm_programs", "held", "apart",
     }  # fmt: skip
     if unknown := sorted(set(fields) - known):
         raise UsageError(f"No tile choice has a field {unknown[0]!r}. Known: {', '.join(sorted(known))}.")
@@ -209,6 +210,25 @@ def pick_held(kind: str, rows: int, width: int, multiprocessors: int, shared: in
         return None
     held = _overrides.get("held", 3 * _ceil(rows, tile.rows) >= multiprocessors)
     return dataclasses.replace(_forced(tile), depth=tile.depth) if held else None
+
+
+def norm_apart(dtype: torch.dtype, precision: str, rows: int, width: int, multiprocessors: int) -> bool:
+    """Whether the LayerNorm before q, k, v is a launch of its own, see ``norm_qkv``.
+
+    Args:
+        dtype: of the products.
+        precision: as ``launch.dot_precision`` names it.
+        rows, width: of the batch's activations.
+        multiprocessors: of the device.
+
+    Returns:
+        True for rows over 256 wide that are enough to fill the GPU, unless products are exact fp32.
+    """
+    if "apart" in _overrides:
+        return bool(_overrides["apart"])
+    exact = dtype is torch.float32 and precision == "ieee"
+    widest, few = HELD["half"].depth, HELD["half"].rows * multiprocessors > 3 * rows
+    return not exact and not few and widest < width <= MAX_NORM_WIDTH
 
 
 def pick_norm_backward(kind: str) -> Tile:

@@ -19,7 +19,9 @@ from kernel_cases import (
 )
 
 from growtas.errors import UsageError
-from growtas.kernels import launch, qkv, tiles
+from growtas.kernels import launch, tiles
+from growtas.kernels.norm_qkv import norm_qkv_forward
+from growtas.kernels.norm_qkv_backward import norm_qkv_backward
 from growtas.ops import reference
 
 # images, tokens, embed_dim, heads, head_dim, super embed_dim, super heads, layout of the bias
@@ -89,20 +91,25 @@ def test_matches_fp64(
     x, norm_weight, norm_bias, weight, bias = forward
     results = {}
     with poisoned_outputs(), tiles.constrained(**LARGE_TILES):
-        for way in ("tiled", "held"):
-            with tiles.constrained(held=way == "held"), launch.counted() as launched:
-                results[way] = qkv.norm_qkv_forward(
+        for way in ("tiled", "held", "apart"):
+            ways = {"held": way == "held", "apart": way == "apart"}
+            with tiles.constrained(**ways), launch.counted() as launched:
+                results[way] = norm_qkv_forward(
                     x, norm_weight, norm_bias, 1e-5, weight, bias, heads, e, layout, dtype
                 )
             held = way == "held" and d <= 256 and dtype is not torch.float32
-            assert launched == ["norm_qkv._forward_held" if held else "norm_qkv._forward_tiled"]
+            one = "norm_qkv._forward_held" if held else "norm_qkv._forward_tiled"
+            assert launched == (["layer_norm._forward", "qkv._forward"] if way == "apart" else [one])
         mean, rstd = results["tiled"][1:]
-        with launch.counted() as launched, tiles.constrained(splits=2, depth=16):
-            gradients = qkv.norm_qkv_backward(
-                dqkv, x, mean, rstd, norm_weight, norm_bias, weight, bias, layout, residual
-            )
-        alone = qkv.norm_qkv_backward(dqkv, x, mean, rstd, norm_weight, norm_bias, weight, None, layout, None)
-    assert len(launched) == (2 if d <= 256 else 3)
+        gradients = {}
+        for apart in (False, True):
+            with launch.counted() as launched, tiles.constrained(splits=2, depth=16, apart=apart):
+                gradients[apart] = norm_qkv_backward(
+                    dqkv, x, mean, rstd, norm_weight, norm_bias, weight, bias, layout, residual
+                )
+            assert len(launched) == (2 if d <= 256 else 3) + apart
+            assert ("mlp._normalise" in launched) == apart
+        alone = norm_qkv_backward(dqkv, x, mean, rstd, norm_weight, norm_bias, weight, None, layout, None)
 
     forward64 = [tensor.double() for tensor in forward]
     plain = _reference_forward(*forward, heads, e, layout, dtype)
@@ -123,15 +130,16 @@ def test_matches_fp64(
     names = ("dx", "dnorm_weight", "dnorm_bias", "dweight", "dbias")
     active = (None, (d,), (d,), (3 * heads * e, d), (3 * heads * e,))
     terms = (3 * heads * e, b * tokens, b * tokens, b * tokens, b * tokens)
-    for name, one, same, right, place, count in zip(
-        names, gradients, plain, truth, active, terms, strict=True
-    ):
-        assert_as_good_as_torch(one, same, right, count, name)
-        if place:
-            assert_zero_outside(one, place, name)
+    for found in gradients.values():
+        for name, one, same, right, place, count in zip(
+            names, found, plain, truth, active, terms, strict=True
+        ):
+            assert_as_good_as_torch(one, same, right, count, name)
+            if place:
+                assert_zero_outside(one, place, name)
     assert alone[4] is None
     error = (alone[0].double() - (truth[0] - residual.double())).abs().max()
-    assert error <= 2 * (gradients[0].double() - truth[0]).abs().max() + 1e-2 * truth[0].abs().max()
+    assert error <= 2 * (gradients[False][0].double() - truth[0]).abs().max() + 1e-2 * truth[0].abs().max()
 
 
 def test_more_groups_of_parts_than_one(device):
@@ -139,12 +147,12 @@ def test_more_groups_of_parts_than_one(device):
     x, norm_weight, norm_bias, weight, bias, dqkv, residual = _inputs(
         3, 300, 16, 1, 8, 20, 2, torch.float32, torch.float32, torch.float32, device
     )
-    _, mean, rstd = qkv.norm_qkv_forward(
+    _, mean, rstd = norm_qkv_forward(
         x, norm_weight, norm_bias, 1e-5, weight, bias, 1, 8, "interleaved", torch.float32
     )
     arguments = (dqkv, x, mean, rstd, norm_weight, norm_bias, weight, bias, "interleaved")
-    first = qkv.norm_qkv_backward(*arguments, residual)
-    second = qkv.norm_qkv_backward(*arguments, residual)
+    first = norm_qkv_backward(*arguments, residual)
+    second = norm_qkv_backward(*arguments, residual)
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other)
     expected = _reference_backward(*arguments, residual)
@@ -153,21 +161,35 @@ def test_more_groups_of_parts_than_one(device):
 
 
 @needs_interpreter
-@pytest.mark.parametrize("held", [False, True])
-def test_every_element_is_written_once(held, device):
+@pytest.mark.parametrize("way", ["tiled", "held", "apart"])
+def test_every_element_is_written_once(way, device):
     x, norm_weight, norm_bias, weight, bias, dqkv, residual = _inputs(
         5, 7, 20, 2, 12, 36, 3, torch.float16, torch.float32, torch.float32, device
     )
-    with recorded_stores() as stores, tiles.constrained(rows=16, cols=16, depth=16, splits=2, held=held):
-        qkv_, mean, rstd = qkv.norm_qkv_forward(
+    ways = {"held": way == "held", "apart": way == "apart"}
+    with recorded_stores() as stores, tiles.constrained(rows=16, cols=16, depth=16, splits=2, **ways):
+        qkv_, mean, rstd = norm_qkv_forward(
             x, norm_weight, norm_bias, 1e-5, weight, bias, 2, 12, "interleaved", torch.float16
         )
-        dx, *gradients = qkv.norm_qkv_backward(
+        dx, *gradients = norm_qkv_backward(
             dqkv, x, mean, rstd, norm_weight, norm_bias, weight, bias, "interleaved", residual
         )
     names = ("qkv", "mean", "rstd", "dnorm_weight", "dnorm_bias", "dweight", "dbias")
     for name, tensor in zip(names, (qkv_, mean, rstd, *gradients), strict=True):
         assert_written_once(stores, tensor, name)
+
+
+def test_wide_rows_are_normalised_apart_where_they_fill_the_gpu():
+    """Not where one program holds a row, nor for few rows, nor exact fp32, which has no wgmma."""
+    for dtype, precision, count, width, apart in (
+        (torch.bfloat16, "ieee", 128 * 197, 448, True),
+        (torch.float32, "tf32", 128 * 197, 448, True),
+        (torch.float32, "ieee", 128 * 197, 448, False),
+        (torch.bfloat16, "ieee", 8 * 197, 448, False),
+        (torch.bfloat16, "ieee", 128 * 197, 256, False),
+        (torch.bfloat16, "ieee", 128 * 197, tiles.MAX_NORM_WIDTH + 1, False),
+    ):
+        assert tiles.norm_apart(dtype, precision, count, width, 132) == apart
 
 
 def test_a_far_mean_does_not_spoil_the_variance(device):
@@ -177,7 +199,7 @@ def test_a_far_mean_does_not_spoil_the_variance(device):
         b, tokens, d, heads, e, 320, 2, torch.float32, torch.float32, torch.float32, device
     )
     x.add_(2000)
-    _, mean, rstd = qkv.norm_qkv_forward(
+    _, mean, rstd = norm_qkv_forward(
         x, norm_weight, norm_bias, 1e-5, weight, bias, heads, e, "interleaved", torch.float32
     )
     wide = x.double().flatten(0, 1)
@@ -190,10 +212,10 @@ def test_no_images(device):
     norm, weight, bias = (torch.ones(shape, device=device) for shape in ((32,), (96, 32), (96,)))
     x = torch.empty((0, 17, 24), device=device)
     with poisoned_outputs():
-        y, mean, rstd = qkv.norm_qkv_forward(
+        y, mean, rstd = norm_qkv_forward(
             x, norm, norm, 1e-5, weight, bias, 2, 16, "interleaved", torch.float32
         )
-        dx, *gradients = qkv.norm_qkv_backward(y, x, mean, rstd, norm, norm, weight, bias, "interleaved", x)
+        dx, *gradients = norm_qkv_backward(y, x, mean, rstd, norm, norm, weight, bias, "interleaved", x)
     assert y.shape == (3, 0, 2, 17, 16) and dx.shape == (0, 17, 24)
     for gradient in gradients:
         assert (gradient == 0).all()
@@ -204,13 +226,13 @@ def test_refuses_what_does_not_fit(device):
     x = torch.ones((2, 5, 24), device=device)
     forward = (1e-5, weight, bias, 2, 16, "interleaved", torch.float32)
     with pytest.raises(UsageError, match="24 channels needs weight and bias"):
-        qkv.norm_qkv_forward(x, norm[:20], norm[:20], *forward)
-    y, mean, rstd = qkv.norm_qkv_forward(x, norm, norm, *forward)
+        norm_qkv_forward(x, norm[:20], norm[:20], *forward)
+    y, mean, rstd = norm_qkv_forward(x, norm, norm, *forward)
     with pytest.raises(UsageError, match="mean has shape"):
-        qkv.norm_qkv_backward(y, x, mean[:4], rstd, norm, norm, weight, bias, "interleaved", x)
+        norm_qkv_backward(y, x, mean[:4], rstd, norm, norm, weight, bias, "interleaved", x)
     with pytest.raises(UsageError, match="rstd is torch.float16"):
-        qkv.norm_qkv_backward(y, x, mean, rstd.half(), norm, norm, weight, bias, "interleaved", x)
+        norm_qkv_backward(y, x, mean, rstd.half(), norm, norm, weight, bias, "interleaved", x)
     with pytest.raises(UsageError, match="dresidual has shape"):
-        qkv.norm_qkv_backward(y, x, mean, rstd, norm, norm, weight, bias, "interleaved", x[:1])
+        norm_qkv_backward(y, x, mean, rstd, norm, norm, weight, bias, "interleaved", x[:1])
     with pytest.raises(UsageError, match="2 images of 5 tokens"):
-        qkv.norm_qkv_backward(y, x[:1], mean, rstd, norm, norm, weight, bias, "interleaved", x)
+        norm_qkv_backward(y, x[:1], mean, rstd, norm, norm, weight, bias, "interleaved", x)
