@@ -110,6 +110,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
         "profiles": performance_docs.profiles,
         "kernels": kernels_and_roofline,
         "gpu": performance_docs.gpu_state,
+        "step model": performance_docs.step_model,
     },
     ROOT / "README.md": {"headline": performance_docs.headline},
 }

@@ -10,10 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import kernel_report, results, step_report
+from common import kernel_report, results, step_bytes, step_report
+from common.steps import pick_subnet
 from common.table import number, render
+from growtas import load_space
 
 Record = dict[str, Any]
+#: Bytes and FLOPs per second: of the data sheets (bf16, dense), and what the plan of the kernels assumes.
+CEILINGS = {
+    "H100 data sheet": (3.35e12, 989e12), "H200 data sheet": (4.8e12, 989e12),
+    "3.0 TB/s, 790 TFLOP/s": (3.0e12, 790e12),
+}  # fmt: skip
 
 
 def complete(folder: Path, pattern: str) -> list[tuple[Path, Record]]:
@@ -176,3 +183,29 @@ def resources(variants: Sequence[Record]) -> str:
         "on tensor cores",
     ]
     return render(header, rows, left=2, markdown=True)
+
+
+def step_model(folder: Path) -> str:
+    """Bytes and FLOPs of the middle step of T at batch 128, by kernel, and the least time that they take."""
+    space = load_space("autoformer-tiny")
+    subnet = pick_subnet(space, "middle")
+    found = {name: step_bytes.step_bytes(space, subnet, 128, name) for name in step_bytes.BACKENDS}
+    header = ["", "launches", "GB moved", "TFLOP", *(f"ms, {name}" for name in CEILINGS)]
+    rows = [_model_row(name, list(step.values()), 1e9, 1e12, 1e3) for name, step in found.items()]
+    sections = [render(header, rows, markdown=True)]
+    header = ["kernel or operation", "launches", "MB", "GFLOP", *(f"µs, {name}" for name in CEILINGS)]
+    for name, step in found.items():
+        slowest = sorted(step.items(), key=lambda item: -item[1].least(*CEILINGS["H100 data sheet"]))
+        rows = [_model_row(f"`{kernel}`", [own], 1e6, 1e9, 1e6) for kernel, own in slowest]
+        table = render(header, rows, markdown=True)
+        sections.append(f"<details><summary>{name}, by kernel</summary>\n\n{table}\n\n</details>")
+    return "\n\n".join(sections)
+
+
+def _model_row(
+    name: str, found: Sequence[step_bytes.Launches], bytes_: float, flops: float, time: float
+) -> list[str]:
+    cells = [name, str(sum(len(own.launches) for own in found))]
+    cells.append(number(sum(own.moved for own in found) / bytes_))
+    cells.append(number(sum(own.flops for own in found) / flops))
+    return cells + [number(time * sum(own.least(*rates) for own in found)) for rates in CEILINGS.values()]

@@ -3,8 +3,8 @@
 From shapes alone: each launch reads each of its inputs once and writes each of its outputs once; of a
 shared weight it reads the slice, and it writes the whole gradient. Sums that a launch leaves for its own last
 program do not count: they stay in the caches. The step is that of common/steps.py under bf16 autocast,
-without drop-path: activations, shadows of weights and products are 16 bits, the residual stream, statistics and
-gradients of weights fp32. FLOPs are those of matrix products, with what is made again and relative terms.
+without drop-path: activations, shadows of weights and products are 16 bits, the residual stream, statistics
+and gradients of weights fp32. FLOPs are those of matrix products, with what is made again and relative terms.
 
 tests/benchmarks/count_step_bytes.py counts the same on the launches themselves, and a test compares both.
 Smaller than a thousandth of the whole, and left out: the loss, the head's few rows, scalars.
