@@ -4,8 +4,9 @@
 
 One process, all rivals in turns (common/timing.py). What a step holds, and what the rivals are, is said in
 common/steps.py. Before anything is timed, growtas' logits and gradients are compared with those of the
-published way on the same weights. The table gives the ratios, the memory kept for the backward pass and the
-operations of a step; JSON goes to benchmarks/results/<device>/train_step.json.
+published way on the same weights. The table gives the ratios, the bound (the larger of FLOPs and bytes of the
+subnet's pass over the ceilings measured here) and the share of it that was reached, the memory kept for the
+backward pass and the operations of a step; JSON goes to benchmarks/results/<device>/train_step.json.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from common import environment, results, step_profile, step_report, steps, timing
+from common import environment, results, roofline, step_profile, step_report, steps, timing
 from common.products import SPACES
 from common.steps import PASSES, SUBNETS, WAYS, Case
 from tqdm import tqdm
 
 from growtas import load_space, ops
 
+COMPILED = ("compiled", "masked")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -110,8 +113,15 @@ def short(space: str) -> str:
     return {full: letter for letter, full in SPACES.items()}.get(space, space)
 
 
-def measure(case: Case, options: argparse.Namespace) -> tuple[list[dict], list[dict]]:
+def measure(
+    case: Case, options: argparse.Namespace, ceilings: roofline.Roofline
+) -> tuple[list[dict], list[dict]]:
     """Check, count and time one case.
+
+    Args:
+        case: what to measure.
+        options: of the command line.
+        ceilings: of the device, measured here.
 
     Returns:
         One record per pass and way; what failed, with the reason.
@@ -139,7 +149,7 @@ def measure(case: Case, options: argparse.Namespace) -> tuple[list[dict], list[d
             continue
         try:
             # Counting looks inside of a step, where a compiled one has nothing to show.
-            counted[way] = steps.costs(case, rival) if way != "compiled" else {}
+            counted[way] = steps.costs(case, rival) if way not in COMPILED else {}
         except Exception as error:  # a profiler that does not work here costs its numbers only
             failures.append({**about, "way": f"counting {way}", "reason": reason(error)})
         free(case.device)
@@ -155,9 +165,12 @@ def measure(case: Case, options: argparse.Namespace) -> tuple[list[dict], list[d
         samples = timing.interleave(
             samplers, seconds=options.seconds / 2, rounds=options.rounds, least=1 if options.quick else 5
         )
+        work = steps.bound_of(case, direction)
+        bound = ceilings.floor(work["flops"], work["bytes"])
         for way, own in samples.items():
             record = {**about, "pass": direction, "way": way, "seconds": timing.spread(own)}
-            record |= {"rounds": len(own), "method": methods[way]}
+            record |= {"rounds": len(own), "method": methods[way], **work, "bound": bound}
+            record["share"] = bound / record["seconds"][0]
             if direction == "step":
                 record |= counted[way]
             if way == "growtas":
@@ -190,10 +203,10 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
 
 
-def guarded(measure_: Callable, case: Case, options: argparse.Namespace) -> tuple[list[dict], list[dict]]:
+def guarded(measure_: Callable, case: Case, *arguments: Any) -> tuple[list[dict], list[dict]]:
     """As :func:`measure`, but an error costs this case only."""
     try:
-        return measure_(case, options)
+        return measure_(case, *arguments)
     except Exception as error:
         about = {"space": short(case.space), "name": case.name, "batch": case.batch}
         return [], [{**about, "way": "every way", "reason": reason(error)}]
@@ -215,13 +228,15 @@ def run(options: argparse.Namespace) -> tuple[dict, list[dict]]:
     begin = time.perf_counter()
     todo = cases(options)
     try:
+        ceilings = roofline.measure(options.device, options.dtype, 0.0 if options.quick else 1.0)
+        head["roofline"] = ceilings._asdict()
         with tqdm(todo, disable=None, unit="case") as bar:
             for place, case in enumerate(bar):
                 if time.perf_counter() - begin > options.deadline:
                     left_out = [f"{short(c.space)} {c.name} batch {c.batch}" for c in todo[place:]]
                     break
                 bar.set_description(f"{short(case.space)} {case.name}, batch {case.batch}")
-                found, failed = guarded(measure, case, options)
+                found, failed = guarded(measure, case, options, ceilings)
                 records += found
                 failures += failed
         complete = True

@@ -171,24 +171,6 @@ def rival(context: Any, case: Case, way: str) -> Rival:
     return found
 
 
-def bound_of(case: Case) -> dict[str, float]:
-    """FLOPs of a step, and the bytes that any implementation moves that computes branch by branch.
-
-    Products with weights three times, and attention's two products forward and five backward. Every residual
-    branch reads its input and writes its output forward, and reads dy and x and writes dx backward, in fp32;
-    parameters are read twice in 16 bits, their gradients written once in fp32.
-    """
-    space, subnet = load_space(case.space), case.subnet
-    tokens, e = space.num_tokens, space.head_dim
-    attention = sum(14 * case.batch * heads * tokens * tokens * e for heads in subnet.num_heads)
-    weights = sum(
-        4 * subnet.embed_dim * heads * e + 2 * subnet.embed_dim * hidden
-        for heads, hidden in zip(subnet.num_heads, subnet.hidden_dims, strict=True)
-    )
-    stream = 2 * subnet.depth * 5 * 4 * case.batch * tokens * subnet.embed_dim
-    return {"flops": steps.product_flops(case) + attention, "bytes": stream + 8 * weights}
-
-
 def measure(context: Any, rival: Rival, seconds: float) -> Iterator[dict[str, Any]]:
     """Records of a rival's step: times first, then what the profiler sees, each as soon as it is known."""
     cuda = context.device.type == "cuda"
@@ -204,7 +186,7 @@ def measure(context: Any, rival: Rival, seconds: float) -> Iterator[dict[str, An
     images = rival.case.batch / timing.spread(whole)[0]
     yield {
         "kind": "step", "seconds": timing.spread(whole), "host": host, "cpu": cpu, "peak_bytes": peak,
-        "images_per_second": images, **bound_of(rival.case),
+        "images_per_second": images, **steps.bound_of(rival.case),
     }  # fmt: skip
     yield {"kind": "profile", **profile(rival.step, cuda)}
     if cuda:

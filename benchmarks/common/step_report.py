@@ -10,6 +10,8 @@ from common.table import number, render
 Record = dict[str, Any]
 #: What growtas has to reach, by pass and rival, on a CPU (docs/performance.md).
 BARS = {("step", "published"): 2.3, ("forward", "published"): 1.6, ("step", "timm"): 1.0}
+#: The rivals that are shown where a record has them, and their titles.
+MORE = {"compiled": "× compiled timm", "masked": "× masked supernet"}
 TITLES = {"forward": "forward", "step": "training step"}
 
 
@@ -23,19 +25,26 @@ def _ratio(record: Record, rival: str) -> str:
     return f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]" if found else "-"
 
 
+def _more(records: Sequence[Record]) -> list[str]:
+    return [name for name in MORE if any(f"vs_{name}" in record for record in records)]
+
+
 def table(records: Sequence[Record], markdown: bool = False) -> str:
     """One line per case, pass and rival."""
-    compiled = any("vs_compiled" in record for record in records)
-    header = ["subnet", "batch", "pass", "way", "ms", "± %", "× published", "× timm"]
-    header += ["× compiled"] if compiled else []
+    more, bound = _more(records), any("bound" in record for record in records)
+    header = ["subnet", "batch", "pass", "way", "ms", "± %"]
+    header += ["bound ms", "share"] if bound else []
+    header += ["× published", "× timm", *(MORE[name] for name in more)]
     header += ["images/s", "saved MB/image", "operations"]
     rows = []
     for record in records:
         median, low, high = record["seconds"]
         cells = [label(record), str(record["batch"]), TITLES[record["pass"]], record["way"]]
         cells += [number(1e3 * median), f"{50 * (high - low) / median:.0f}"]
-        cells += [_ratio(record, rival) for rival in ("published", "timm")]
-        cells += [_ratio(record, "compiled")] if compiled else []
+        if bound:
+            known = "bound" in record
+            cells += [number(1e3 * record["bound"]), f"{record['share']:.0%}"] if known else ["-", "-"]
+        cells += [_ratio(record, rival) for rival in ("published", "timm", *more)]
         saved = record.get("saved_per_image")
         cells += [number(record["batch"] / median), number(saved / 1e6) if saved is not None else "-"]
         cells += [str(record.get("operations", "-"))]
@@ -45,15 +54,17 @@ def table(records: Sequence[Record], markdown: bool = False) -> str:
 
 def headline(records: Sequence[Record], markdown: bool = False) -> str:
     """growtas' own ratios only, one line per case and pass, with the bars where there are some."""
+    more = [name for name in _more(records) if name != "compiled"]
     rows = []
     for record in records:
         if record["way"] != "growtas":
             continue
         cells = [label(record), str(record["batch"]), TITLES[record["pass"]]]
-        for rival in ("published", "timm", "compiled"):
+        for rival in ("published", "timm", "compiled", *more):
             cells.append(number(record[f"vs_{rival}"][0]) if f"vs_{rival}" in record else "-")
         rows.append(cells)
     header = ["subnet", "batch", "pass", "× published", "× timm", "× compiled timm"]
+    header += [MORE[name] for name in more]
     return render(header, rows, left=3, markdown=markdown)
 
 
@@ -104,6 +115,12 @@ def describe(head: Record) -> str:
         f"{settings['dtype']}, back end {settings['backend']}, timed by {methods}; in turns, "
         f"{settings['rounds']} rounds at most",
     ]
+    if head.get("roofline"):
+        ceiling = head["roofline"]
+        lines.append(
+            f"ceilings measured here: {ceiling['bandwidth'] / 1e9:.0f} GB/s (copy), "
+            f"{number(ceiling['flops'] / 1e12)} TFLOP/s (dense product)"
+        )
     if settings.get("profiled"):
         lines.append("profiled after the timing, not during it")
     return "\n".join(lines)

@@ -205,6 +205,35 @@ def product_flops(case: Case, num_classes: int = 1000) -> int:
     return 2 * case.batch * (3 * space.num_tokens * per_token + stem + 3 * d * num_classes)
 
 
+def bound_of(case: Case, direction: str = "step") -> dict[str, float]:
+    """FLOPs of a pass, and the bytes that any implementation moves that computes branch by branch.
+
+    Products with weights three times, and attention's two products forward and five backward. Every residual
+    branch reads its input and writes its output forward, and reads dy and x and writes dx backward, in fp32;
+    weights are read twice in the dtype of products, their gradients written once in fp32.
+
+    Args:
+        case: subnet, batch and dtype.
+        direction: ``step``, or ``forward`` for that pass alone.
+    """
+    space, subnet, step = load_space(case.space), case.subnet, direction == "step"
+    tokens, e, d = space.num_tokens, space.head_dim, subnet.embed_dim
+    attention = sum(2 * case.batch * heads * tokens * tokens * e for heads in subnet.num_heads)
+    weights = sum(
+        4 * d * heads * e + 2 * d * hidden
+        for heads, hidden in zip(subnet.num_heads, subnet.hidden_dims, strict=True)
+    )
+    stream = 2 * subnet.depth * 4 * case.batch * tokens * d
+    products, size = product_flops(case), case.dtype.itemsize
+    if step:
+        return {"flops": products + 7 * attention, "bytes": 5 * stream + (2 * size + 4) * weights}
+    stem = 2 * case.batch * (tokens - 1) * space.in_channels * space.patch_size**2 * d
+    return {
+        "flops": (products + stem) // 3 + 2 * attention,
+        "bytes": 2 * stream + size * weights,
+    }
+
+
 def bias_order(bias: Tensor, heads: int, head_dim: int) -> Tensor:
     """growtas' interleaved qkv bias (or its gradient) in the published order: all of q, of k, of v."""
     used = 3 * heads * head_dim

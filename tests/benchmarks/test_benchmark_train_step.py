@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -193,10 +194,20 @@ def test_a_run_writes_json_and_tables(tmp_path, capsys):
     own, rival = by["step", "growtas"], by["step", "published"]
     low, high = own["vs_published"][1:]
     assert low <= rival["seconds"][2] / own["seconds"][1] and high >= rival["seconds"][1] / own["seconds"][2]
-    assert own["saved_per_image"] < rival["saved_per_image"] and own["operations"] > 50
+    assert own["saved_per_image"] < rival["saved_per_image"] and 20 < own["operations"] < rival["operations"]
     assert own["difference"]["logits"] < 1e-5 and own["profile"]["groups"]["products"]["seconds"] > 0
+    ceiling = data["roofline"]
+    for record in data["records"]:
+        least = max(record["flops"] / ceiling["flops"], record["bytes"] / ceiling["bandwidth"])
+        assert record["bound"] == pytest.approx(least, rel=1e-3)
+        assert record["share"] == pytest.approx(least / record["seconds"][0], rel=1e-3)
     shown = capsys.readouterr().out
-    assert "digits middle" in shown and "× timm" in shown and "GFLOP/s" in shown
+    assert "ceilings measured here" in shown and "GFLOP/s" in shown
+    header = next(line for line in shown.splitlines() if line.startswith("subnet"))
+    assert [name for name in re.split(r"  +", header.strip()) if name] == [
+        "subnet", "batch", "pass", "way", "ms", "± %", "bound ms", "share", "× published", "× timm",
+        "images/s", "saved MB/image", "operations",
+    ]  # fmt: skip
     assert "training step at least 2.3 x published" in shown
 
 
@@ -210,10 +221,10 @@ def test_json_goes_to_standard_output(tmp_path, capsys):
 def test_an_error_costs_one_case_and_a_deadline_is_kept(tmp_path, capsys, monkeypatch):
     measure = train_step.measure
 
-    def broken(one, options):
+    def broken(one, *arguments):
         if one.name == "smallest":
             raise RuntimeError("out of memory\nand a long story")
-        return measure(one, options)
+        return measure(one, *arguments)
 
     monkeypatch.setattr(train_step, "measure", broken)
     out = tmp_path / "train_step.json"
@@ -255,10 +266,10 @@ def test_a_rival_that_fails_and_a_count_that_fails_cost_only_themselves(tmp_path
 def test_ctrl_c_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
     measure = train_step.measure
 
-    def interrupted(one, options):
+    def interrupted(one, *arguments):
         if one.name == "middle":
             raise KeyboardInterrupt
-        return measure(one, options)
+        return measure(one, *arguments)
 
     monkeypatch.setattr(train_step, "measure", interrupted)
     out = tmp_path / "train_step.json"
@@ -280,6 +291,38 @@ def test_the_bars_are_judged_by_the_worst_subnet():
         ]
     )
     assert [line.rsplit(" ", 1)[1] for line in lines] == ["MISSED", "met", "met"]
+
+
+def test_the_masked_way_and_old_records_without_a_bound_are_shown():
+    about = {"space": "T", "name": "middle", "embed_dim": 216, "depth": 13, "batch": 128, "pass": "step"}
+    ratios = {f"vs_{name}": [2.0, 1.9, 2.1] for name in ("published", "timm", "compiled", "masked")}
+    old = {**about, "way": "growtas", "seconds": [0.01, 0.009, 0.011], **ratios}
+    new = {**old, "way": "masked", "bound": 0.004, "share": 0.4}
+    lines = step_report.table([old, new]).splitlines()
+    assert "× masked supernet" in lines[0] and "bound ms" in lines[0]
+    assert "40%" in lines[-1] and "40%" not in lines[-2]
+    assert "bound ms" not in step_report.table([old]).splitlines()[0]
+    assert "× masked supernet" in step_report.headline([old]) and "2.00" in step_report.headline([old])
+
+
+def test_masked_steps_run_in_a_process_with_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(steps, "COMPILER", "eager")
+    arguments = [*TINY, "--quick", "--rounds", "1", "--ways", "growtas,published,compiled,masked"]
+    assert train_step.main([*arguments, "--out", str(tmp_path / "train_step.json")]) == 0
+    records = json.loads((tmp_path / "train_step.json").read_text())["records"]
+    own = next(r for r in records if r["way"] == "growtas" and r["pass"] == "step")
+    assert own["vs_masked"][0] > 0 and "× masked supernet" in capsys.readouterr().out
+
+
+def test_the_bound_counts_each_pass():
+    """A forward pass has a third of the step's products, and two of attention's seven."""
+    one = case(batch=2)
+    whole, forward = steps.bound_of(one), steps.bound_of(one, "forward")
+    subnet, tokens, e, d = one.subnet, 17, 12, one.subnet.embed_dim
+    attention = sum(2 * 2 * heads * tokens * tokens * e for heads in subnet.num_heads)
+    stem = 2 * 2 * 16 * 4 * d  # the images get no gradient
+    assert whole["flops"] - 7 * attention == 3 * (forward["flops"] - 2 * attention) - stem
+    assert forward["bytes"] < whole["bytes"] < 3 * forward["bytes"]
 
 
 @pytest.mark.parametrize(
