@@ -69,8 +69,8 @@ def marks() -> Iterator[None]:
         stack.enter_context(counting.native_wrapped(marked))
         for function in functions.values():
             stack.enter_context(counting.replaced(function, marked(function.__name__, function)))
-        backend._function.cache_clear()  # it remembers the functions that stood there before
-        stack.callback(backend._function.cache_clear)
+        backend.changed()  # it remembers the functions that stood there before
+        stack.callback(backend.changed)
         yield
 
 

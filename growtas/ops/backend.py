@@ -97,6 +97,7 @@ _request: str | None = None  # None: not read from the environment yet
 _assigned: tuple[Mapping[str, str], Choices] | None = None  # of the block that assigned() is in force for
 _adopted: dict[torch.device, records.Found] = {}
 _epoch = 0
+_kernels: dict[tuple[str, str, torch.device, torch.dtype, int], Callable] = {}  # that kernel() found before
 
 
 Choices = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -153,6 +154,8 @@ def changed() -> None:
     """Forget every answer: another request holds, or a record was written."""
     global _epoch
     _epoch += 1
+    _kernels.clear()
+    _function.cache_clear()
     _choose.cache_clear()
     _look_up.cache_clear()
 
@@ -349,8 +352,12 @@ def kernel(op: str, name: str, x: torch.Tensor, width: int, dtype: torch.dtype |
     Raises:
         UsageError, GrowtasError: as :func:`choose`.
     """
-    chosen = choose(op, x.device, dtype or x.dtype, width)
-    return _function(IMPLEMENTATIONS[op][chosen], name)
+    asked = op, name, x.device, dtype or x.dtype, int(width)  # a symbolic width has no hash
+    found = _kernels.get(asked)
+    if found is None:
+        chosen = choose(op, *asked[2:])
+        found = _kernels[asked] = _function(IMPLEMENTATIONS[op][chosen], name)
+    return found
 
 
 def _mismatch(name: str, device: torch.device, dtype: torch.dtype) -> str:

@@ -10,6 +10,7 @@ import torch
 from growtas import ops
 from growtas.errors import GrowtasError, UsageError
 from growtas.ops import backend, records
+from growtas.ops.reference import products
 
 CPU = torch.device("cpu")
 
@@ -52,6 +53,23 @@ def test_explicit_request_fails_loudly():
             ops.use("cuda")
     with ops.use("cpu"), pytest.raises(UsageError, match="the tensors are on 'meta'"):
         backend.choose("layer_norm", torch.device("meta"), torch.float32, 64)
+
+
+def test_a_kernel_is_looked_up_once_until_something_changes(monkeypatch):
+    asked, x = [], torch.zeros(2, 8)
+    choose = backend.choose
+    monkeypatch.setattr(backend, "choose", lambda *which: asked.append(which) or choose(*which))
+    with ops.use("torch"):
+        found = [backend.kernel("linear", "linear_forward", x, 8) for _ in range(3)]
+        assert len(asked) == 1
+        assert found == [products.linear_forward] * 3
+        assert backend.kernel("linear", "linear_backward_weight", x, 8) is products.linear_backward_weight
+        backend.kernel("linear", "linear_forward", x, 8, torch.bfloat16)
+        backend.kernel("linear", "linear_forward", x, 16)
+        assert len(asked) == 4
+    with ops.use("torch"):
+        backend.kernel("linear", "linear_forward", x, 8)
+    assert len(asked) == 5
 
 
 @pytest.mark.parametrize(("value", "expected"), [("torch", "torch"), ("", "auto"), (None, "auto")])

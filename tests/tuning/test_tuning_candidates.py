@@ -89,11 +89,11 @@ def test_what_does_not_fit_is_unsupported(monkeypatch):
     (case,) = [c for c in cases(load_space("digits"), 1, ("float32",), "cpu") if c.op == "relative_attention"]
     monkeypatch.setattr(native_attention, "cpu_unsupported", lambda *_: "the head is too wide")
     asked = request(case, backend.IMPLEMENTATIONS[case.op]["cpu"])
-    backend._function.cache_clear()
+    backend.changed()
     try:
         assert worker.answer(asked) == {"refused": "the head is too wide", "kind": "unsupported"}
     finally:
-        backend._function.cache_clear()
+        backend.changed()
 
 
 def test_memory_that_does_not_suffice_is_told(norm, answer, monkeypatch):
