@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from growtas import ops
@@ -65,6 +66,8 @@ class PatchEmbedding(nn.Module):
         p = self.patch_size
         batch, channels, height, width = images.shape
         patches = images.reshape(batch, channels, height // p, p, width // p, p)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * p * p)
-        patches = patches.to(compute_dtype(patches))
+        # Moved and converted in one pass: without the memory format .to would convert first, or not move.
+        moved = patches.permute(0, 2, 4, 1, 3, 5)
+        moved = moved.to(compute_dtype(images), memory_format=torch.contiguous_format)
+        patches = moved.reshape(batch, -1, channels * p * p)
         return ops.linear(patches, self.proj.weight.flatten(1), self.proj.bias, embed_dim)

@@ -7,5 +7,16 @@ from growtas.ops.linear import linear
 from growtas.ops.mlp import mlp
 from growtas.ops.qkv import qkv
 from growtas.ops.relative_attention import relative_attention
+from growtas.ops.tokens import tokens
 
-__all__ = ["attention_branch", "available", "layer_norm", "linear", "mlp", "qkv", "relative_attention", "use"]
+__all__ = [
+    "attention_branch",
+    "available",
+    "layer_norm",
+    "linear",
+    "mlp",
+    "qkv",
+    "relative_attention",
+    "tokens",
+    "use",
+]

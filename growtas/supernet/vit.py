@@ -23,6 +23,7 @@ from growtas.ops.qkv import BIAS_LAYOUTS
 from growtas.ops.reference import qkv_bias_rows, qkv_rows
 from growtas.ops.registration import eager
 from growtas.ops.shadows import refresh
+from growtas.ops.tokens import tokens
 from growtas.shadow import SHADOW_DTYPES, Shadows
 from growtas.space import SearchSpace, Subnet
 
@@ -196,8 +197,7 @@ class VisionTransformer(nn.Module):
                 "(channels, height, width); resize them or set image_size and in_channels of the space."
             )
         patches = self.patch_embed(images, embed_dim)
-        cls_token = self.cls_token[:, :, :embed_dim].expand(len(images), -1, -1).to(patches.dtype)
-        return torch.cat((cls_token, patches), 1) + self.pos_embed[:, :, :embed_dim]
+        return tokens(patches, self.cls_token, self.pos_embed)
 
     def forward_features(self, images: Tensor, subnet: Subnet | None = None) -> Tensor:
         """(B, C, S, S) images to (B, N, d) tokens after the final norm; token 0 is cls."""
