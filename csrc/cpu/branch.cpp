@@ -3,7 +3,8 @@
 // Shapes   x, y, dy, dx (B * N, d); weights, biases and tables at the full size of the supernet; all fp32. See branch.h.
 // Why      in a small net a call from Python costs more than the product in it. One call takes all steps of a branch: the
 //          normalised tokens, the layer after GELU and every gradient between two steps lie in this thread's scratch memory,
-//          which stays in its cache, and no tensor is made for them.
+//          which stays in its cache, and no tensor is made for them. A linear layer by itself (patches, head) is here for the
+//          same reason.
 // Steps    those of layer_norm.cpp, product.cpp and relative_attention.cpp, in the order of growtas/ops/composed.py.
 // Saved    mean and rstd; of the MLP the hidden layer before GELU; of attention qkv, its result and its log-sum-exp.
 //          Recomputed: the normalised tokens, the layer after GELU and the attention matrix.
@@ -150,6 +151,20 @@ void require_branch(const Attention& a) {
     require_attention(shape_of(a));
     require_slice("qkv", a.qkv, 3 * a.heads * a.head_dim, a.stream.width);
     require_slice("the projection", a.proj, a.stream.width, a.heads * a.head_dim);
+}
+
+void require_linear(const Linear& linear) {
+    require_positive("the number of rows", linear.rows), require_positive("the input's width", linear.k);
+    require_slice("the layer", linear.weight, linear.n, linear.k);
+}
+
+void linear_forward(const Linear& l, const float* x, float* y) {
+    times_weight(x, l.rows, l.n, l.k, l.weight, y, plain(l.weight.bias));
+}
+
+void linear_backward(const Linear& l, const float* dy, const float* x, float* dx, Gradient gradient) {
+    weight_gradient(dy, x, l.rows, l.n, l.k, l.weight, gradient);
+    if (dx) times_transposed(dy, l.rows, l.n, l.k, l.weight, dx, plain());
 }
 
 void mlp_forward(const Mlp& mlp, const float* x, float eps, float* y, float* mean, float* rstd, float* hidden) {

@@ -1,4 +1,4 @@
-// A residual branch of a block in one call, forward or backward, fp32. See branch.cpp.
+// A residual branch of a block, or a linear layer, in one call, forward or backward, fp32. See branch.cpp.
 #pragma once
 #include <cstdint>
 
@@ -61,6 +61,18 @@ void mlp_backward(const Mlp& mlp, const float* dy, const float* x, const float* 
 // qkv (images, tokens, heads, head_dim, 3), attended (rows, heads * head_dim), lse (images, heads, tokens).
 void attention_forward(const Attention& attention, const float* x, float eps, float* y, float* mean, float* rstd,
                        float* qkv, float* attended, float* lse);
+
+// y (rows, n) = x (rows, k) W[:n, :k]^T + bias[:n].
+struct Linear {
+    std::int64_t rows, n, k;
+    SharedLinear weight;
+};
+
+void require_linear(const Linear& linear);
+void linear_forward(const Linear& linear, const float* x, float* y);
+
+// dx is null where it is not needed.
+void linear_backward(const Linear& linear, const float* dy, const float* x, float* dx, Gradient gradient);
 
 struct TableGradients {
     float *key_v, *key_h, *value_v, *value_h;

@@ -19,6 +19,8 @@ namespace {
 using MlpSizes = std::array<int64_t, 8>;
 // norm weight and bias, fc1 weight and bias, fc2 weight and bias, scale; 0 for what is missing
 using MlpWeights = std::array<uintptr_t, 7>;
+// rows, n, k, full n, full k
+using LinearSizes = std::array<int64_t, 5>;
 // images, tokens, d, heads, head_dim, grid rows, grid columns, clamp, full d, full rows of qkv, full columns of the
 // projection, row steps of qkv and of the projection, published
 using AttentionSizes = std::array<int64_t, 14>;
@@ -59,6 +61,28 @@ Attention attention_of(const AttentionSizes& s, const AttentionWeights& w) {
     return attention;
 }
 
+Linear linear_of(const LinearSizes& s, const std::array<uintptr_t, 2>& w) {
+    const Linear linear{s[0], s[1], s[2], {in(w[0]), in(w[1]), s[3], s[4], s[4]}};
+    require_linear(linear);
+    return linear;
+}
+
+// weights: weight, bias or 0; t: x, then y, which is written.
+void run_linear_forward(const LinearSizes& sizes, const std::array<uintptr_t, 2>& weights,
+                        const std::array<uintptr_t, 2>& t) {
+    const Linear linear = linear_of(sizes, weights);
+    py::gil_scoped_release released;
+    linear_forward(linear, in(t[0]), out(t[1]));
+}
+
+// t: dy, x; g: dx or 0, then the gradients of the weight and of the bias.
+void run_linear_backward(const LinearSizes& sizes, const std::array<uintptr_t, 2>& weights,
+                         const std::array<uintptr_t, 2>& t, const std::array<uintptr_t, 3>& g) {
+    const Linear linear = linear_of(sizes, weights);
+    py::gil_scoped_release released;
+    linear_backward(linear, in(t[0]), in(t[1]), out(g[0]), {out(g[1]), out(g[2])});
+}
+
 // t: x, then y, mean, rstd, hidden, which are written.
 void run_mlp_forward(const MlpSizes& sizes, const MlpWeights& weights, const std::array<uintptr_t, 5>& t, double eps) {
     const Mlp mlp = mlp_of(sizes, weights);
@@ -97,6 +121,8 @@ void run_attention_backward(const AttentionSizes& sizes, const AttentionWeights&
 }  // namespace
 
 void bind_branch(py::module_& m) {
+    m.def("linear_forward", &run_linear_forward);
+    m.def("linear_backward", &run_linear_backward);
     m.def("mlp_forward", &run_mlp_forward);
     m.def("mlp_backward", &run_mlp_backward);
     m.def("attention_forward", &run_attention_forward);

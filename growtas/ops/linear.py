@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from growtas.errors import UsageError
-from growtas.ops import backend
+from growtas.ops import backend, native_branch
 from growtas.ops.registration import call, classic, custom_op, product_flops
 
 
@@ -37,6 +37,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) ->
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    if native_branch.takes_linear(x, weight, bias, out_features):
+        return native_branch.linear_forward(x, weight, bias, out_features)
     run = backend.kernel("linear", "linear_forward", x, weight.shape[1])
     y = run(x.reshape(-1, x.shape[-1]), weight, bias, out_features)
     return y.view(*x.shape[:-1], out_features)
@@ -46,6 +48,9 @@ def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, needs_dx: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx (empty where not needed), full-size dweight and dbias (empty where there is no bias)."""
+    if native_branch.takes_linear(x, weight, bias, dy.shape[-1]) and dy.dtype is x.dtype:
+        gradients = native_branch.linear_backward(dy, x, weight, bias, needs_dx)
+        return tuple([x.new_empty(0) if g is None else g for g in gradients])
     rows, dy_rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     dx = None
     if needs_dx:

@@ -1,8 +1,9 @@
-"""A residual branch of a small net in one call (csrc/cpu/branch.cpp): checks, outputs, addresses.
+"""A residual branch, or a linear layer, of a small net in one call (csrc/cpu/branch.cpp).
 
-In a small net a step of Python costs more than the product it starts. Where LayerNorm (and attention) run on
-the C++ kernels and the largest product is small, all steps of a branch are one call; elsewhere, and for other
-dtypes, they are calls of their own (growtas.ops.composed), each on its own back end.
+Here are checks, outputs and addresses. In a small net a step of Python costs more than the product it starts.
+Where LayerNorm (and attention) run on the C++ kernels and the largest product is small, all steps of a branch
+are one call; elsewhere, and for other dtypes, they are calls of their own (growtas.ops.composed), each on its
+own backend.
 
 Shapes: x, dy (B, N, d); weights, biases and tables at the full size of the supernet; all fp32.
 """
@@ -43,6 +44,51 @@ def _gradients(x: Tensor, weights: tuple[Tensor | None, ...]) -> list[Tensor | N
     """Room for dx and the gradients of the weights, the images' scale left out."""
     empty_like = torch.empty_like
     return [empty_like(x), *[None if w is None else empty_like(w) for w in weights[:-1]]]
+
+
+def takes_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> bool:
+    """Whether :func:`linear_forward` and :func:`linear_backward` run this layer.
+
+    Args:
+        x: (..., k).
+        weight, bias: shared.
+        out_features: n.
+    """
+    return _small(x, out_features, weight.shape[1], x.dtype) and _dense(x, weight, bias)
+
+
+def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    """``x @ weight[:n, :k].T + bias[:n]``, of what :func:`takes_linear` took."""
+    inner = x.shape[-1]
+    y = x.new_empty(*x.shape[:-1], out_features)
+    native.load("cpu").linear_forward(
+        (x.numel() // inner, out_features, inner, *weight.shape),
+        _addresses((weight, bias)),
+        (x.data_ptr(), y.data_ptr()),
+    )
+    return y
+
+
+def linear_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, needs_dx: bool
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """dx, where it is needed, and the full-size gradients of weight and bias.
+
+    Args:
+        dy: (..., n), fp32.
+        x, weight, bias: as :func:`linear_forward` took them.
+        needs_dx: whether dx is made.
+    """
+    dy, inner = dy.contiguous(), x.shape[-1]
+    like = (x if needs_dx else None, weight, bias)
+    gradients = tuple([None if t is None else torch.empty_like(t) for t in like])
+    native.load("cpu").linear_backward(
+        (x.numel() // inner, dy.shape[-1], inner, *weight.shape),
+        _addresses((weight, bias)),
+        (dy.data_ptr(), x.data_ptr()),
+        _addresses(gradients),
+    )
+    return gradients
 
 
 def takes_mlp(x: Tensor, weights: tuple[Tensor | None, ...], hidden_dim: int, dtype: torch.dtype) -> bool:
@@ -167,7 +213,10 @@ def attention_forward(
     batch, tokens, _ = x.shape
     head_dim = weights[4].shape[1]
     y, mean, rstd = torch.empty_like(x), x.new_empty(batch * tokens), x.new_empty(batch * tokens)
-    qkv = x.new_empty(batch, tokens, num_heads, head_dim, 3)
+    token = 3 * num_heads * head_dim  # as the product writes it: q, k and v of a channel side by side
+    qkv = x.new_empty_strided(
+        (3, batch, num_heads, tokens, head_dim), (1, tokens * token, 3 * head_dim, token, 3)
+    )
     attended = x.new_empty(batch, tokens, num_heads * head_dim)
     lse = x.new_empty(batch, num_heads, tokens)
     native.load("cpu").attention_forward(
@@ -176,7 +225,7 @@ def attention_forward(
         _addresses((x, y, mean, rstd, qkv, attended, lse)),
         eps,
     )
-    return y, mean, rstd, qkv.permute(4, 0, 2, 1, 3), attended, lse
+    return y, mean, rstd, qkv, attended, lse
 
 
 def interleaved(qkv: Tensor) -> bool:

@@ -37,7 +37,11 @@ def arguments(branch: str, bias: bool) -> tuple[dict, list[torch.Tensor]]:
     def layer(active: tuple[int, int], full: tuple[int, int]) -> tuple:
         return shared(active, full), shared(active[:1], full[:1]) if bias else None
 
-    if branch == "mlp":
+    if branch == "linear":
+        weight, shift = layer((HIDDEN, WIDTH), (FULL_HIDDEN, FULL_WIDTH))
+        given = {"x": x, "weight": weight, "bias": shift, "out_features": HIDDEN}
+        tensors = (x, weight, shift)
+    elif branch == "mlp":
         fc1 = layer((HIDDEN, WIDTH), (FULL_HIDDEN, FULL_WIDTH))
         fc2 = layer((WIDTH, HIDDEN), (FULL_WIDTH, FULL_HIDDEN))
         given = {"x": x, "norm": norm, "fc1": fc1, "fc2": fc2, "hidden_dim": HIDDEN}
@@ -73,8 +77,23 @@ def test_one_call_is_what_the_steps_are(branch, options, bias, dropped, monkeypa
     given |= options
     if dropped:
         given["scale"] = torch.tensor([0.0, 1.25, 2.0])
+    compare(branch, given, tensors, monkeypatch)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_linear_layer_is_one_call_too(bias, monkeypatch):
+    given, tensors = arguments("linear", bias)
+    compare("linear", given, tensors, monkeypatch)
+    given["x"] = given["x"].detach()
+    weight_only = run("linear", given, tensors[1:])  # images need no gradient
+    assert not weight_only[1][HIDDEN:].any() and not weight_only[1][:, WIDTH:].any()
+    assert weight_only[1].isfinite().all()
+
+
+def compare(branch: str, given: dict, tensors: list[torch.Tensor], monkeypatch) -> None:
+    """One call forward, one backward, the same bits each time, and the numbers of the steps."""
     calls = []
-    for name in ("mlp_forward", "mlp_backward", "attention_forward", "attention_backward"):
+    for name in [f"{op}_{way}" for op in ("linear", "mlp", "attention") for way in ("forward", "backward")]:
         own = getattr(native_branch, name)
         monkeypatch.setattr(
             native_branch, name, lambda *a, own=own, name=name: (calls.append(name), own(*a))[1]
@@ -90,7 +109,7 @@ def test_one_call_is_what_the_steps_are(branch, options, bias, dropped, monkeypa
         torch.testing.assert_close(one, steps, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("branch", ["mlp", "attention_branch"])
+@pytest.mark.parametrize("branch", ["linear", "mlp", "attention_branch"])
 def test_threads_change_no_bits(branch):
     given, tensors = arguments(branch, bias=True)
     before = torch.get_num_threads()
@@ -129,6 +148,10 @@ def test_a_slice_larger_than_its_weight_is_refused():
         module.mlp_forward((3, TOKENS, WIDTH, 25, 16, 24, 16, 24), addresses, (1,) * 5, 1e-5)
     with pytest.raises(ValueError, match="the number of images is 0, and must be 1 or more"):
         module.mlp_forward((0, TOKENS, WIDTH, 20, 16, 24, 16, 24), addresses, (1,) * 5, 1e-5)
+    with pytest.raises(ValueError, match="the layer needs a slice of 25 x 12, and the weight is 24 x 16"):
+        module.linear_forward((3, 25, 12, 24, 16), (1, 1), (1, 1))
+    with pytest.raises(ValueError, match="the number of rows is 0, and must be 1 or more"):
+        module.linear_backward((0, 20, 12, 24, 16), (1, 1), (1, 1), (1, 1, 1))
     sizes = (3, TOKENS, WIDTH, HEADS, HEAD_DIM, *GRID, 1, 16, 40, 24, 16, 24, 0)
     with pytest.raises(ValueError, match="qkv needs a slice of 48 x 12, and the weight is 40 x 16"):
         module.attention_forward(sizes, (1,) * 11, (1,) * 7, 1e-5)
