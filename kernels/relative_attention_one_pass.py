@@ -20,6 +20,27 @@ every sum has one order, and nothing is atomic.
 
 Saved by the forward pass: qkv, out, lse. Recomputed: P. Of the keys only those of TAIL are masked. No mask is
 needed on queries past the last one: their q, dout and place terms are zero, so they add nothing.
+
+Neither loop lets the compiler move to its front what does not change in it (``disable_licm``): addresses and
+wgmma descriptors, some 250 words a thread, which is why this kernel used to spill. 128 queries x 32 keys at 8
+warps compile for sm_90 without any stack (Triton 3.6 and 3.8, 255 registers); 64 keys, or IN_REGISTERS, spill
+about a dozen words outside of the loop over keys.
+
+Predicted per head of 197 tokens and 64 channels in 16 bits, from the sizes and from the code for sm_90; this
+kernel at 32 keys and the two of ``relative_attention_backward``:
+
+                                             one pass    two kernels
+    MFLOP of wgmma                           58          84
+    exponentials, thousands                  53          115
+    warp instructions, thousands             89          103
+    KB from and to HBM, L2 keeping nothing   202         353
+    KB from and to L2, all counted           720         1050
+    KB of shared memory read by wgmma        2000        2200
+    warp accesses to shared memory besides   14000       9000
+    barriers one after the other             300         170 (2 or 3 programs of a multiprocessor at a time)
+
+The last two rows are the price: dk and dv pass through shared memory on their way to the workspace and back,
+and as one program fills the registers of a multiprocessor, no other one works while it waits.
 """
 
 from __future__ import annotations
@@ -102,6 +123,13 @@ def _tile(
     return dq, sums, dsums
 
 
+@triton.jit
+def _partials(ptr, SIDE: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Where this program's table gradients of keys go, transposed; those of values come after them."""
+    ptr += tl.program_id(0).to(tl.int64) * (2 * 4 * SIDE * BLOCK_E)
+    return ptr + tl.arange(0, BLOCK_E)[:, None] + tl.arange(0, 4 * SIDE)[None, :] * BLOCK_E
+
+
 @launch.kernel
 def _backward(
     qkv_ptr,  # (3, B, h, N, E), strides stride_part, stride_b, stride_h, stride_n, 1
@@ -157,7 +185,6 @@ def _backward(
     whole = N // BLOCK_K * BLOCK_K  # keys in tiles that need no mask
     first_pair = tl.program_id(0) * pairs_per_program
     last_pair = tl.minimum(first_pair + pairs_per_program, pairs)
-    work_ptr += tl.program_id(0).to(tl.int64) * (2 * BLOCK_E * (whole + TAIL))
     key_table = load_tables(
         key_v_ptr, key_h_ptr, stride_kv, stride_kh, table_rows_ptr, 0, 4 * SIDE,
         SIDE, HEAD_DIM, BLOCK_E, DTYPE,
@@ -166,13 +193,14 @@ def _backward(
         value_v_ptr, value_h_ptr, stride_vv, stride_vh, table_rows_ptr, 0, 4 * SIDE,
         SIDE, HEAD_DIM, BLOCK_E, DTYPE,
     )  # fmt: skip
-    partial_ptr += tl.program_id(0).to(tl.int64) * (2 * 4 * SIDE * BLOCK_E)
-    columns = tl.arange(0, 4 * SIDE)
-    partial_ptrs = partial_ptr + tl.arange(0, BLOCK_E)[:, None] + columns[None, :] * BLOCK_E  # transposed
     dkeys = tl.zeros((BLOCK_E, 4 * SIDE), tl.float32)
     dvalues = tl.zeros((BLOCK_E, 4 * SIDE), tl.float32)
 
-    for pair in range(first_pair, last_pair):
+    q_tiles = tl.cdiv(N, BLOCK_Q)
+    for item in tl.range(first_pair * q_tiles, last_pair * q_tiles, disable_licm=True):
+        pair = item // q_tiles
+        first = item % q_tiles * BLOCK_Q
+        own_work_ptr = work_ptr + tl.program_id(0).to(tl.int64) * (2 * BLOCK_E * (whole + TAIL))
         image = tl.cast(pair // heads, tl.int64)
         head = pair % heads
         q_ptr = qkv_ptr + image * stride_b + tl.cast(head, tl.int64) * stride_h
@@ -183,53 +211,54 @@ def _backward(
         dk_ptr = dq_ptr + stride_part.to(tl.int64)
         dv_ptr = dk_ptr + stride_part.to(tl.int64)
         head_at = head * HEAD_DIM
-        for first in range(0, N, BLOCK_Q):
-            queries = first + tl.arange(0, BLOCK_Q)
-            dout = load_rows(dout_ptr + image * stride_db + head_at, queries, N, stride_dn, HEAD_DIM, BLOCK_E)
-            out = load_rows(out_ptr + image * N * width + head_at, queries, N, width, HEAD_DIM, BLOCK_E)
-            delta = tl.sum(dout.to(tl.float32) * out.to(tl.float32), axis=1) * SCALE
-            lse = tl.load(lse_ptr + token + queries, mask=queries < N, other=0.0) * LOG2_E
-            dout = dout.to(DTYPE)
-            q = load_rows(q_ptr, queries, N, stride_n, HEAD_DIM, BLOCK_E)
-            window = load_padded(terms_index_ptr, queries, 2 * SIDE)
-            terms = tl.dot(q, tl.trans(key_table), input_precision=PRECISION)
-            terms = tl.gather(terms, window, 1).to(DTYPE)
-            dterms = tl.dot(dout, tl.trans(value_table), input_precision=PRECISION)
-            dterms = tl.gather(dterms, window, 1).to(DTYPE)
-            dq = tl.zeros((BLOCK_Q, BLOCK_E), tl.float32)
-            sums = tl.zeros((BLOCK_Q, 2 * SIDE), tl.float32)
-            dsums = tl.zeros((BLOCK_Q, 2 * SIDE), tl.float32)
-            for start in range(0, whole, BLOCK_K):
-                dq, sums, dsums = _tile(
-                    q, terms, dout, dterms, lse, delta, dq, sums, dsums,
-                    k_ptr, v_ptr, hot_ptr, dk_ptr, dv_ptr, work_ptr,
-                    start, first > 0, first + BLOCK_Q < N, N, stride_n,
-                    HEAD_DIM, BLOCK_E, SIDE, BLOCK_K, False, PRECISION,
-                )  # fmt: skip
-            if TAIL:
-                dq, sums, dsums = _tile(
-                    q, terms, dout, dterms, lse, delta, dq, sums, dsums,
-                    k_ptr, v_ptr, hot_ptr, dk_ptr, dv_ptr, work_ptr,
-                    whole, first > 0, first + BLOCK_Q < N, N, stride_n,
-                    HEAD_DIM, BLOCK_E, SIDE, TAIL, True, PRECISION,
-                )  # fmt: skip
+        queries = first + tl.arange(0, BLOCK_Q)
+        dout = load_rows(dout_ptr + image * stride_db + head_at, queries, N, stride_dn, HEAD_DIM, BLOCK_E)
+        out = load_rows(out_ptr + image * N * width + head_at, queries, N, width, HEAD_DIM, BLOCK_E)
+        delta = tl.sum(dout.to(tl.float32) * out.to(tl.float32), axis=1) * SCALE
+        lse = tl.load(lse_ptr + token + queries, mask=queries < N, other=0.0) * LOG2_E
+        dout = dout.to(DTYPE)
+        q = load_rows(q_ptr, queries, N, stride_n, HEAD_DIM, BLOCK_E)
+        window = load_padded(terms_index_ptr, queries, 2 * SIDE)
+        terms = tl.dot(q, tl.trans(key_table), input_precision=PRECISION)
+        terms = tl.gather(terms, window, 1).to(DTYPE)
+        dterms = tl.dot(dout, tl.trans(value_table), input_precision=PRECISION)
+        dterms = tl.gather(dterms, window, 1).to(DTYPE)
+        dq = tl.zeros((BLOCK_Q, BLOCK_E), tl.float32)
+        sums = tl.zeros((BLOCK_Q, 2 * SIDE), tl.float32)
+        dsums = tl.zeros((BLOCK_Q, 2 * SIDE), tl.float32)
+        for start in tl.range(0, whole, BLOCK_K, disable_licm=True):
+            dq, sums, dsums = _tile(
+                q, terms, dout, dterms, lse, delta, dq, sums, dsums,
+                k_ptr, v_ptr, hot_ptr, dk_ptr, dv_ptr, own_work_ptr,
+                start, first > 0, first + BLOCK_Q < N, N, stride_n,
+                HEAD_DIM, BLOCK_E, SIDE, BLOCK_K, False, PRECISION,
+            )  # fmt: skip
+        if TAIL:
+            dq, sums, dsums = _tile(
+                q, terms, dout, dterms, lse, delta, dq, sums, dsums,
+                k_ptr, v_ptr, hot_ptr, dk_ptr, dv_ptr, own_work_ptr,
+                whole, first > 0, first + BLOCK_Q < N, N, stride_n,
+                HEAD_DIM, BLOCK_E, SIDE, TAIL, True, PRECISION,
+            )  # fmt: skip
 
-            index = load_padded(tables_index_ptr, queries, 4 * SIDE)
-            given = tl.gather(sums, index, 1).to(DTYPE)
-            spread = tl.gather(dsums, index, 1).to(DTYPE)
-            dq = tl.dot(spread, key_table, dq, input_precision=PRECISION)
-            if not IN_REGISTERS:
-                again = (pair > first_pair) | (first > 0)
-                dkeys = tl.load(partial_ptrs, mask=again, other=0.0)
-                dvalues = tl.load(partial_ptrs + 4 * SIDE * BLOCK_E, mask=again, other=0.0)
-            dkeys = tl.dot(tl.trans(q), spread, dkeys, input_precision=PRECISION)
-            dvalues = tl.dot(tl.trans(dout), given, dvalues, input_precision=PRECISION)
-            if not IN_REGISTERS:
-                tl.store(partial_ptrs, dkeys)
-                tl.store(partial_ptrs + 4 * SIDE * BLOCK_E, dvalues)
-            store_rows(dq_ptr, dq, queries, N, stride_n, HEAD_DIM, BLOCK_E)
-            tl.debug_barrier()  # the next query tile reads with other threads than wrote it
+        index = load_padded(tables_index_ptr, queries, 4 * SIDE)
+        given = tl.gather(sums, index, 1).to(DTYPE)
+        spread = tl.gather(dsums, index, 1).to(DTYPE)
+        dq = tl.dot(spread, key_table, dq, input_precision=PRECISION)
+        if not IN_REGISTERS:
+            again = item > first_pair * q_tiles
+            partial_ptrs = _partials(partial_ptr, SIDE, BLOCK_E)
+            dkeys = tl.load(partial_ptrs, mask=again, other=0.0)
+            dvalues = tl.load(partial_ptrs + 4 * SIDE * BLOCK_E, mask=again, other=0.0)
+        dkeys = tl.dot(tl.trans(q), spread, dkeys, input_precision=PRECISION)
+        dvalues = tl.dot(tl.trans(dout), given, dvalues, input_precision=PRECISION)
+        if not IN_REGISTERS:
+            tl.store(partial_ptrs, dkeys)
+            tl.store(partial_ptrs + 4 * SIDE * BLOCK_E, dvalues)
+        store_rows(dq_ptr, dq, queries, N, stride_n, HEAD_DIM, BLOCK_E)
+        tl.debug_barrier()  # the next query tile reads with other threads than wrote it
 
     if IN_REGISTERS:
+        partial_ptrs = _partials(partial_ptr, SIDE, BLOCK_E)
         tl.store(partial_ptrs, dkeys)
         tl.store(partial_ptrs + 4 * SIDE * BLOCK_E, dvalues)

@@ -40,16 +40,17 @@ class Tile:
 
 
 #: kernel -> class of products -> 64: heads up to 64 wide on the smallest class of grids, 128: all others.
-#: "half-older": before Hopper.
+#: "-older": before Hopper, where that differs.
 COMMITTED: dict[str, dict[str, dict[int, Tile]]] = {
     "forward": {
         "half": {64: Tile(64, 64, 64, 4, 3), 128: Tile(64, 64, 64, 8, 2)},
         "half-older": {64: Tile(64, 32, 32, 4, 2), 128: Tile(64, 32, 32, 8, 2)},
         "tf32": {64: Tile(64, 32, 64, 4, 2), 128: Tile(16, 32, 16, 8, 1)},
+        "tf32-older": {64: Tile(64, 16, 64, 4, 2), 128: Tile(16, 32, 16, 8, 1)},
         "ieee": {64: Tile(16, 16, 16, 8, 1), 128: Tile(16, 16, 16, 8, 1)},
     },
     "one_pass": {
-        "half": {64: Tile(128, 64, 64, 8, 3, keep=1)},
+        "half": {64: Tile(128, 32, 64, 8, 2)},
     },
     "backward_queries": {
         "half": {64: Tile(64, 32, 64, 4, 3), 128: Tile(64, 16, 32, 8, 2)},
@@ -66,13 +67,13 @@ COMMITTED: dict[str, dict[str, dict[int, Tile]]] = {
 }
 
 #: Whether the backward pass takes the "one_pass" kernel where it fits. It computes S and dP once, not twice,
-#: and moves less, but one program of it fills a multiprocessor, and what all of its heads share (some
-#: 140 words a thread) spills, nearly all of it outside of its loop over keys. A measurement should switch it.
+#: and moves less; but one program of it fills a multiprocessor, and nothing else runs there while it waits.
+#: ``relative_attention_one_pass`` counts both. A measurement should switch it.
 ONE_PASS = False
 
 #: What is worth a race on the GPU at hand, for 16-bit heads up to 64 wide on the smallest class of grids on
-#: Hopper: form -> fields to put into :func:`constrained`. All of them compile for sm_90 (those of "one_pass"
-#: with spills outside of the main loop, the others without any), the committed choice comes first.
+#: Hopper: form -> fields to put into :func:`constrained`; the committed choice comes first. All compile for
+#: sm_90 without spills, but for some words outside of the main loop in one pass with 64 keys.
 CANDIDATES: dict[str, list[dict[str, int]]] = {
     "forward": [
         {},
@@ -85,8 +86,7 @@ CANDIDATES: dict[str, list[dict[str, int]]] = {
         {"one_pass": 0, "stages": 2},
         {"one_pass": 0, "queries": 64, "stages": 3},
         {"one_pass": 1},
-        {"one_pass": 1, "keep": 0},
-        {"one_pass": 1, "stages": 2},
+        {"one_pass": 1, "keys": 64},
     ],
 }
 
@@ -145,9 +145,9 @@ def pick(
         gradients are kept in registers.
     """
     precision = launch.dot_precision(dtype)
-    kind = precision
-    if dtype is not torch.float32:
-        kind = "half" if _hopper(device) else "half-older"
+    kind = precision if dtype is torch.float32 else "half"
+    if not _hopper(device) and f"{kind}-older" in COMMITTED[kernel]:
+        kind += "-older"
     if kernel == "one_pass":
         tile = COMMITTED[kernel]["half"][64]  # whatever it is forced on
     else:
