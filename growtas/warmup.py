@@ -122,7 +122,12 @@ def _targets(arch: Sequence[int]) -> list[Target]:
 
 
 def record(
-    space: SearchSpace, batch: Sequence[int], dtype: Sequence[str], num_classes: int, target: Target
+    space: SearchSpace,
+    batch: Sequence[int],
+    dtype: Sequence[str],
+    num_classes: int,
+    target: Target,
+    shadows: bool = True,
 ) -> dict[str, Variant]:
     """The variants that training and evaluating a space would compile, by key.
 
@@ -132,6 +137,8 @@ def record(
         dtype: keys of :data:`DTYPES`.
         num_classes: outputs of the head.
         target: for which GPU.
+        shadows: whether 16-bit GEMMs read shadows of fp32 weights, or the weights themselves, as in graphs of
+            ``torch.compile``.
     """
     from growtas.kernels import launch
 
@@ -145,9 +152,9 @@ def record(
                     with _on_triton(target, preferred):
                         for images in dict.fromkeys(batch):
                             for signature in signatures(space):
-                                run_block(space, *signature, images, products, parameters)
+                                run_block(space, *signature, images, products, parameters, shadows)
                             for width in space.embed_dim:
-                                run_ends(space, width, num_classes, images, products, parameters)
+                                run_ends(space, width, num_classes, images, products, parameters, shadows)
     finally:
         torch.set_float32_matmul_precision(before)
     return found
@@ -210,6 +217,7 @@ def run_block(
     batch: int,
     products: torch.dtype,
     parameters: torch.dtype,
+    shadows: bool = True,
 ) -> None:
     """Both residual branches, forward and backward, with and without drop-path, on tensors without values.
 
@@ -219,6 +227,7 @@ def run_block(
         batch: images.
         products: dtype of products.
         parameters: dtype of parameters and of the residual stream.
+        shadows: as :func:`record`.
     """
     from growtas.kernels.shadow import cast
 
@@ -236,8 +245,9 @@ def run_block(
     tables = tuple(parameter(rows, e) for _ in range(4))
     fc1 = parameter(shared_hidden, shared), parameter(shared_hidden)
     fc2 = parameter(shared, shared_hidden), parameter(shared)
-    shadows = Shadows([*qkv, *proj, *fc1, *fc2], {0: e, 1: e})
-    shadows.refresh(products, cast)
+    copies = Shadows([*qkv, *proj, *fc1, *fc2], {0: e, 1: e})
+    if shadows:
+        copies.refresh(products, cast)
     for scale in (None, _empty(batch, dtype=torch.float32, leaf=False)):
         x = _empty(batch, space.num_tokens, width, dtype=parameters)
         arguments = {"scale": scale, "dtype": products}
@@ -254,6 +264,7 @@ def run_ends(
     batch: int,
     products: torch.dtype,
     parameters: torch.dtype,
+    shadows: bool = True,
 ) -> None:
     """Patch embedding, final norm and head of one width, forward and backward, on tensors without values."""
     shared = space.super_embed_dim
@@ -262,8 +273,9 @@ def run_ends(
 
     weight, bias = _empty(shared, patch, dtype=parameters), _empty(shared, dtype=parameters)
     patches = _empty(batch, space.num_tokens - 1, patch, dtype=products, leaf=False)
-    shadows = Shadows([weight, bias])
-    shadows.refresh(products, cast)
+    copies = Shadows([weight, bias])
+    if shadows:
+        copies.refresh(products, cast)
     _both_passes(ops.linear(patches, weight, bias, width), (weight, bias))
 
     scale, shift = _empty(shared, dtype=parameters), _empty(shared, dtype=parameters)
@@ -271,8 +283,9 @@ def run_ends(
     _both_passes(ops.layer_norm(x, scale, shift, out_dtype=products), (x, scale, shift))
 
     weight, bias = _empty(num_classes, shared, dtype=parameters), _empty(num_classes, dtype=parameters)
-    shadows = Shadows([weight, bias])
-    shadows.refresh(products, cast)
+    copies = Shadows([weight, bias])
+    if shadows:
+        copies.refresh(products, cast)
     pooled = _empty(batch, width, dtype=products)
     _both_passes(ops.linear(pooled, weight, bias, num_classes), (pooled, weight, bias))
 

@@ -1,22 +1,24 @@
 """Compile every kernel for GPUs that need not be there, and tabulate what each variant uses.
 
     python -m growtas.kernels.compile_ahead --jobs 2           # all of it, into benchmarks/results/
-    python -m growtas.kernels.compile_ahead --dtypes bf16 --arch 90 --print-only
+    python -m growtas.kernels.compile_ahead --sets bf16 --arch 90 --print-only
 
-The variants are not listed by hand: the launchers run on tensors without values, for every layer signature of
-the AutoFormer spaces, small and large batches and every dtype, and ``launch.recording`` notes what they would
-compile. Each is then compiled by Triton and ptxas, and read back: registers, stack (spills and local arrays),
+The variants are not listed by hand: ``growtas.warmup`` runs blocks forward and backward on tensors without
+values, and notes what the launchers would compile. :data:`SETS` says for which spaces, batches and dtypes.
+Each is then compiled by Triton and ptxas, and read back: registers, stack (spills and local arrays),
 shared memory, and the tensor-core instructions of the PTX (``mma.sync`` on sm_80, ``wgmma.mma_async`` on
 sm_90). Of sm_90's loops it tells whether products and copies overlap: the fewest products that a wait leaves
 running (``loop_pendings``; 0: one is waited for at once), the fewest copies that a wait leaves under way
 (``loop_copies``), and whether ptxas serialises the wgmmas of the kernel (``serialised``, remarks from C7510
-on), which costs more than either.
+on), which costs more than either. All of this is counted; nothing is timed.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -24,189 +26,79 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
 from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from growtas import atomic
-from growtas.kernels import launch, layer_norm, linear, mlp, qkv, relative_attention
+from growtas import atomic, warmup
+from growtas.errors import GrowtasError
+from growtas.kernels import launch
 from growtas.kernels.compiled_code import binary_resources, loop_waits, serialised, widest_copy
 from growtas.space import SearchSpace, load_space
-from growtas.subnet import Subnet
 
 SPACES = ("autoformer-tiny", "autoformer-small", "autoformer-base")
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-#: Around the blocks: classes of the head, and numbers in a patch of 16 x 16 pixels.
-CLASSES, PATCH = 1000, 768
+#: Classes of the head.
+CLASSES = 1000
 #: Shared memory one block may use, in bytes, by compute capability.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
-#: name -> (activations, weights, float32_matmul_precision)
-DTYPES = {
-    "bf16": (torch.bfloat16, torch.bfloat16, "highest"),
-    "bf16-shadow": (torch.bfloat16, torch.bfloat16, "highest"),
-    "bf16-autocast": (torch.bfloat16, torch.float32, "highest"),
-    "fp16-autocast": (torch.float16, torch.float32, "highest"),
-    "fp32": (torch.float32, torch.float32, "highest"),
-    "tf32": (torch.float32, torch.float32, "high"),
-}
-#: name -> dtype of parameters that are no matrices, where it is not that of the weights.
-VECTORS = {"bf16-shadow": torch.float32}
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One signature: a subnet's embed_dim, heads and MLP width, and the super sizes around them."""
+class Selection:
+    """What is compiled of one way to train."""
 
-    embed_dim: int
-    num_heads: int
-    hidden_dim: int
-    super_embed_dim: int
-    super_num_heads: int
-    super_hidden_dim: int
-    head_dim: int
-    tokens: int
+    dtype: str  # a key of ``warmup.DTYPES``
+    batches: tuple[int, ...]  # images
+    shadows: bool = True  # whether GEMMs read 16-bit shadows of fp32 weights
+    widest: bool = (
+        False  # only the widest blocks of the smallest space, where the MLP is fused, and of the next
+    )
 
 
-def layers(space: SearchSpace) -> Iterator[Layer]:
-    """Every embed_dim x heads x MLP width that a block of the space can have (12, 27, 18 for T, S, B)."""
-    for embed_dim in space.embed_dim:
-        for heads in space.num_heads:
-            for ratio in space.mlp_ratio:
-                yield Layer(
-                    embed_dim,
-                    heads,
-                    int(embed_dim * ratio),
-                    space.super_embed_dim,
-                    space.super_num_heads,
-                    int(space.super_embed_dim * space.super_mlp_ratio),
-                    space.head_dim,
-                    space.num_tokens,
-                )
+#: name -> what is compiled of it. All of "bf16", which is what training launches by default; fp16 differs in
+#: the dtype only. Graphs made by torch.compile read fp32 weights ("mixed"). Of these and of fp32, the widest
+#: blocks of a space stand for the others.
+SETS = {
+    "bf16": Selection("bf16-autocast", (1, 4, 16, 64, 128, 512)),
+    "mixed": Selection("bf16-autocast", (128,), shadows=False, widest=True),
+    "fp32": Selection("fp32", (128,), widest=True),
+    "tf32": Selection("tf32", (128,), widest=True),
+}
 
 
-def subnet_layers(space: SearchSpace, subnet: Subnet) -> Iterator[Layer]:
-    """The signature of every block of a subnet."""
-    for heads, hidden_dim in zip(subnet.num_heads, subnet.hidden_dims, strict=True):
-        yield Layer(
-            subnet.embed_dim,
-            heads,
-            hidden_dim,
-            space.super_embed_dim,
-            space.super_num_heads,
-            int(space.super_embed_dim * space.super_mlp_ratio),
-            space.head_dim,
-            space.num_tokens,
-        )
-
-
-def run_layer(
-    layer: Layer,
-    batch: int,
-    activations: torch.dtype,
-    weights: torch.dtype,
-    vectors: torch.dtype | None = None,
-) -> None:
-    """Launch what a block and its surroundings launch, both ways, on tensors without values, while recording.
-
-    Both branches as ``growtas.ops`` runs them, with drop-path factors and without; the LayerNorm, head and
-    patch embedding around them; and the operations that are public but not part of a block. The residual
-    stream has the wider of the two dtypes, as under autocast.
-
-    Args:
-        layer: the sizes of a block.
-        batch: images.
-        activations, weights: their dtypes; weights are matrices.
-        vectors: of biases, LayerNorm's parameters and attention's tables; None means that of the weights.
-            Beside 16-bit shadows of fp32 weights, these are fp32, and so is the residual stream.
-    """
-    vectors = vectors or weights
-
-    def tensor(*shape: int, dtype: torch.dtype = activations) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    def parameter(*shape: int) -> torch.Tensor:
-        return tensor(*shape, dtype=vectors if len(shape) == 1 else weights)
-
-    n, d, width = layer.tokens, layer.embed_dim, layer.num_heads * layer.head_dim
-    m, d_max, width_max = batch * n, layer.super_embed_dim, layer.super_num_heads * layer.head_dim
-    x = tensor(batch, n, d, dtype=torch.promote_types(activations, vectors))
-    rows, norm = x.view(m, d), parameter(d_max)
-    weight, bias = parameter(3 * width_max, d_max), parameter(3 * width_max)
-    proj, proj_bias = parameter(d_max, width_max), parameter(d_max)
-    w1, b1 = parameter(layer.super_hidden_dim, d_max), parameter(layer.super_hidden_dim)
-    w2, b2 = parameter(d_max, layer.super_hidden_dim), parameter(d_max)
-    side = isqrt(n)
-    tables = [tensor(2 * side + 2, layer.head_dim, dtype=vectors) for _ in range(4)]
-    for scale in (None, tensor(batch, dtype=torch.float32)):
-        heads, mean, rstd = qkv.norm_qkv_forward(
-            x, norm, norm, 1e-5, weight, bias, layer.num_heads, layer.head_dim, "interleaved", activations
-        )
-        attended, lse = relative_attention.relative_attention_forward(heads, *tables, (side, side))
-        merged = attended.view(m, width)
-        linear.linear_residual_forward(merged, proj, proj_bias, rows, scale, n)
-        linear.linear_backward_weight(rows, merged, proj, proj_bias, scale, n)
-        dattended = linear.linear_backward_input(rows, proj, width, scale, n, activations)
-        dqkv, *_ = relative_attention.relative_attention_backward(
-            dattended.view(attended.shape), heads, *tables, attended, lse, (side, side)
-        )
-        qkv.norm_qkv_backward(dqkv, x, mean, rstd, norm, norm, weight, bias, "interleaved", x)
-        hidden_dim = layer.hidden_dim
-        _, mean, rstd, hidden = mlp.mlp_forward(
-            rows, norm, norm, 1e-5, w1, b1, w2, b2, hidden_dim, scale, n, activations
-        )
-        mlp.mlp_backward(
-            rows, rows, mean, rstd, hidden, norm, norm, w1, b1, w2, b2, hidden_dim, scale, n, activations
-        )
-
-    _, mean, rstd = layer_norm.layer_norm_forward(rows, norm, norm, 1e-5, activations)
-    layer_norm.layer_norm_backward(tensor(m, d), rows, norm, norm, mean, rstd)
-    dqkv = qkv.qkv_forward(tensor(batch, n, d), weight, bias, layer.num_heads, layer.head_dim)
-    qkv.qkv_backward_input(dqkv, weight, d)
-    qkv.qkv_backward_weight(dqkv, tensor(batch, n, d), weight, bias)
-    head, patches = (parameter(CLASSES, d_max), parameter(CLASSES)), (parameter(d_max, PATCH), proj_bias)
-    for count, k, out, (matrix, shift) in (
-        (batch, d, CLASSES, head),
-        (m, PATCH, d, patches),
-        (m, width, d, (proj, proj_bias)),
-        (m, d, layer.hidden_dim, (w1, b1)),
-        (m, layer.hidden_dim, d, (w2, b2)),
-    ):
-        y = linear.linear_forward(tensor(count, k), matrix, shift, out)
-        linear.linear_backward_input(y, matrix, k)
-        linear.linear_backward_weight(y, tensor(count, k), matrix, shift)
+def _spaces(names: Iterable[str], widest: bool) -> Iterator[SearchSpace]:
+    for name in list(names)[: 2 if widest else None]:
+        space = load_space(name)
+        if widest:
+            last = {choice: getattr(space, choice)[-1:] for choice in ("embed_dim", "num_heads", "mlp_ratio")}
+            space = dataclasses.replace(space, **last)
+        yield space
 
 
 def variants(
-    capability: int, dtypes: Iterable[str] = tuple(DTYPES), spaces: Iterable[str] = SPACES
+    capability: int, sets: Iterable[str] = tuple(SETS), spaces: Iterable[str] = SPACES
 ) -> dict[str, launch.Variant]:
-    """Everything the launchers would compile for these spaces and dtypes.
+    """Everything the launchers would compile for these spaces.
 
     Args:
         capability: 80, 90, ...
-        dtypes: keys of :data:`DTYPES`.
+        sets: keys of :data:`SETS`.
         spaces: names or files, as ``load_space`` takes them.
 
     Returns:
         The variants by their unique key.
     """
-    before = torch.get_float32_matmul_precision()
-    try:
-        with launch.recording(capability) as found:
-            for name in dtypes:
-                activations, weights, precision = DTYPES[name]
-                torch.set_float32_matmul_precision(precision)
-                for space in spaces:
-                    for layer in layers(load_space(space)):
-                        for batch in BATCHES:
-                            run_layer(layer, batch, activations, weights, VECTORS.get(name))
-    finally:
-        torch.set_float32_matmul_precision(before)
+    found: dict[str, launch.Variant] = {}
+    for name in sets:
+        chosen = SETS[name]
+        for space in _spaces(spaces, chosen.widest):
+            found |= warmup.record(
+                space, chosen.batches, [chosen.dtype], CLASSES, (capability, None, None), chosen.shadows
+            )
     return found
 
 
@@ -219,12 +111,19 @@ def compile_variant(variant: launch.Variant, capability: int) -> dict[str, Any]:
         ``loop_copies`` (:func:`loop_waits`) and ``serialised``.
 
     Raises:
-        GrowtasError: the compiler's tool that reads binaries failed.
+        GrowtasError: it does not compile, or the compiler's tool that reads binaries failed.
     """
     source = ASTSource(
         launch.KERNELS[variant.kernel], dict(variant.signature), dict(variant.constants), dict(variant.attrs)
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(variant.options))
+    target = GPUTarget("cuda", capability, 32)
+    try:
+        compiled = triton.compile(source, target=target, options=dict(variant.options))
+    except Exception as error:
+        raise GrowtasError(
+            f"{variant.kernel} does not compile for sm_{capability} with {variant.dtypes()} and "
+            f"{variant.constexprs()}: {error}"
+        ) from error
     ptx = compiled.asm["ptx"]
     return {
         "kernel": variant.kernel,
@@ -243,34 +142,27 @@ def compile_variant(variant: launch.Variant, capability: int) -> dict[str, Any]:
     }
 
 
-_mine: dict[int, dict[str, launch.Variant]] = {}
-
-
-def _record_in_worker(capabilities: Sequence[int], dtypes: Sequence[str], cache: str | None) -> None:
-    """In every compiling process: find the variants again, because kernels cannot be sent to it."""
+def _begin(cache: str | None) -> None:
+    """In every compiling process: import the kernels, which are named in what is sent to it."""
     if cache:
         os.environ["TRITON_CACHE_DIR"] = cache
-    _mine.update({capability: variants(capability, dtypes) for capability in capabilities})
+    for path in Path(__file__).parent.glob("*.py"):
+        importlib.import_module(f"growtas.kernels.{path.stem}")
 
 
-def _compile_in_worker(item: tuple[str, int]) -> dict[str, Any]:
-    key, capability = item
-    return compile_variant(_mine[capability][key], capability)
+def _compile_item(item: tuple[launch.Variant, int]) -> dict[str, Any]:
+    return compile_variant(*item)
 
 
 def _compile_all(
-    work: Sequence[tuple[launch.Variant, int]], dtypes: Sequence[str], cache: str | None, jobs: int
+    work: Sequence[tuple[launch.Variant, int]], cache: str | None, jobs: int
 ) -> list[dict[str, Any]]:
     """The resources of every variant, in order, compiled by ``jobs`` processes."""
     shown = {"desc": "compiling", "unit": "kernel", "disable": None, "total": len(work)}
     if jobs == 1:
         return [compile_variant(*item) for item in tqdm(work, **shown)]
-    capabilities = sorted({capability for _, capability in work})
-    with multiprocessing.get_context("spawn").Pool(
-        jobs, _record_in_worker, (capabilities, dtypes, cache)
-    ) as pool:
-        items = [(variant.key, capability) for variant, capability in work]
-        return list(tqdm(pool.imap(_compile_in_worker, items), **shown))
+    with multiprocessing.get_context("spawn").Pool(jobs, _begin, (cache,)) as pool:
+        return list(tqdm(pool.imap(_compile_item, work), **shown))
 
 
 def sources_digest() -> str:
@@ -309,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT), help="capabilities: 80 90"
     )
-    parser.add_argument("--dtypes", nargs="+", choices=sorted(DTYPES), default=list(DTYPES))
+    parser.add_argument("--sets", nargs="+", choices=sorted(SETS), default=list(SETS))
     parser.add_argument("--kernels", default="", help="only kernels whose name contains this")
     parser.add_argument("--cache", help="folder for compiled kernels (default: Triton's own)")
     parser.add_argument("--jobs", type=int, default=1, help="compiling processes")
@@ -321,10 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = [
         (variant, arch)
         for arch in chosen.arch
-        for variant in variants(arch, chosen.dtypes).values()
+        for variant in variants(arch, chosen.sets).values()
         if chosen.kernels in variant.kernel
     ]
-    rows = _compile_all(work, chosen.dtypes, chosen.cache, chosen.jobs)
+    rows = _compile_all(work, chosen.cache, chosen.jobs)
     print(table(rows))
     bad = [
         row

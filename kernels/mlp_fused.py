@@ -325,7 +325,7 @@ def fused_forward(
 
 
 def mlp_constants(
-    dtype: torch.dtype, w1: torch.Tensor, w2: torch.Tensor, width: int, precision: str
+    dtype: torch.dtype, w1: torch.Tensor, w2: torch.Tensor, width: int, precision: str, whole: bool = False
 ) -> tuple[str, dict[str, str | int]]:
     """The kind of operands, and the constexpr arguments that both passes share but for their tiles.
 
@@ -334,9 +334,10 @@ def mlp_constants(
         w1, w2: the weights, for their dtypes.
         width: channels of a row.
         precision: of the products, as ``launch.dot_precision`` names it.
+        whole: as ``mlp_tiles.pieces``.
     """
     weights = torch.float32 if torch.float32 in (w1.dtype, w2.dtype) else dtype
-    lo, hi = mlp_tiles.pieces(width)
+    lo, hi = mlp_tiles.pieces(width, whole)
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     constants = {"DTYPE": names[dtype], "PRECISION": precision}
     constants |= {"BLOCK_COLS": triton.next_power_of_2(lo + hi), "LO": lo, "HI": hi}

@@ -277,7 +277,8 @@ def _plan_backward(
     )  # fmt: skip
     launch.check_products(dtype)
     m, width = x.shape
-    kind, constants = mlp_constants(dtype, w1, w2, width, precision)
+    whole = mlp_tiles.one_piece("backward", dtype, device)
+    kind, constants = mlp_constants(dtype, w1, w2, width, precision, whole)
     tile = mlp_tiles.pick("backward", kind, m, launch.multiprocessors(device), device)
     programs = ceil(m, tile.rows)
     groups = ceil(programs, mlp_tiles.PARTS)

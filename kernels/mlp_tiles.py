@@ -56,8 +56,7 @@ COMMITTED: dict[tuple[str, bool, str], tuple[MLPTile, ...]] = {
     ("forward", False, "mixed"): (MLPTile(64, 16, 4),),
     ("forward", False, "tf32"): (MLPTile(32, 16, 4),),
     ("forward", False, "ieee"): (MLPTile(32, 16, 4),),
-    # 64 rows in steps of 16 or 32 are serialised by ptxas 12.8 where a row is 128 + 64 channels.
-    ("backward", True, "half"): (MLPTile(128, 32, 8), MLPTile(32, 16, 4)),
+    ("backward", True, "half"): (MLPTile(128, 32, 8), MLPTile(64, 16, 4)),
     ("backward", True, "mixed"): (MLPTile(128, 16, 8), MLPTile(32, 16, 4)),
     ("backward", True, "tf32"): (MLPTile(32, 16, 8),),
     ("backward", True, "ieee"): (MLPTile(32, 16, 8),),
@@ -68,8 +67,8 @@ COMMITTED: dict[tuple[str, bool, str], tuple[MLPTile, ...]] = {
 }
 
 
-#: (pass, kind) -> tiles on sm_90 that a measurement may try beside the committed ones. They compile without
-#: spills for widths up to 256. Two programs of 64 rows fit a multiprocessor and overlap GELU with products,
+#: (pass, kind) -> tiles on sm_90 that a measurement may try beside the committed ones. With Triton 3.6 and 3.8
+#: they were seen to compile without spills for 216 channels in bf16; other widths were not all tried. Two programs of 64 rows fit a multiprocessor and overlap GELU with products,
 #: but read the weights twice as often as 128 rows do; longer chunks use wider wgmmas.
 CANDIDATES: dict[tuple[str, str], tuple[MLPTile, ...]] = {
     ("forward", "half"): (MLPTile(64, 32, 4), MLPTile(128, 64, 8), MLPTile(128, 32, 8, 4)),
@@ -98,14 +97,28 @@ def pick(way: str, kind: str, rows: int, multiprocessors: int, device: torch.dev
     return next((tile for tile in choices if 2 * rows >= tile.rows * multiprocessors), choices[-1])
 
 
-def pieces(width: int) -> tuple[int, int]:
+def pieces(width: int, whole: bool = False) -> tuple[int, int]:
     """The powers of two that a row is multiplied in, the second perhaps 0: 192 channels are 128 + 64.
 
     Every product of a row with a chunk of weights is waited for, so 256 channels are one piece, not two.
 
     Args:
         width: channels, at most :data:`MAX_FUSED_WIDTH`.
+        whole: have one piece whatever the width, as :func:`one_piece` says.
     """
     if width <= 128:
         return (64 if width <= 64 else 128), 0
-    return (128, 64) if width <= 192 else (256, 0)
+    return (128, 64) if width <= 192 and not whole else (256, 0)
+
+
+def one_piece(way: str, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether rows are multiplied in one piece: 16-bit gradients on sm_90.
+
+    There, ptxas 12.8 serialises the wgmmas of a row in two pieces, whatever the tile; not those of one.
+
+    Args:
+        way: "forward" or "backward".
+        dtype: of the products.
+        device: where the kernel runs.
+    """
+    return way == "backward" and dtype.itemsize == 2 and _has_wgmma(device)

@@ -105,6 +105,44 @@ def _input(
     tl.store(dx_ptrs, acc.to(dx_ptr.dtype.element_ty), mask=row_ok[:, None] & col_ok[None, :])
 
 
+@triton.jit
+def _leave(
+    acc,  # (BLOCK_ROWS, BLOCK_COLS) fp32: a part of the sum of one tile
+    total,  # (BLOCK_ROWS,) fp32: a part of the sum of the bias
+    grad_ptr,  # (3*E*H, D) contiguous, rows 3*u + i
+    grad_bias_ptr,  # (3*E*H,); None: this program writes no gradient of a bias
+    partial_ptr,  # and the next: as add_tiles takes them
+    counter_ptr,
+    tile,
+    active,
+    split,
+    splits,  # of this tile
+    part,
+    rows,
+    row_ok,
+    cols,
+    all_units,
+    K_max,
+    bias_step_i,
+    bias_step_u,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+):
+    """Add up the parts of a tile in its last program, and write what is inside the gradient."""
+    acc, total, last = add_tiles(
+        acc, total, partial_ptr, counter_ptr, tile, active, split, splits, BLOCK_ROWS, BLOCK_COLS
+    )
+    if last:
+        exists = (rows < all_units)[:, None] & (cols < K_max)[None, :]
+        grad_ptrs = grad_ptr + (3 * rows + part).to(tl.int64)[:, None] * K_max + cols[None, :]
+        tl.store(grad_ptrs, acc.to(grad_ptr.dtype.element_ty), mask=exists)
+        if grad_bias_ptr is not None:
+            # Inactive entries lie behind the active prefix, in the weight's order whatever the layout.
+            entries = tl.where(row_ok, part * bias_step_i + rows * bias_step_u, 3 * rows + part)
+            bias_ptrs = grad_bias_ptr + entries
+            tl.store(bias_ptrs, total.to(grad_bias_ptr.dtype.element_ty), mask=rows < all_units)
+
+
 @launch.kernel
 def _weight(
     dqkv_ptr,  # (3, B, h, N, E) contiguous
@@ -173,6 +211,8 @@ def _weight(
     if mean_ptr is not None:
         gamma = tl.load(norm_weight_ptr + cols, mask=col_ok, other=0.0).to(tl.float32)
         beta = tl.load(norm_bias_ptr + cols, mask=col_ok, other=0.0).to(tl.float32)
+    # Two ways to the end, as in ``linear_backward``.
+    splits = tl.where(inside, splits, 1)
     acc = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
     if grad_bias_ptr is not None and col_tile == 0:
         acc, total = accumulate_over_rows(
@@ -180,26 +220,20 @@ def _weight(
             TOKENS, True, dqkv_ptr.dtype.element_ty, PRECISION, BLOCK_ROWS, BLOCK_DEPTH,
             None, 1, 1, mean_ptr, rstd_ptr, gamma, beta,
         )  # fmt: skip
+        _leave(
+            acc, total, grad_ptr, grad_bias_ptr, partial_ptr, counter_ptr, tile, active, split, splits, part,
+            rows, row_ok, cols, all_units, K_max, bias_step_i, bias_step_u, BLOCK_ROWS, BLOCK_COLS,
+        )  # fmt: skip
     else:
         acc, total = accumulate_over_rows(
             acc, dqkv_ptrs, row_ok, stride_image, HEAD_DIM, x_ptr + cols, col_ok, stride_x, start, depth,
             TOKENS, False, dqkv_ptr.dtype.element_ty, PRECISION, BLOCK_ROWS, BLOCK_DEPTH,
             None, 1, 1, mean_ptr, rstd_ptr, gamma, beta,
         )  # fmt: skip
-    acc, total, last = add_tiles(
-        acc, total, partial_ptr, counter_ptr, tile, active, split, tl.where(inside, splits, 1),
-        BLOCK_ROWS, BLOCK_COLS,
-    )  # fmt: skip
-    if last:
-        exists = (rows < all_units)[:, None] & (cols < K_max)[None, :]
-        grad_ptrs = grad_ptr + (3 * rows + part).to(tl.int64)[:, None] * K_max + cols[None, :]
-        tl.store(grad_ptrs, acc.to(grad_ptr.dtype.element_ty), mask=exists)
-        if grad_bias_ptr is not None:
-            if col_tile == 0:
-                # Inactive entries lie behind the active prefix, in the weight's order whatever the layout.
-                entries = tl.where(row_ok, part * bias_step_i + rows * bias_step_u, 3 * rows + part)
-                bias_ptrs = grad_bias_ptr + entries
-                tl.store(bias_ptrs, total.to(grad_bias_ptr.dtype.element_ty), mask=rows < all_units)
+        _leave(
+            acc, total, grad_ptr, None, partial_ptr, counter_ptr, tile, active, split, splits, part, rows,
+            row_ok, cols, all_units, K_max, bias_step_i, bias_step_u, BLOCK_ROWS, BLOCK_COLS,
+        )  # fmt: skip
 
 
 @planned
