@@ -67,9 +67,11 @@ COMMITTED: dict[tuple[str, bool, str], tuple[MLPTile, ...]] = {
 }
 
 
-#: (pass, kind) -> tiles on sm_90 that a measurement may try beside the committed ones. With Triton 3.6 and 3.8
-#: they were seen to compile without spills for 216 channels in bf16; other widths were not all tried. Two programs of 64 rows fit a multiprocessor and overlap GELU with products,
-#: but read the weights twice as often as 128 rows do; longer chunks use wider wgmmas.
+#: (pass, kind) -> tiles on sm_90 that a measurement may try beside the committed ones. They were seen to
+#: compile without spills in bf16 where they were tried, at widths of T, but the committed table does not hold
+#: them: a measurement has to look at what it compiles. Two programs of 64 rows fit a multiprocessor and
+#: overlap GELU with products, but read the weights twice as often as 128 rows do; longer chunks use wider
+#: wgmmas.
 CANDIDATES: dict[tuple[str, str], tuple[MLPTile, ...]] = {
     ("forward", "half"): (MLPTile(64, 32, 4), MLPTile(128, 64, 8), MLPTile(128, 32, 8, 4)),
     ("backward", "half"): (MLPTile(64, 16, 4),),
