@@ -115,7 +115,8 @@ class Run:
         environment.setdefault("MAX_JOBS", "6")
         if rehearse:
             environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        device, many = ("cpu", {"side": 2, "ready": 1}) if rehearse else ("cuda", {"side": 15, "ready": 4})
+        slow = {"side": 2, "ready": 1, "patience": 8.0}  # kernels are interpreted
+        device, many = ("cpu", slow) if rehearse else ("cuda", {"side": 15, "ready": 4})
         limit = seconds - RESERVE_SECONDS
         self.crew = Crew(limit, self.records, self.log, environment, device=device, jobs=jobs, **many)
 

@@ -119,6 +119,7 @@ class Crew:
         jobs: the module that has the jobs' functions.
         side: how many jobs of the other lanes run at once.
         ready: how many workers are kept ahead of the jobs that wait.
+        patience: what the limits of all jobs are multiplied by, where the device is slower than a GPU.
         python: the interpreter.
     """
 
@@ -132,12 +133,13 @@ class Crew:
         jobs: str = "common.gpu_jobs",
         side: int = 12,
         ready: int = 3,
+        patience: float = 1.0,
         python: str = sys.executable,
     ) -> None:
         self.start = time.monotonic()
         self.deadline = self.start + seconds
         self.records, self.log, self.environment, self.side = list(records), log, environment, side
-        self.ready = ready
+        self.ready, self.patience = ready, patience
         self.command = [python, "-P", str(WORKER), "--device", device, "--jobs", jobs, "--records", *records]
         self.waiting: list[Job] = []
         self.done: dict[str, Job] = {}
@@ -290,7 +292,9 @@ class Crew:
         for worker in list(self.busy):
             job = worker.job
             limit = (
-                min(worker.begin + job.limit, self.deadline) if worker.ready else worker.born + BIRTH_SECONDS
+                min(worker.begin + self.patience * job.limit, self.deadline)
+                if worker.ready
+                else worker.born + BIRTH_SECONDS
             )
             if now > min(limit, self.deadline):
                 self.busy.remove(worker)
@@ -302,7 +306,7 @@ class Crew:
         for entry in list(self.commands):
             job, process, begin = entry
             code = process.poll()
-            if code is None and now > min(begin + job.limit, self.deadline):
+            if code is None and now > min(begin + self.patience * job.limit, self.deadline):
                 end(process)
                 status = f"stopped after {now - begin:.0f} s"
             elif code is None:

@@ -12,17 +12,17 @@ import dataclasses
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import each_kernel
 import torch
-from torch import Tensor
 
 from common import environment, gpu_steps, gpu_worker, roofline, steps, timing, works
 from common.fused_works import fused_works
 from common.memory_works import attention_works, norm_works
+from common.poison import poisoned, same_bits, tensors_of
 from common.product_works import product_works, timed
 from common.works import Layer, Work
 from growtas import ops
@@ -34,7 +34,6 @@ PARTS = {
     "attention": attention_works,
 }
 SPACES = ("T", "S", "B")
-NAN = float("nan")
 
 
 class Context:
@@ -84,11 +83,17 @@ class Context:
         least = self.ceilings.floor(flops, moved)
         return {"bound": least, "share": least / seconds}
 
-    def layers(self) -> list[Layer]:
-        """The middle layers of T, S and B: the middle embed_dim, the most heads, the widest MLP."""
+    def layers(self, subnets: Sequence[str] = ()) -> list[Layer]:
+        """The middle layers of T, S and B: the middle embed_dim, the most heads, the widest MLP.
+
+        Args:
+            subnets: of T, in their place: ``smallest``, ``largest``.
+        """
         if self.tiny:
             return [each_kernel.TINY]
-        return [gpu_steps.middle_layer(name) for name in SPACES]
+        if subnets:
+            return [gpu_steps.layer_of("T", name) for name in subnets]
+        return [gpu_steps.layer_of(name) for name in SPACES]
 
 
 # -- the machine -------------------------------------------------------------------------------------------
@@ -159,53 +164,22 @@ def compile_kernels(
 # -- smoke -------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def poisoned() -> Iterator[None]:
-    """Within it, new tensors hold NaN: what a kernel does not write is seen."""
-
-    def filled(make):
-        def run(*args: Any, **options: Any) -> Tensor:
-            out = make(*args, **options)
-            return out.fill_(NAN) if out.is_floating_point() else out
-
-        return run
-
-    places = ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty"), (torch, "empty_strided"))
-    former = [(owner, name, getattr(owner, name)) for owner, name in places]
-    for owner, name, make in former:
-        setattr(owner, name, filled(make))
-    try:
-        yield
-    finally:
-        for owner, name, make in former:
-            setattr(owner, name, make)
-
-
-def tensors_of(found: Any) -> list[Tensor]:
-    """All tensors in what a launcher returns."""
-    if isinstance(found, Tensor):
-        return [found]
-    return [t for part in found for t in tensors_of(part)] if isinstance(found, tuple | list) else []
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same bits, NaN included."""
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    kind = kinds[one.element_size()]
-    return one.shape == other.shape and torch.equal(one.view(kind), other.view(kind))
-
-
-def smoke(context: Context, part: str, op: str, backend: str, repeats: int = 100) -> None:
+def smoke(
+    context: Context, part: str, op: str, backend: str, subnets: Sequence[str] = (), repeats: int = 100
+) -> None:
     """One kernel against fp64 with its outputs poisoned, then repeated: any change of a bit is a race.
 
     Args:
         context: of the run.
         part, op: the job.
         backend: ``triton``, ``cublas`` or ``cuda``; its way with 16-bit weights too, where there is one.
+        subnets: as :meth:`Context.layers`.
         repeats: calls whose results are compared, at the full batch.
     """
-    repeats = 3 if context.tiny else repeats
-    for work in pick(context, part, op):
+    if context.tiny and backend == "cuda":
+        return  # a rehearsal has no device for it
+    repeats = 1 if context.tiny else repeats
+    for work in pick(context, part, op, subnets):
         names = [n for n in work.ways if n in (f"growtas {backend}", f"growtas {backend} same")]
         yardstick = work.yardstick or work.baseline
         for name in names:
@@ -244,9 +218,9 @@ def _repeat(make: Any, inputs: Any, repeats: int) -> tuple[int, int, bool]:
     return changed, repeats, any(bool(t.isnan().any()) for t in first if t.is_floating_point())
 
 
-def pick(context: Context, part: str, op: str) -> list[Work]:
-    """The works of an operation in the middle layers."""
-    return [work for work in PARTS[part](context.layers()) if work.op == op]
+def pick(context: Context, part: str, op: str, subnets: Sequence[str] = ()) -> list[Work]:
+    """The works of an operation in the middle layers, or in those of some subnets of T."""
+    return [work for work in PARTS[part](context.layers(subnets)) if work.op == op]
 
 
 # -- timing ------------------------------------------------------------------------------------------------
@@ -260,7 +234,14 @@ def crashed(context: Context) -> set[tuple[str, str]]:
     return {(r["op"], r["way"]) for r in begun if (r["size"], r["way"]) not in ended}
 
 
-def race(context: Context, part: str, op: str, skip: Sequence[str] = (), only: Sequence[str] = ()) -> None:
+def race(
+    context: Context,
+    part: str,
+    op: str,
+    skip: Sequence[str] = (),
+    only: Sequence[str] = (),
+    subnets: Sequence[str] = (),
+) -> None:
     """Time an operation in all ways, in turns, at the middle layers of T, S and B.
 
     Ways that took their process down in the smoke test are left out: they would take the others along.
@@ -270,9 +251,10 @@ def race(context: Context, part: str, op: str, skip: Sequence[str] = (), only: S
         part, op: the job.
         skip: ways to leave out.
         only: ways to time beside the baseline; all where empty.
+        subnets: as :meth:`Context.layers`.
     """
     bad = {way for name, way in crashed(context) if name == op} | set(skip)
-    for work in pick(context, part, op):
+    for work in pick(context, part, op, subnets):
         only_these = {*only, work.baseline, work.yardstick or work.baseline}
         ways = {n: make for n, make in work.ways.items() if n not in bad and (not only or n in only_these)}
         with ops.use("torch"):  # the parts of torch's compositions; launchers choose nothing
@@ -371,6 +353,7 @@ def step_time(
         kind, bound = record.pop("kind"), {}
         if "flops" in record:
             bound = context.bound(record["flops"], record["bytes"], record["seconds"][0])
+            bound |= gpu_steps.model_of(context, rival.case, way)
         context.add(kind, **gpu_steps.about(rival.case, way), **record, **bound)
 
 

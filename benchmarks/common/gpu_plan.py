@@ -58,6 +58,15 @@ def jobs_a(after_build: Any, out: Path, tests: Sequence[str]) -> tuple[list[Job]
     for part in ("fused", "layer_norm", "products"):
         own = {"only": CUDA_WAYS, "requires": ("native",), "label": "cuda ", "ops": CUDA_OPS[part]}
         races += race(part, built, 215, **own)
+    ends = {"part": "fused", "op": "mlp", "subnets": ["smallest", "largest"]}
+    native.append(
+        Job("smoke cuda mlp at T's ends", "smoke", {**ends, "backend": "cuda"}, limit=40, lane="burst",
+            needs=("ceilings",), requires=("native",), by=230)
+    )  # fmt: skip
+    races.append(
+        Job("time cuda mlp at T's ends", "race", {**ends, "skip": [], "only": list(CUDA_WAYS)}, limit=25,
+            needs=built, requires=("native",), by=215)
+    )  # fmt: skip
     prepared = [
         Job(f"prepare {way} T 128", "step_prepare", step(way, "T", 128), limit=150, lane="side", keep=True,
             needs=compiled())

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from common import steps, timing
+from common import step_bytes, steps, timing
 from common.products import SPACES
 from common.steps import Case, Rival
 from common.works import Layer
@@ -21,14 +21,15 @@ from growtas import load_space, ops
 TINY_SPACE = "digits"
 
 
-def middle_layer(space: str) -> Layer:
-    """A layer of a space's middle subnet.
+def layer_of(space: str, name: str = "middle") -> Layer:
+    """A layer of a space's subnet.
 
     Args:
         space: T, S or B.
+        name: of the subnet, as ``steps.pick_subnet`` has it.
     """
     loaded = load_space(SPACES[space])
-    subnet, side = steps.pick_subnet(loaded, "middle"), loaded.image_size // loaded.patch_size
+    subnet, side = steps.pick_subnet(loaded, name), loaded.image_size // loaded.patch_size
     return Layer(
         space, subnet.embed_dim, subnet.num_heads[0], subnet.hidden_dims[0], loaded.super_embed_dim,
         loaded.super_num_heads, loaded.super_hidden_dim, loaded.head_dim, (side, side),
@@ -169,6 +170,15 @@ def rival(context: Any, case: Case, way: str) -> Rival:
     found = steps.rivals(case, (name,))[name]
     found.net.train()
     return found
+
+
+def model_of(context: Any, case: Case, way: str) -> dict[str, float]:
+    """The least seconds of growtas' step by the model of its launches and the measured ceilings."""
+    backend = way.removeprefix("growtas ")
+    if backend not in step_bytes.BACKENDS or context.ceilings is None:
+        return {}
+    found = step_bytes.step_bytes(load_space(case.space), case.subnet, case.batch, backend)
+    return {"model": step_bytes.least(found, *context.ceilings)}
 
 
 def measure(context: Any, rival: Rival, seconds: float) -> Iterator[dict[str, Any]]:

@@ -137,12 +137,14 @@ def steps(records: Sequence[Record]) -> str:
             str(beside["profile"].get("kernels", "-")), f"{record['images_per_second']:.0f}",
             f"{relative:.2f}" if relative else "-",
             number(1e3 * record["bound"]) if "bound" in record else "-",
-            f"{record['share']:.0%}" if "share" in record else "-", f"{record['peak_bytes'] / 2**30:.1f}",
+            f"{record['share']:.0%}" if "share" in record else "-",
+            number(1e3 * record["model"]) if "model" in record else "-",
+            f"{record['peak_bytes'] / 2**30:.1f}",
         ])  # fmt: skip
     lines = []
     if rows:
         header = ["space", "batch", "step", "ms", "host", "kernels' sum", "graph", "kernels", "images/s"]
-        header += ["× growtas", "bound ms", "share", "GiB"]
+        header += ["× growtas", "bound ms", "share", "model ms", "GiB"]
         lines.append(render(header, rows, left=3))
     for record in of(records, "step_check"):
         size = (

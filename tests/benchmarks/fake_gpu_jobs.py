@@ -60,7 +60,7 @@ def compile_kernels(context: Context, share: int, shares: int, **_: Any) -> None
     context.add("compiled", share=share, variants=5, of=5 * shares, fresh=5, seconds=1.0)
 
 
-def smoke(context: Context, part: str, op: str, backend: str) -> None:
+def smoke(context: Context, part: str, op: str, backend: str, subnets: Sequence[str] = ()) -> None:
     """A right kernel at three sizes."""
     for space in SPACES:
         known = {"part": part, "op": op, "space": space, "size": f"{space} {op}", "way": f"growtas {backend}"}
@@ -69,7 +69,14 @@ def smoke(context: Context, part: str, op: str, backend: str) -> None:
         context.add("smoke", **known, status="ok", error=1e-3, repeats=100, unwritten=False)
 
 
-def race(context: Context, part: str, op: str, skip: Sequence[str], only: Sequence[str]) -> None:
+def race(
+    context: Context,
+    part: str,
+    op: str,
+    skip: Sequence[str],
+    only: Sequence[str],
+    subnets: Sequence[str] = (),
+) -> None:
     """Two ways at three sizes."""
     for space in SPACES:
         fault(f"race {op} {space}")

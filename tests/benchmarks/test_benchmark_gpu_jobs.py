@@ -89,6 +89,8 @@ def test_steps_of_every_rival_are_timed_with_their_bound(context):
     found = records(context, "step")
     assert [r["way"] for r in found] == ["growtas triton", "published", "timm", "compiled", "masked"]
     assert all(0 < r["bound"] and 0 < r["share"] < 1 and r["host"][0] > 0 for r in found)
+    modelled = {r["way"]: r.get("model") for r in found}
+    assert 0 < modelled["growtas triton"] and modelled["published"] is None
     gpu_jobs.step_check(context, "T")
     assert {r["status"] for r in records(context, "step_check")} == {"ok"}
     gpu_jobs.random_subnets(context, "masked", "T", 128)
