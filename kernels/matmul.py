@@ -127,5 +127,8 @@ def accumulate_over_rows(
             x = load_tile(x_tile_ptrs, ok, x_ok, DTYPE)
         acc = tl.dot(dy.to(DTYPE), x, acc, input_precision=PRECISION)
         if SUM:
-            total += tl.sum(dy.to(tl.float32), axis=1)
+            summed = dy.to(tl.float32)
+            if dy.dtype == tl.float32:
+                summed += 0.0  # Triton 3.6 fails at sums of what was just loaded ("loopResult.hasOneUse()")
+            total += tl.sum(summed, axis=1)
     return acc, total
