@@ -75,7 +75,7 @@ COMMITTED: dict[tuple[str, bool, str], tuple[MLPTile, ...]] = {
 #: wgmmas.
 CANDIDATES: dict[tuple[str, str], tuple[MLPTile, ...]] = {
     ("forward", "half"): (MLPTile(64, 32, 4), MLPTile(128, 64, 8), MLPTile(128, 32, 8, 4)),
-    ("backward", "half"): (MLPTile(64, 16, 4), MLPTile(32, 16, 4)),
+    ("backward", "half"): (MLPTile(64, 16, 4),),
 }
 
 
