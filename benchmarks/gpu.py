@@ -197,7 +197,8 @@ def main(argv: list[str] | None = None, jobs: str = "common.gpu_jobs") -> int:
         )
         return 2
     folders = [Path(os.environ["OUT"]).resolve()] if os.environ.get("OUT") else []
-    folders.append(ROOT / "build" / "rehearsal" if options.rehearse else result_folder(name))
+    rehearsal = (folders[0] if folders else ROOT / "build") / "rehearsal"  # not one for several at a time
+    folders.append(rehearsal if options.rehearse else result_folder(name))
     run = Run(options.run, 60 * options.minutes, folders, options.rehearse, jobs)
 
     def stop(*_: object) -> None:

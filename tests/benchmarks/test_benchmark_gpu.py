@@ -73,7 +73,7 @@ def test_a_whole_run(tmp_path, run):
     done = rehearse(tmp_path, run)
     assert done.returncode == 0, done.stdout + done.stderr
     records = gpu_worker.read(str(tmp_path / f"run-{run}.jsonl"))
-    kept = gpu_worker.read(str(gpu.ROOT / "build" / "rehearsal" / f"run-{run}.jsonl"))
+    kept = gpu_worker.read(str(tmp_path / "rehearsal" / f"run-{run}.jsonl"))
     assert sorted(map(json.dumps, kept)) == sorted(map(json.dumps, records))
     assert {r["status"] for r in gpu_tables.of(records, "job")} == {"ok"}
     kinds = {r["kind"] for r in records}

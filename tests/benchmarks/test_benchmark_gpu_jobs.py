@@ -11,6 +11,7 @@ from common.dense_vit import dense_vit
 from common.masked_vit import MaskedViT, masks_of
 
 import growtas
+from growtas.ops import backend
 from growtas.space import Subnet
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton is compiled in this process")
@@ -97,6 +98,16 @@ def test_steps_of_every_rival_are_timed_with_their_bound(context):
     assert records(context, "random_subnets")[0]["images_per_second"] > 0
     shown = gpu_tables.steps(gpu_worker.read(context.records[0]))
     assert "bound ms" in shown and "masked" in shown and "random subnets" in shown
+
+
+def test_a_step_on_cublas_takes_triton_for_what_is_no_gemm(context, monkeypatch):
+    monkeypatch.setattr(backend, "_mismatch", lambda *_: "")
+    monkeypatch.setattr(backend, "available", lambda _: backend.Availability(True))
+    monkeypatch.setattr(context, "tiny", False)
+    with gpu_steps.backend(context, "growtas cublas"):
+        found = {op: backend.choose(op, torch.device("cuda"), torch.bfloat16, 256) for op in backend.KERNELS}
+    assert {op for op, name in found.items() if name == "triton"} == {"relative_attention", "layer_norm"}
+    assert set(found.values()) == {"triton", "cublas"}
 
 
 def test_candidates_are_those_of_the_kernels_that_lose_most(context):
