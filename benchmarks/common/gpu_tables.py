@@ -46,9 +46,12 @@ def smoke(records: Sequence[Record]) -> str:
     """One line per operation: is each way right, and are its bits equal, at T, S and B."""
     found = of(records, "smoke")
     ended = {(r["size"], r["way"]) for r in found}
+    over = {r["job"] for r in of(records, "job")}
     for record in of(records, "smoke_begins"):
         if (record["size"], record["way"]) not in ended:
-            found.append({**record, "status": "took its process down, or hung", "error": None})
+            job = f"smoke {record['way'].split()[1]} {record['op']}"
+            status = "took its process down, or hung" if job in over else "still running"
+            found.append({**record, "status": status, "error": None})
     ways = list(dict.fromkeys(r["way"] for r in sorted(found, key=lambda r: r["way"])))
     rows, notes = [], []
     for op in dict.fromkeys(r["op"] for r in found):

@@ -190,6 +190,14 @@ def alive(word: str) -> list[str]:
     return found
 
 
+def test_a_check_that_still_runs_is_not_called_a_crash():
+    known = {"part": "fused", "op": "mlp", "space": "T", "size": "T mlp", "way": "growtas cublas"}
+    records = [{"kind": "smoke_begins", **known}]
+    assert "T mlp, growtas cublas: still running" in gpu_tables.smoke(records)
+    records.append({"kind": "job", "job": "smoke cublas mlp", "status": "exit status 1"})
+    assert "T mlp, growtas cublas: took its process down" in gpu_tables.smoke(records)
+
+
 def test_a_record_that_was_cut_off_is_left_out(tmp_path):
     path = str(tmp_path / "records.jsonl")
     gpu_worker.append([path], {"kind": "one"})
