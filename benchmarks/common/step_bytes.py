@@ -237,18 +237,15 @@ class _Model:
     # -- ends -----------------------------------------------------------------------------------------------
 
     def begin(self) -> Iterator[Launch]:
-        """Shadows, patches, their product, cls token and absolute position."""
+        """Shadows, patches, their product, and the tokens with their position."""
         block = 3 * self.W * self.D + self.W * self.D + 2 * self.D * self.M
         biases = 3 * self.W + 2 * self.D + self.M
         shared = self.depth * (block + biases) + self.D * (self.patch + 1) + self.classes * (self.D + 1)
         yield "shadow._cast", (FULL + HALF) * shared, 0
-        pixels = self.patches * self.patch
-        yield "clone", 2 * FULL * pixels, 0
-        yield "_to_copy", (FULL + HALF) * pixels, 0
+        yield "_to_copy", (FULL + HALF) * self.patches * self.patch, 0
         name = "linear._forward" if self.fused else "addmm"
         yield self.named(name, self.gemm(self.patches, self.patch, self.d, HALF))
-        yield "cat", HALF * self.patches * self.d + self.x16, 0
-        yield "add", self.x16 + self.x32 + FULL * self.tokens * self.d, 0
+        yield "add", HALF * self.patches * self.d + self.x32 + FULL * self.tokens * self.d, 0
 
     def end(self) -> Iterator[Launch]:
         """The last LayerNorm and the mean of the patches, both passes."""
@@ -263,8 +260,7 @@ class _Model:
         """Gradients of the position, and of the patches' product."""
         patches = HALF * self.patches * self.d
         yield "sum", self.x32, 0
-        yield "_to_copy", self.x32 + self.x16, 0
-        yield "clone", 2 * patches, 0
+        yield "_to_copy", (FULL + HALF) * self.patches * self.d, 0
         if not self.fused:
             yield "rows._rows", 2 * patches, 0
         yield from self.weight_gradient(self.d, self.patch, self.D, self.patch, self.patches)
