@@ -51,7 +51,7 @@ def step_bytes(space: SearchSpace, subnet: Subnet, batch: int, backend: str, cla
     """What a training step launches.
 
     Args:
-        space, subnet: which network.
+        space, subnet: which network; up to 256 wide, as the fused kernels are.
         batch: images.
         backend: ``triton`` or ``cublas``.
         classes: outputs of the head.

@@ -61,7 +61,7 @@ def test_what_is_least_depends_on_the_slower_of_both():
 
 
 def test_a_fused_step_moves_less_and_a_larger_batch_more():
-    space = growtas.load_space("autoformer-small")
+    space = growtas.load_space("autoformer-tiny")
     subnet = steps.pick_subnet(space, "middle")
     moved = {
         (backend, batch): sum(
