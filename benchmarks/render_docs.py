@@ -2,8 +2,9 @@
 
     python benchmarks/render_docs.py [--check]
 
-In docs/benchmarks.md, docs/performance.md and README.md the text between two marks, such as ``<!-- kernels
--->`` and ``<!-- end kernels -->``, is replaced; docs/images/roofline.svg is drawn from the same files.
+In docs/benchmarks.md, docs/kernels.md, docs/performance.md and README.md the text between two marks, such as
+``<!-- kernels -->`` and ``<!-- end kernels -->``, is replaced; docs/images/roofline.svg is drawn from the
+same files.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import environment, performance_docs, product_report, results, roofline_plot
+from common import environment, performance_docs, product_report, resource_tables, results, roofline_plot
 from common.table import geometric_mean, render
 
 from growtas.ops import records
@@ -112,6 +113,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
         "gpu": performance_docs.gpu_state,
         "step model": performance_docs.step_model,
     },
+    ROOT / "docs" / "kernels.md": {"resources": resource_tables.worst_cases},
     ROOT / "README.md": {"headline": performance_docs.headline},
 }
 """What is generated, by document and mark."""

@@ -1,0 +1,64 @@
+"""What the compiler says of every Triton kernel, from the committed tables of two versions of Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from common import results
+from common.table import render
+
+TABLES = ("triton_resources_3.6.json", "triton_resources.json")
+"""Files in the folder of results, one per version of Triton, the older first."""
+
+COLUMNS: dict[str, tuple[str, Callable[[Iterable[Any]], Any]]] = {
+    "registers": ("registers", max),
+    "stack": ("stack bytes", max),
+    "shared": ("shared KiB", max),
+    "stages": ("stages", min),
+    "loop_pendings": ("products left running", min),
+    "loop_copies": ("copies left running", min),
+    "serialised": ("serialised", sum),
+}
+"""Field of a row -> its title, and which of a kernel's variants is shown."""
+
+
+def _worst(rows: list[dict[str, Any]], field: str) -> str:
+    """The worst value of a field among the variants of a kernel; a dash where none has one."""
+    values = [row[field] for row in rows if row[field] is not None]
+    if not values:
+        return "-"
+    worst = COLUMNS[field][1](values)
+    return f"{worst / 1024:.0f}" if field == "shared" else str(worst)
+
+
+def worst_cases(folder: Path) -> str:
+    """The worst case of every kernel on sm_90 and sm_80; "a / b" where two versions of Triton differ.
+
+    Args:
+        folder: of all results.
+    """
+    tables = [results.read(folder / name) for name in TABLES]
+    first, second = (".".join(table["triton"].split(".")[:2]) for table in tables)
+    groups: dict[tuple[str, str], list[list[dict[str, Any]]]] = {}
+    for place, table in enumerate(tables):
+        for row in table["variants"]:
+            groups.setdefault((row["kernel"], row["arch"]), [[], []])[place].append(row)
+    rows = []
+    for kernel, arch in sorted(groups, key=lambda key: (key[0], -int(key[1][3:]))):
+        cells = [f"`{kernel}`", arch]
+        for field in (None, *COLUMNS):
+            both = [
+                str(len(own)) if field is None else _worst(own, field) if own else "-"
+                for own in groups[kernel, arch]
+            ]
+            cells.append(both[0] if both[0] == both[1] else " / ".join(both))
+        rows.append(cells)
+    header = ["kernel", "GPU", "variants", *(title for title, _ in COLUMNS.values())]
+    return (
+        f"Counted by the compilers, not measured: the worst variant of each kernel. Where Triton {first} and "
+        f"{second} differ, it says “{first} / {second}”. A wait for products or copies that leaves 0 running "
+        "waits for all of them; serialised counts the variants whose wgmmas ptxas serialises.\n\n"
+        + render(header, rows, left=2, markdown=True)
+    )
