@@ -64,8 +64,8 @@ COMMITTED: dict[str, tuple[Tile, ...]] = {
     "mixed": (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
     "tf32": (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
     "ieee": (Tile(32, 64, 16, 4, 2),),
-    # A weight gradient also sums dy for the bias. Beside that, ptxas serialises the wgmmas of four warps, 12.8 at
-    # some alignments and 13.1 at most; those of eight it does not.
+    # A weight gradient also sums dy for the bias. Beside that, ptxas serialises the wgmmas of four warps, and
+    # not those of eight.
     "half+weight": (Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 8, 4)),
     # With four warps, 24 bytes would spill on sm_80.
     "ieee+weight": (Tile(32, 64, 16, 8, 2),),
