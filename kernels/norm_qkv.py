@@ -13,7 +13,7 @@ in fp32 under autocast: L2 would bound the kernel.
 
 Apart: wider rows, which would not fit, or be padded to 512 or 1024. LayerNorm is a launch before that of
 ``qkv_forward`` and leaves xn in memory until this has read it: 4 bytes per element in 16 bits, 10 us for S at
-batch 128 (448 channels, 4.3 TB/s). With xn made on load, in whatever tile, ptxas 12.8 to 13.1 serialise the
+batch 128 (448 channels, 4.3 TB/s). With xn made on load, in whatever tile, ptxas 12.8 and 12.9 serialise the
 wgmmas of sm_90, because their operand passes through registers.
 
 Tiled: few rows, where launches count and not the wgmmas; exact fp32, which has none. A program makes one

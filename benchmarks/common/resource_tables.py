@@ -33,8 +33,16 @@ def _worst(rows: list[dict[str, Any]], field: str) -> str:
     return f"{worst / 1024:.0f}" if field == "shared" else str(worst)
 
 
+def _by_default(row: dict[str, Any]) -> bool:
+    """Whether training launches a variant by default: with 16-bit operands, and no fp32 weights of a GEMM."""
+    dtypes = row["dtypes"]
+    gemm = "PRECISION" in row["constexprs"]
+    weights = (dtypes.get("weight_ptr"), dtypes.get("w1_ptr")) if gemm else ()
+    return "bf16" in dtypes.values() and "fp32" not in weights
+
+
 def worst_cases(folder: Path) -> str:
-    """The worst case of every kernel on sm_90 and sm_80; "a / b" where two versions of Triton differ.
+    """The worst case of every kernel in bf16 on sm_90 and sm_80; "a / b" where two versions of Triton differ.
 
     Args:
         folder: of all results.
@@ -43,7 +51,7 @@ def worst_cases(folder: Path) -> str:
     first, second = (".".join(table["triton"].split(".")[:2]) for table in tables)
     groups: dict[tuple[str, str], list[list[dict[str, Any]]]] = {}
     for place, table in enumerate(tables):
-        for row in table["variants"]:
+        for row in filter(_by_default, table["variants"]):
             groups.setdefault((row["kernel"], row["arch"]), [[], []])[place].append(row)
     rows = []
     for kernel, arch in sorted(groups, key=lambda key: (key[0], -int(key[1][3:]))):
@@ -57,8 +65,8 @@ def worst_cases(folder: Path) -> str:
         rows.append(cells)
     header = ["kernel", "GPU", "variants", *(title for title, _ in COLUMNS.values())]
     return (
-        f"Counted by the compilers, not measured: the worst variant of each kernel. Where Triton {first} and "
-        f"{second} differ, it says “{first} / {second}”. A wait for products or copies that leaves 0 running "
+        "Counted by the compilers, not measured: the worst variant of each kernel in bf16. Where Triton "
+        f"{first} and {second} differ, it says “{first} / {second}”. A wait for products or copies that leaves 0 running "
         "waits for all of them; serialised counts the variants whose wgmmas ptxas serialises.\n\n"
         + render(header, rows, left=2, markdown=True)
     )

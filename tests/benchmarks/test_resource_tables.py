@@ -9,6 +9,7 @@ from common import resource_tables
 
 def _row(kernel, arch, **fields):
     row = {"registers": 10, "stack": 0, "shared": 1024, "stages": 3, "loop_pendings": None, "loop_copies": 2}
+    row |= {"dtypes": {"x_ptr": "bf16", "weight_ptr": "bf16"}, "constexprs": {"PRECISION": "ieee"}}
     return {"kernel": kernel, "arch": arch, "serialised": False, **row, **fields}
 
 
@@ -17,6 +18,8 @@ def test_the_worst_variant_is_shown_and_both_tritons_where_they_differ(tmp_path)
         _row("a.b", "sm_90", registers=100, loop_pendings=1, stages=2),
         _row("a.b", "sm_90", shared=4096, loop_pendings=0, serialised=True),
         _row("a.b", "sm_80", stack=8),
+        _row("a.b", "sm_80", stack=99, dtypes={"x_ptr": "bf16", "weight_ptr": "fp32"}),
+        _row("a.b", "sm_80", stack=99, dtypes={"x_ptr": "fp32"}),
     ]
     newer = [
         _row("a.b", "sm_90", registers=90, loop_pendings=0, stages=2),

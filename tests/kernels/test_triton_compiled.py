@@ -92,6 +92,24 @@ EXCEPTIONS = {
 }
 
 
+#: The same of the newest Triton alone.
+NEWEST = {
+    (
+        "linear_backward._weight",
+        SERIALISED,
+    ): "756 units of dy and their sum for the bias",
+    ("relative_attention_forward._forward", SERIALISED): "every product is waited for as it is",
+    ("mlp_fused_backward._backward", SERIALISED): "756 hidden units: every register is in use",
+}
+#: (kernel, GPU, operands) -> bytes that a variant may spill, of the ways to train that are not the default.
+SPILLS = {
+    ("norm_qkv._forward_held", "sm_90", "fp32 weights"): 8,
+    ("mlp_fused._forward", "sm_90", "fp32 weights"): 8,
+    ("relative_attention_forward._forward", "sm_80", "ieee"): 8,
+    ("relative_attention_backward._backward_keys", "sm_80", "tf32"): 16,
+}
+
+
 def _products(row: dict) -> str:
     """The dtype of a kernel's products."""
     return row["dtypes"][MATRIX_KERNELS[row["kernel"]]]
@@ -108,6 +126,15 @@ def _reads_fp32_weights(row: dict) -> bool:
     return "fp32" in (row["dtypes"].get("weight_ptr"), row["dtypes"].get("w1_ptr"))
 
 
+def _operands(row: dict) -> tuple[str, str, str]:
+    """The kernel, the GPU, and how a kernel that makes products does so."""
+    if row["kernel"] not in MATRIX_KERNELS:
+        return row["kernel"], row["arch"], "rows"
+    half = "fp32 weights" if _reads_fp32_weights(row) else "16 bits"
+    fp32 = _products(row) == "fp32"
+    return row["kernel"], row["arch"], row["constexprs"]["PRECISION"] if fp32 else half
+
+
 def _flaws(row: dict) -> set[str]:
     """What a main loop waits for that it need not."""
     found = {
@@ -121,7 +148,7 @@ def _flaws(row: dict) -> set[str]:
 def _check_row(row: dict) -> None:
     """No spills, shared memory within the limit, tensor cores wherever they can be used, wide copies."""
     what = f"{row['kernel']} on {row['arch']} with {row['dtypes']} and {row['constexprs']}"
-    assert row["stack"] == 0, f"{what} spills {row['stack']} bytes"
+    assert row["stack"] <= SPILLS.get(_operands(row), 0), f"{what} spills {row['stack']} bytes"
     assert row["shared"] <= compile_ahead.SHARED_LIMIT[int(row["arch"][3:])], what
     assert row["registers"] * row["warps"] * 32 <= 65536, what
     if row["kernel"] not in MATRIX_KERNELS:
@@ -235,15 +262,18 @@ def test_committed_tables_are_of_two_tritons():
 
 def test_16_bit_main_loops_wait_for_nothing_but_what_is_listed():
     """In both tables: no wait for every product or every copy, nothing serialised, but :data:`EXCEPTIONS`."""
-    needed = set()
+    needed, listed = set(), EXCEPTIONS | NEWEST
     for name in TABLES:
+        excepted = listed if name == TABLES[0] else EXCEPTIONS
         for row in _table(name)["variants"]:
             if row["kernel"] not in MATRIX_KERNELS or _products(row) == "fp32" or _reads_fp32_weights(row):
                 continue
             for flaw in _flaws(row):
                 needed.add((_form(row), flaw))
-                assert (_form(row), flaw) in EXCEPTIONS, f"{_form(row)} {flaw} in {name}: {row}"
-    unneeded = EXCEPTIONS.keys() - needed
+                assert (_form(row), flaw) in excepted, f"{_form(row)} {flaw} in {name}: {row}"
+    unneeded = listed.keys() - needed
+    rows = [row for name in TABLES for row in _table(name)["variants"]]
+    unneeded |= SPILLS.keys() - {_operands(row) for row in rows if row["stack"]}
     assert not unneeded, f"No variant needs these exceptions any more; take them out: {sorted(unneeded)}"
 
 
