@@ -32,7 +32,7 @@ def run(script: str, tmp_path, status: int = 0, **environment: str) -> str:
 
 
 TRAIN = """
-import json, random, torch, growtas, growtas.nn.block, growtas.nn.linear
+import json, random, torch, growtas, growtas.nn.block, growtas.nn.linear, growtas.supernet.vit
 from growtas import warmup
 from growtas.kernels import launch
 
@@ -46,9 +46,12 @@ with torch.device("meta"):
     net = growtas.Supernet(space, drop_path_rate=0.1).to(parameters)
 net.train()
 # The meta device has no autocast; this is what the modules would ask it.
-growtas.nn.linear.compute_dtype = growtas.nn.block.compute_dtype = lambda x: products
+asked = (growtas.nn.linear, growtas.nn.block, growtas.supernet.vit)
+for module in asked:
+    module.compute_dtype = lambda x: products
 rng, seen, layers = random.Random(0), set(), 0
 with launch.recording(90) as found, warmup._on_triton((90, None, None)):
+    net._cast_shared_weights(products)
     for _ in range(1000):
         subnet = space.sample(rng)
         d = subnet.embed_dim
@@ -73,7 +76,10 @@ with launch.recording(90) as found, warmup._on_triton((90, None, None)):
         net.eval()
         net(torch.empty(batch, 3, 224, 224, device="meta", dtype=parameters), space.largest())
 kinds = sum(isinstance(kind, tuple) for kind in seen)
-missing = sorted(set(found) - set(expected))
+# A view of a weight finds the shadow by its address, which meta tensors lack: patches meet the weight itself.
+bare = warmup.record(space, [batch], [dtype_name], 1000, (90, None, None), shadows=False)
+patches = set(key for key in bare if key.startswith("linear._forward "))
+missing = sorted(set(found) - set(expected) - patches)
 print(json.dumps([layers, kinds, len(found), len(expected), missing]))
 """
 
