@@ -130,10 +130,10 @@ def test_each_target_sets_up_and_then_does_its_job(project, target, commands):
 
 def test_gpu_makes_no_environment(project):
     """It runs with the python3 that has torch, where there may be no network to fill a new one from."""
-    for arguments, python in (((), "python3"), (("PYTHON=mine",), "mine")):
+    for arguments, python, run in (((), "python3", "a"), (("PYTHON=mine", "RUN=b"), "mine", "b")):
         program(project, python, 'echo "$0 $@" >>log')
         assert make(project, "gpu", *arguments).returncode == 0
-        assert log(project)[-1] == f"{project}/bin/{python} benchmarks/gpu.py"
+        assert log(project)[-1] == f"{project}/bin/{python} benchmarks/gpu.py --run {run}"
     assert not (project / ".venv").exists()
 
 

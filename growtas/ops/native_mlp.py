@@ -22,13 +22,32 @@ MAX_WIDTH, MAX_HIDDEN = 256, 4096  # csrc/cuda/mlp_forward.h
 _PRODUCTS = (torch.bfloat16, torch.float16)
 
 
-def cuda_mlp_backward(dy: Tensor, x: Tensor, *arguments) -> tuple[Tensor | None, ...]:
+def cuda_mlp_backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    hidden: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    hidden_dim: int,
+    scale: Tensor | None,
+    tokens: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor | None, ...]:
     """As :func:`growtas.ops.composed.mlp_backward`."""
-    if x.is_cuda and arguments[-1] in _PRODUCTS and backend.available("cublas").ok:
+    run = composed.mlp_backward
+    if x.is_cuda and dtype in _PRODUCTS and backend.available("cublas").ok:
         from growtas.ops import cublas
 
-        return cublas.mlp_backward(dy, x, *arguments)
-    return composed.mlp_backward(dy, x, *arguments)
+        run = cublas.mlp_backward
+    return run(
+        dy, x, mean, rstd, hidden, norm_weight, norm_bias, w1, b1, w2, b2, hidden_dim, scale, tokens, dtype
+    )
 
 
 @functools.cache
@@ -39,6 +58,8 @@ def _unsupported_here(device: torch.device | None) -> str:
         return status.reason
     if not getattr(native.load("cuda"), "sm90a", False):
         return "growtas._cuda holds no code for sm_90a: build with GROWTAS_CUDA_ARCHS='80;90a'"
+    if not torch.cuda.is_available():
+        return "no CUDA device is visible"
     if torch.cuda.get_device_capability(device) != (9, 0):
         return f"{torch.cuda.get_device_name(device)} is not of compute capability 9.0"
     return ""

@@ -139,7 +139,8 @@ def test_an_error_costs_one_job_only(tmp_path, monkeypatch, capsys):
 def test_a_gpu_runs_its_own_back_ends_only():
     work = product_work(LAYER, "fc1", "forward")
     assert list(each_kernel.runnable(work, torch.device("cuda"))) == [
-        "cublas", "growtas triton", "growtas triton same", "growtas cuda", "growtas cuda same"
+        "cublas", "strided", "growtas triton", "growtas triton same", "growtas cublas", "growtas cuda",
+        "growtas cuda same",
     ]  # fmt: skip
     assert "growtas torch" in each_kernel.runnable(work, CPU)
     assert "growtas triton" not in each_kernel.runnable(work, CPU)

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import signal
+import time
 
 import pytest
 from comparisons import (
@@ -324,6 +325,18 @@ def lines_of(path):
     return log.read_bytes().count(b'"event": "step"') if log.exists() else 0
 
 
+def compare_when_free(out, patience=120.0):
+    """Go on; on a busy machine the killed processes may hold the folder's lock a moment longer."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return growtas.compare(out, device="cpu", jobs=1)
+        except UsageError as error:
+            if "Another process" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
 @pytest.mark.parametrize("how", ["everything killed", "the parent killed", "interrupted"])
 def test_stopped_in_the_middle(made, tmp_path, fork_cells, how):
     """While the second cell trains: it ends as if nothing had been, and what was finished is left alone."""
@@ -344,7 +357,7 @@ def test_stopped_in_the_middle(made, tmp_path, fork_cells, how):
         assert f"Continue with: growtas compare {out}" in (tmp_path / "output").read_text()
     before = fingerprints(out)
     assert len([name for name in before if name.endswith("cell.json")]) == 1
-    found = growtas.compare(out, device="cpu", jobs=1)
+    found = compare_when_free(out)
     assert not found.failed and not found.summary.missing
     after = fingerprints(out)
     assert {name: after[name] for name in before} == before
