@@ -68,6 +68,5 @@ def worst_cases(folder: Path) -> str:
         "Counted by the compilers, not measured: the worst variant of each kernel in bf16. Where Triton "
         f"{first} and {second} differ, it says “{first} / {second}”. A wait for products or copies that "
         "leaves 0 running waits for all of them; serialised counts the variants whose wgmmas ptxas "
-        "serialises.\n\n"
-        + render(header, rows, left=2, markdown=True)
+        "serialises.\n\n" + render(header, rows, left=2, markdown=True)
     )
