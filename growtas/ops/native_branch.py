@@ -36,6 +36,14 @@ def _dense(*tensors: Tensor | None) -> bool:
     return True
 
 
+def _whole(*vectors: tuple[Tensor | None, int]) -> bool:
+    """Whether every vector has its length: the C++ code reads, and writes gradients of, that many entries."""
+    for vector, length in vectors:
+        if vector is not None and vector.shape != (length,):
+            return False
+    return True
+
+
 def _addresses(tensors: tuple[Tensor | None, ...]) -> tuple[int, ...]:
     return tuple([0 if t is None else t.data_ptr() for t in tensors])
 
@@ -54,7 +62,11 @@ def takes_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: i
         weight, bias: shared.
         out_features: n.
     """
-    return _small(x, out_features, weight.shape[1], x.dtype) and _dense(x, weight, bias)
+    return (
+        _small(x, out_features, weight.shape[1], x.dtype)
+        and _dense(x, weight, bias)
+        and _whole((bias, weight.shape[0]))
+    )
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
@@ -100,7 +112,13 @@ def takes_mlp(x: Tensor, weights: tuple[Tensor | None, ...], hidden_dim: int, dt
         hidden_dim: m.
         dtype: of products.
     """
-    return _small(x, hidden_dim, len(weights[0]), dtype) and _dense(x, *weights)
+    if not (_small(x, hidden_dim, len(weights[0]), dtype) and _dense(x, *weights)):
+        return False
+    shift, w1, b1, w2, b2, scale = weights[1:]
+    hidden, width = w1.shape
+    return w2.shape == (width, hidden) and _whole(
+        (weights[0], width), (shift, width), (b1, hidden), (b2, width), (scale, x.shape[0])
+    )
 
 
 def _mlp_sizes(x: Tensor, weights: tuple[Tensor | None, ...], hidden_dim: int) -> tuple[int, ...]:
@@ -175,6 +193,13 @@ def takes_attention(
         and _dense(x, *weights)
         and weights[4].shape == weights[5].shape == weights[6].shape == weights[7].shape
         and weights[4].shape[1] == head_dim <= 256
+        and weights[8].shape[0] == weights[2].shape[1]
+        and _whole(
+            *((norm, weights[2].shape[1]) for norm in weights[:2]),
+            (weights[3], weights[2].shape[0]),
+            (weights[9], weights[8].shape[0]),
+            (weights[10], x.shape[0]),
+        )
     )
 
 

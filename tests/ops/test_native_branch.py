@@ -173,3 +173,20 @@ def test_a_warm_step_binds_no_signature(monkeypatch):
     monkeypatch.setattr(inspect.Signature, "bind", refuse)
     monkeypatch.setattr(inspect, "signature", refuse)
     step()
+
+
+def test_a_vector_of_another_length_is_not_taken():
+    """The C++ code would read, and write the gradient of, memory behind it."""
+    x, weight = torch.randn(2, 5, 8), torch.randn(12, 8)
+    assert native_branch.takes_linear(x, weight, torch.randn(12), 10)
+    assert not native_branch.takes_linear(x, weight, torch.randn(11), 10)
+    vectors = {"shift": 8, "b1": 12, "b2": 8, "scale": 2}
+
+    def takes(**lengths):
+        shift, b1, b2, scale = (torch.randn(lengths.get(name, n)) for name, n in vectors.items())
+        weights = (torch.ones(8), shift, weight, b1, torch.randn(8, 12), b2, scale)
+        return native_branch.takes_mlp(x, weights, 12, torch.float32)
+
+    assert takes()
+    for name, length in vectors.items():
+        assert not takes(**{name: length - 1}), name
