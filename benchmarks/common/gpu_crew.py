@@ -86,7 +86,7 @@ class Worker:
             self.process.stdin.flush()
 
     def heard(self) -> list[dict[str, Any]] | None:
-        """What it said since the last call; None where it is gone."""
+        """Its lines since the last call; None where it is gone."""
         data = os.read(self.process.stdout.fileno(), 65536)
         if not data:
             return None

@@ -1,4 +1,4 @@
-"""What the workers of ``make gpu`` do: every function is a job, and appends its records by itself.
+"""The jobs of ``make gpu``'s workers: every function is one, and appends its records by itself.
 
 Jobs measure through the scripts' own parts (common/works.py, common/timing.py, common/steps.py), so that a
 figure of this run and one of each_kernel.py are the same thing. ``tiny`` is the rehearsal: one small layer
@@ -37,7 +37,7 @@ SPACES = ("T", "S", "B")
 
 
 class Context:
-    """What every job gets: the device, where records go, and what was measured before.
+    """The context of every job: the device, where records go, and what was measured before.
 
     Args:
         device: ``cuda``, or ``cpu`` for a rehearsal with tiny sizes.
@@ -275,7 +275,7 @@ def _options(context: Context) -> Any:
 
 
 def to_try(context: Context, kernels: int = 2, most: int = 8) -> None:
-    """What to try next: the tiles of the kernels that lose most time against their bound at the middle of T.
+    """List the tiles to try: of the kernels that lose most time against their bound at the middle of T.
 
     Args:
         context: of the run.

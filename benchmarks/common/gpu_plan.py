@@ -130,7 +130,7 @@ def jobs_b(after_build: Any, out: Path, tests: Sequence[str]) -> tuple[list[Job]
 
 
 def has_xdist() -> bool:
-    """Whether tests can run in several processes."""
+    """True where tests can run in several processes."""
     import importlib.util
 
     return importlib.util.find_spec("xdist") is not None

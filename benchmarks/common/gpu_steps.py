@@ -68,7 +68,7 @@ def record(
 
 
 def record_space(space: Any, every_signature: bool, batch: int, target: tuple) -> dict[str, Any]:
-    """What a training step under autocast launches: at every signature, or at the middle subnet's alone."""
+    """The launches of a training step under autocast: at every signature, or at the middle subnet's alone."""
     from growtas import warmup
     from growtas.kernels import launch
 
@@ -120,7 +120,7 @@ def constrained(part: str, op: str, fields: dict) -> Iterator[None]:
 
 
 def candidate_fields(part: str, op: str) -> list[dict]:
-    """What to try for an operation: the ``CANDIDATES`` of its module, or stages and warps."""
+    """Tiles to try for an operation: the ``CANDIDATES`` of its module, or stages and warps."""
     module = tiles_module(part, op)
     listed = getattr(module, "CANDIDATES", None)
     if isinstance(listed, dict):
@@ -143,7 +143,7 @@ def case(context: Any, space: str, batch: int, subnet: str) -> Case:
 
 
 def about(case: Case, way: str) -> dict[str, Any]:
-    """What a record says of its case."""
+    """The fields of a record that name its case."""
     return {
         "way": way,
         "space": case.space,

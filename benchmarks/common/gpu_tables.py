@@ -1,4 +1,4 @@
-"""What ``make gpu`` shows, from its records: short, since only the end of a long output is kept. No torch."""
+"""Tables of ``make gpu``, from its records: short, since only the end of a long output is kept. No torch."""
 
 from __future__ import annotations
 

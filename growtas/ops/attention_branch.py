@@ -186,7 +186,7 @@ def _backward(
 
 
 def _keep(ctx, inputs, output) -> None:
-    """What the backward pass needs."""
+    """Save the tensors and sizes of the backward pass."""
     tensors, (_, _, ctx.rows, ctx.columns, ctx.bias_layout, _, _) = inputs[:12], inputs[12:]
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.mark_non_differentiable(*output[1:])

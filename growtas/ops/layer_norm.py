@@ -59,7 +59,7 @@ def _backward(
 
 
 def _keep(ctx, inputs, output) -> None:
-    """What the backward pass needs."""
+    """Save the tensors and sizes of the backward pass."""
     x, weight, bias, _, _ = inputs
     _, mean, rstd = output
     ctx.save_for_backward(x, weight, bias, mean, rstd)

@@ -64,7 +64,7 @@ def _backward(
 
 
 def _keep(ctx, inputs, output) -> None:
-    """What the backward pass needs."""
+    """Save the tensors and sizes of the backward pass."""
     x, weight, bias, _ = inputs
     ctx.save_for_backward(x, weight, bias)
 

@@ -134,7 +134,7 @@ def _backward(
 
 
 def _keep(ctx, inputs, output) -> None:
-    """What the backward pass needs."""
+    """Save the tensors and sizes of the backward pass."""
     tensors, (ctx.hidden_dim, _, ctx.dtype) = inputs[:8], inputs[8:]
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.mark_non_differentiable(*output[1:])

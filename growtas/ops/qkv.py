@@ -91,7 +91,7 @@ def _backward(
 
 
 def _keep(ctx, inputs, output) -> None:
-    """What the backward pass needs."""
+    """Save the tensors and sizes of the backward pass."""
     x, weight, bias, _, _, ctx.bias_layout = inputs
     ctx.save_for_backward(x, weight, bias)
 

@@ -111,7 +111,7 @@ def empty_gradient(qkv: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _keep(ctx, inputs, output) -> None:
-    """What the backward pass needs."""
+    """Save the tensors and sizes of the backward pass."""
     *tensors, ctx.rows, ctx.columns = inputs
     out, lse = output
     ctx.save_for_backward(*tensors, out, lse)

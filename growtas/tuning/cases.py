@@ -1,4 +1,4 @@
-"""What is raced: the operations of a space, by dtype and class of shared widths, at the space's own sizes.
+"""Cases of a race: the operations of a space, by dtype and class of shared widths, at the space's own sizes.
 
 A choice holds for an operation, a dtype and a class of widths: that is a case. Its jobs are calls of public
 operations, as training makes them. An operation that has no public function (norm + qkv, fc1 + GELU) is raced

@@ -1,4 +1,4 @@
-"""What a kernel has to show before it may win: results near fp64's, and the same bits every time.
+"""The checks that a kernel passes before it may win: results near fp64's, and the same bits every time.
 
 The rule of every kernel test: its error against fp64 is at most twice that of torch's reference in the same
 dtype, plus a quarter of that dtype's step. Gradients of parameters are fp32 sums over all M rows: they may

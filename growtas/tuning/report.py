@@ -1,4 +1,4 @@
-"""What a tuning record says, as text."""
+"""A tuning record as text."""
 
 from __future__ import annotations
 
