@@ -73,6 +73,8 @@ class NinjaBuild(build_ext):
             built["cpu"][1]["cuda"] = "built" if "cuda" in built else why_not
             for destination in [Path(self.build_lib), *([ROOT] if self.inplace else [])]:
                 self._place(built, destination)
+        if self.editable_mode:
+            self._place_finder(Path(self.get_finalized_command("install").install_lib))
 
     def _place(self, built: dict[str, tuple[Path, dict]], destination: Path) -> None:
         (destination / "growtas").mkdir(parents=True, exist_ok=True)
@@ -89,6 +91,13 @@ class NinjaBuild(build_ext):
             os.replace(temporary, library)
             temporary.write_text(json.dumps(metadata, indent=1) + "\n")
             os.replace(temporary, notes)
+
+    def _place_finder(self, wheel: Path) -> None:
+        """Add the finder that a clone in the working folder needs to an editable wheel's site-packages."""
+        text = (ROOT / "building" / "beside_clone.py").read_text()
+        package = f"PACKAGE = {str(ROOT / 'growtas')!r}"
+        (wheel / "_growtas_beside_clone.py").write_text(text.replace('PACKAGE = ""', package))
+        (wheel / "_growtas_beside_clone.pth").write_text("import _growtas_beside_clone\n")
 
     def get_outputs(self) -> list[str]:
         candidates = [t for kind in ("cpu", "cuda") for t in self._targets(kind, Path(self.build_lib))]

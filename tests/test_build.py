@@ -31,9 +31,12 @@ needs_nvcc = pytest.mark.skipif(not native.metadata("cuda"), reason="needs nvcc 
 @pytest.fixture
 def checkout(tmp_path):
     """A copy of what a build needs, so that nothing is built in the tree the tests run from."""
-    folder = tmp_path / "checkout"
+    return copy_checkout(tmp_path / "checkout", "__pycache__", "*.so", "_build_*.json")
+
+
+def copy_checkout(folder, *ignored):
     folder.mkdir()
-    ignore = shutil.ignore_patterns("__pycache__", "*.so", "_build_*.json")
+    ignore = shutil.ignore_patterns(*ignored)
     for name in ("building", "csrc", "growtas", "kernels"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
@@ -115,6 +118,71 @@ def test_a_binary_of_another_version_or_build_is_refused(monkeypatch):
     monkeypatch.setattr(native, "_try_load", lambda kind: found)
     with pytest.raises(GrowtasError, match="two different builds. Build growtas again: .*pip install"):
         native.load("cpu")
+
+
+# Builds an editable wheel of the working folder with the binaries that it holds, in place of compiled ones.
+EDITABLE_WHEEL = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, "")
+import building.modules as modules
+library = next(Path("growtas").glob("_cpu*.so")).resolve()
+notes = json.loads(Path("growtas/_build_cpu.json").read_text())
+modules.build_cpu = lambda folder, suffix: (library, notes)
+from setuptools import build_meta
+print(build_meta.build_editable(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def beside_the_clone(tmp_path_factory):
+    """Runs code where a clone named growtas lies; that clone is installed, editable, and nothing else is."""
+    home, wheels = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("wheels")
+    copy_checkout(home / "growtas", "__pycache__", "_cuda*.so", "_build_cuda.json")
+    command = [sys.executable, "-c", EDITABLE_WHEEL, str(wheels)]
+    made = subprocess.run(
+        command,
+        cwd=home / "growtas",
+        env=os.environ | {"GROWTAS_BUILD": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0, made.stderr
+    with zipfile.ZipFile(wheels / made.stdout.splitlines()[-1]) as wheel:
+        wheel.extractall(wheels / "site")
+
+    def run(code, **environment):
+        prepared = f"import site; site.addsitedir({str(wheels / 'site')!r}); {code}"
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", prepared],
+            cwd=home,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return home, run
+
+
+def test_an_editable_install_is_found_beside_its_clone(beside_the_clone):
+    home, run = beside_the_clone
+    inner = home / "growtas"
+    code = "import growtas, growtas.kernels as k; print(growtas.__version__, growtas.__file__, k.__file__)"
+    assert (
+        run(code) == f"{__version__} {inner / 'growtas' / '__init__.py'} {inner / 'kernels' / '__init__.py'}"
+    )
+    module = (
+        "import runpy, sys; sys.argv[1:] = ['--version']; runpy.run_module('growtas', run_name='__main__')"
+    )
+    assert run(module) == f"growtas {__version__}"
+
+
+def test_another_checkout_on_the_path_stays_the_one_that_is_imported(beside_the_clone, tmp_path):
+    (tmp_path / "growtas").mkdir()
+    (tmp_path / "growtas" / "__init__.py").write_text("here = 'the other'")
+    assert beside_the_clone[1]("import growtas; print(growtas.here)", PYTHONPATH=str(tmp_path)) == "the other"
 
 
 @needs_nvcc

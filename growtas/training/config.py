@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,51 +23,16 @@ from growtas.training.recipes import (
     REFERENCE_BATCH,
     WARMUP_SHARE,
 )
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "sched": ("cosine", "constant", "poly", "rsqrt", "tanh", "wsd"),
-    "mixup_mode": ("batch", "pair", "elem"),
-    "remode": ("const", "rand", "pixel"),
-    "qkv_bias": ("interleaved", "published"),
-    "unused_blocks": ("skip", "zero"),
-    "amp": ("none", "bfloat16"),
-    "tune": ("auto", "off"),
-    "new_region": ("keep", "standard", "near_zero", "pretrained"),
-    "new_region_moments": ("keep", "reset"),
-    "gradients": ("auto", "mean", "sum"),
-    "distill": ("none", "inplace", "ema"),
-    "interpolation": ("bicubic", "bilinear", "nearest", "random"),
-}
-
-_AT_LEAST: dict[str, float] = {
-    "epochs": 1,
-    "batch_size": 1,
-    "recount": 1,
-    "repeated_augmentation": 1,
-    "log_every": 1,
-    "eval_every": 0,
-    "eval_subnets": 0,
-    "workers": 0,
-    "shift": 0,
-    "lr": 0,
-    "min_lr": 0,
-    "warmup_lr": 0,
-    "warmup_epochs": 0,
-    "weight_decay": 0,
-    "mixup": 0,
-    "cutmix": 0,
-    "color_jitter": 0,
-    "checkpoint_every_steps": 0,
-    "checkpoint_every_seconds": 0,
-    "interference_every": 0,
-    "transition_params": 0,
-    "subnets_per_step": 1,
-    "distill_weight": 0,
-    "label_weight": 0,
-}
-_ABOVE_ZERO = ("clip_grad", "transition_max_params")
-_BELOW_ONE = ("smoothing", "drop_path", "ema_decay")
-_PROBABILITIES = ("mixup_prob", "mixup_switch_prob", "reprob", "hflip")
+from growtas.training.settings_checks import (
+    ABOVE_ZERO,
+    AT_LEAST,
+    BELOW_ONE,
+    CHOICES,
+    PROBABILITIES,
+    stages_text,
+    transition_text,
+    typed,
+)
 
 RUNTIME = (
     "device",
@@ -237,8 +201,8 @@ class TrainConfig:
     initial: str | None = None
 
     def __post_init__(self) -> None:
-        self._set("stages", _stages_text(self.stages))
-        self._set("transition", _transition_text(self.transition))
+        self._set("stages", stages_text(self.stages))
+        self._set("transition", transition_text(self.transition))
         for name in ("out", "data_folder", "space", "initial"):
             if isinstance(getattr(self, name), Path):
                 self._set(name, str(getattr(self, name)))
@@ -247,14 +211,14 @@ class TrainConfig:
             self._set("data", f"folder:{folder.absolute()}")  # a resume may run in another working folder
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            self._set(field.name, _typed(field.name, getattr(self, field.name), hints[field.name]))
-        for name, least in _AT_LEAST.items():
+            self._set(field.name, typed(field.name, getattr(self, field.name), hints[field.name]))
+        for name, least in AT_LEAST.items():
             self._check(name, lambda value, least=least: value >= least, f"{least} or more")
-        for name in _ABOVE_ZERO:
+        for name in ABOVE_ZERO:
             self._check(name, lambda value: value > 0, "more than 0")
-        for name in _BELOW_ONE:
+        for name in BELOW_ONE:
             self._check(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
-        for name in _PROBABILITIES:
+        for name in PROBABILITIES:
             self._check(name, lambda value: 0 <= value <= 1, "between 0 and 1")
         for name, known in CHOICES.items():
             value = getattr(self, name)
@@ -334,38 +298,3 @@ class TrainConfig:
         if "space" not in values:
             raise UsageError("Training needs a space: the name of a preset or the path of a YAML file.")
         return cls(**values)
-
-
-def _stages_text(stages: Any) -> Any:
-    """Nested lists as the text form, so that YAML, the command line and Python hold the same value."""
-    if isinstance(stages, list | tuple) and all(isinstance(groups, list | tuple) for groups in stages):
-        return "/".join(",".join(str(group) for group in groups) for groups in stages)
-    return stages
-
-
-def _transition_text(transition: Any) -> Any:
-    if isinstance(transition, int) and not isinstance(transition, bool):
-        return str(transition)
-    if isinstance(transition, list | tuple):
-        return ",".join(str(epoch) for epoch in transition)
-    return transition
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """The value, an int as a float where a float is meant; otherwise it must be what the field says."""
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if isinstance(value, int) and not isinstance(value, bool) and int not in allowed and float in allowed:
-        return float(value)
-    if isinstance(value, bool) and bool not in allowed or not isinstance(value, allowed):
-        kinds = " or ".join(_KINDS[kind] for kind in allowed)
-        raise UsageError(f"{name}={value!r} is not possible; it must be {kinds}.")
-    return value
-
-
-_KINDS = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    type(None): "none",
-}

@@ -30,15 +30,15 @@ from growtas.training.evaluate import evaluate, watched_subnets
 from growtas.training.guards import Interrupted, stop_signals
 from growtas.training.images import seed_globally
 from growtas.training.initial import load_into
-from growtas.training.inputs import at_resolution, checked_resolutions, draw_images
+from growtas.training.inputs import draw_images
 from growtas.training.interference import InterferenceMonitor
 from growtas.training.loader import TrainingLoader, worker_count
 from growtas.training.log import Curves, RunLog
-from growtas.training.objective import Objective, create_mixup
 from growtas.training.optimizer import create_optimizer, create_scheduler
 from growtas.training.precision import precision
 from growtas.training.run import Run, versions
 from growtas.training.run_method import create_run_method
+from growtas.training.update import Update
 
 MOST_SKIPPED_IN_A_ROW = 10
 
@@ -89,9 +89,6 @@ class Trainer:
             load_into(self.net, initial, config.initial)
         self.optimizer = create_optimizer(self.net, config, device)
         self.scheduler = create_scheduler(self.optimizer, run)
-        self.mixup = create_mixup(run)
-        self.resolutions = checked_resolutions(run)
-        self.objective = Objective(config, self.mixup is not None)
         self.ema = ModelEmaV3(self.net, config.ema_decay) if config.ema_decay is not None else None
         self.context = TrainingContext(
             self.net,
@@ -102,6 +99,7 @@ class Trainer:
             restart_average=self._restart_average,
             smoothing=config.smoothing,
         )
+        self.update = Update(run, self.method, self.context, self.ema)
         self.interference = InterferenceMonitor(run, self.context)
         self.watched = watched_subnets(run.space, config.eval_subnets)
         self.workers = worker_count(config.workers, ranks.world)
@@ -233,18 +231,10 @@ class Trainer:
 
     def _step(self, images: Tensor, labels: Tensor, signals: list[int]) -> tuple[float, int]:
         """One update. Returns: the loss, and the number of a signal that any rank received, or 0."""
-        config, progress, method = self.config, self.progress, self.method
+        progress, method = self.progress, self.method
         step = progress.step
-        seed_globally("step", config.seed, step, self.ranks.rank)  # of mixup and drop-path
-        images = images.to(self.device, non_blocking=True)
-        targets = labels.to(self.device, non_blocking=True)
-        if self.resolutions:
-            images = at_resolution(images, self.resolutions, config.seed, step)
-        if self.mixup is not None:
-            images, targets = self.mixup(images, targets)
         self._set_learning_rate(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        subnets, mean_loss = self._backward(step, images, targets)
+        subnets, mean_loss = self.update.gradients(step, images, labels, self.ranks.rank)
         total = torch.zeros(3, dtype=torch.float64, device=self.device)
         total[0] = mean_loss
         total[1] = signals[0] if signals else 0
@@ -280,34 +270,8 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
 
-    def _backward(self, step: int, images: Tensor, targets: Tensor) -> tuple[tuple[Subnet, ...], Tensor]:
-        """Gradients of every subnet of a step. Returns: the subnets, and the mean of their losses."""
-        config, method = self.config, self.method
-        how = method.gradients if config.gradients == "auto" else config.gradients
-        subnets = method.subnets(step)
-        soft = method.teacher_logits(images, self.context)
-        if soft is None and config.distill == "ema":
-            with torch.no_grad(), precision(config.amp, self.device):
-                soft = self.ema.module(images, method.extremes(step)[1])
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for subnet in subnets:
-            with precision(config.amp, self.device):
-                logits = self.net(images, subnet)
-            loss = self.objective(logits, targets, soft)
-            (loss / len(subnets) if how == "mean" else loss).backward()
-            total += loss.detach() / len(subnets)
-            if soft is None and config.distill == "inplace":
-                soft = logits.detach()  # the first subnet is the largest: the others learn from it
-        return subnets, total
-
     def _update(self, norm: Tensor) -> None:
-        if self.net.unused_blocks == "zero":
-            for parameter in self.net.parameters():
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-        if self.config.clip_grad is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), self.config.clip_grad, norm)
-        self.optimizer.step()
+        self.update.apply(norm)
 
     def _record(self, step: int, loss: float, skipped: bool, subnets: tuple[Subnet, ...]) -> None:
         if self.log is None or step % self.config.log_every and not skipped:
