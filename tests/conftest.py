@@ -9,13 +9,13 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
-# Autograd starts its threads at the first backward, one for every device it then knows of. torch.compile
-# registers a fake GPU; if that came first, no test that forks could run a backward in its child.
-torch.ones(1, requires_grad=True).sum().backward()
-
 import pytest
 
 from growtas.ops import backend
+
+# Autograd starts its threads at the first backward, one for every device it then knows of. torch.compile
+# registers a fake GPU; if that came first, no test that forks could run a backward in its child.
+torch.ones(1, requires_grad=True).sum().backward()
 
 CPU_BACKENDS = ("torch", "cpu", "triton")
 """The back ends that can run on CPU tensors; triton through its interpreter."""

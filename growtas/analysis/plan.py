@@ -16,7 +16,7 @@ from growtas.comparing.specs import common_settings
 from growtas.errors import GrowtasError, UsageError
 from growtas.space import MobileNetSpace, Space, load_space, preset_names, space_from_dict
 from growtas.training.config import RUNTIME, TrainConfig
-from growtas.training.data import load_splits
+from growtas.training.data import splits_of
 from growtas.training.run import CONFIG_NAME, Run
 
 PLAN_NAME = "report.json"
@@ -63,9 +63,7 @@ def workspace_for(
         found, config = run.space, dataclasses.replace(run.config, **given)
     else:
         found, config = _of_data(space, data or "digits", given)
-    splits = load_splits(
-        config.data, found, config.split_seed, config.data_folder, config.download, config.interpolation
-    )
+    splits = splits_of(config, found)
     workspace = Workspace(
         folder=base / WORK,
         config=dataclasses.replace(config, out=None, initial=None, resolutions=None),

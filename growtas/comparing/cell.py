@@ -189,12 +189,9 @@ def _finetune_from(began: Path, spec: MethodSpec, seed: int, path: Path, device:
 
 
 def _load_data_once(plan: Plan) -> None:
-    from growtas.training.data import load_splits
+    from growtas.training.data import splits_of
 
-    config = plan.config({})
-    load_splits(
-        config.data, plan.space, config.split_seed, config.data_folder, config.download, config.interpolation
-    )
+    splits_of(plan.config({}), plan.space)
 
 
 # -- judging ---------------------------------------------------------------------------------------------

@@ -200,13 +200,9 @@ def _rate_text(lr: str | float) -> str:
 
 
 def _images(plan: Plan) -> dict[str, int]:
-    from growtas.training.data import load_splits
+    from growtas.training.data import splits_of
 
-    config = plan.config({})
-    found = load_splits(
-        config.data, plan.space, config.split_seed, config.data_folder, config.download, config.interpolation
-    )
-    return found.summary()
+    return splits_of(plan.config({}), plan.space).summary()
 
 
 def _check_runs(plan: Plan, specs: Sequence[MethodSpec]) -> None:

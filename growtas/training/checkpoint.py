@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 
 from growtas import atomic
 from growtas.errors import GrowtasError
+from growtas.training.config import TrainConfig
 from growtas.training.log import disk_error
 
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -83,11 +85,11 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
 
 def check_belongs(state: Mapping[str, Any], identity: Mapping[str, Any], path: Path) -> None:
     """Raises: GrowtasError: the checkpoint was written by a run of other settings than ``identity``."""
-    if state["run"] != identity:
+    defaults = {each.name: each.default for each in dataclasses.fields(TrainConfig) if each.name in identity}
+    before = defaults | state["run"]  # a setting that is younger than the checkpoint had its default
+    if before != identity:
         differing = [
-            name
-            for name in sorted(set(state["run"]) | set(identity))
-            if state["run"].get(name) != identity.get(name)
+            name for name in sorted(set(before) | set(identity)) if before.get(name) != identity.get(name)
         ]
         raise GrowtasError(
             f"{path} belongs to another run: it differs from config.yaml in {', '.join(differing)}. Nothing "

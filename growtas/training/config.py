@@ -118,6 +118,8 @@ class TrainConfig:
         workers: processes that load images; as many as fit where None.
         data_folder: where timm data sets are stored.
         download: let timm download the data set into ``data_folder``.
+        bad_images: ``error`` stops at an image that cannot be read; ``skip`` decodes all images before the
+            first use of the data, once, and leaves out and counts those that cannot. See growtas data check.
         split_seed: determines which training images are held out for the search; not the run's seed, so
             that runs of several seeds are compared on the same images.
         eval_every: epochs between evaluations on the search split; 0 for the end only.
@@ -190,6 +192,7 @@ class TrainConfig:
     workers: int | None = None
     data_folder: str | None = None
     download: bool = False
+    bad_images: str = "error"
     split_seed: int = 0
     eval_every: int = 10
     eval_subnets: int = 2

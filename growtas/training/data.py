@@ -7,38 +7,27 @@ trained on (the published code does); the test split is left for the very end.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from growtas.errors import UsageError, nearest
+from growtas.errors import UsageError
 from growtas.space import SearchSpace, seeded_rng
+from growtas.training.files import read_files, unreadable_images
+from growtas.training.fonts import CHARACTERS
 from growtas.training.glyphs import PAPER, glyph_images
 from growtas.training.images import EVALUATION_CROP, FileImages, MemoryImages
 
-Split = MemoryImages | FileImages
+if TYPE_CHECKING:
+    from growtas.training.config import TrainConfig
 
-TIMM_NAMES = (
-    "torch/cifar10",
-    "torch/cifar100",
-    "torch/mnist",
-    "torch/kmnist",
-    "torch/fashion_mnist",
-    "torch/qmnist",
-    "torch/imagenet",
-    "torch/inaturalist",
-    "torch/places365",
-    "torch/image_folder",
-    "hfds/OWNER/NAME",
-)
-STREAMS = ("tfds", "wds", "hfids")
-TEST_FOLDERS = ("val", "validation", "valid", "eval", "test")
+Split = MemoryImages | FileImages
 
 SEARCH_PER_CLASS = 100  # as many per class as the published search looks at
 SEARCH_SHARE = 0.1
@@ -63,6 +52,9 @@ class Splits:
         train: what training draws from.
         search: held out from the training images; what the search ranks subnets by.
         test: touched once, at the end.
+        classes: their names, in the order of the labels; empty where the data has none.
+        digest: a short hash of the data: of the pixels of embedded sets, else of names, sizes and labels.
+        remarks: what else was found, such as what was left out; the end of a sentence.
     """
 
     name: str
@@ -70,15 +62,39 @@ class Splits:
     train: Split
     search: Split
     test: Split
+    classes: tuple[str, ...] = ()
+    digest: str = ""
+    remarks: str = ""
 
-    def summary(self) -> dict[str, int]:
-        """Sizes, to recognise the data by when a run is resumed."""
+    def summary(self) -> dict[str, int | str]:
+        """Sizes and the digest, to recognise the data by when a run is resumed."""
         return {
             "num_classes": self.num_classes,
             "train": len(self.train),
             "search": len(self.search),
             "test": len(self.test),
+            "digest": self.digest,
         }
+
+    def __str__(self) -> str:
+        """One line that sums up what was found."""
+        return (
+            f"data {self.name}: {self.num_classes:,} classes; {len(self.train):,} images to train on, "
+            f"{len(self.search):,} held out for the search, {len(self.test):,} to test on{self.remarks}"
+        )
+
+
+def splits_of(config: TrainConfig, space: SearchSpace, download: bool | None = None) -> Splits:
+    """The splits that the settings of a run name. Args: download: another than the settings'."""
+    return load_splits(
+        config.data,
+        space,
+        config.split_seed,
+        config.data_folder,
+        config.download if download is None else download,
+        config.interpolation,
+        config.bad_images,
+    )
 
 
 def load_splits(
@@ -88,6 +104,7 @@ def load_splits(
     data_folder: str | None = None,
     download: bool = False,
     interpolation: str = "bicubic",
+    bad_images: str = "error",
 ) -> Splits:
     """Load data by name.
 
@@ -102,18 +119,21 @@ def load_splits(
         data_folder: where timm data sets are stored.
         download: let timm download into ``data_folder``.
         interpolation: of the evaluation's resize.
+        bad_images: ``error``, or ``skip`` to leave out those that cannot be read. The other images are
+            divided as they are without it.
 
     Returns:
         The three splits.
 
     Raises:
-        UsageError: the name is unknown (the nearest is named), or the folder is missing, empty or lacks a
-            part; the sentence says which.
+        UsageError: the name is unknown (the nearest is named), or the data is missing, empty, lacks a part or
+            is ambiguous; the sentence says which.
+        GrowtasError: an image is seen to be unreadable, and ``bad_images`` is ``error``.
 
     Example:
         >>> from growtas.space import load_space
-        >>> load_splits("digits", load_space("digits")).summary()
-        {'num_classes': 10, 'train': 1151, 'search': 287, 'test': 359}
+        >>> print(load_splits("digits", load_space("digits")))
+        data digits: 10 classes; 1,151 images to train on, 287 held out for the search, 359 to test on
     """
     if not isinstance(data, str):
         raise UsageError(f"data must be a name such as 'digits' or 'folder:PATH', not {data!r}.")
@@ -126,22 +146,23 @@ def load_splits(
             f"Image files have 3 channels (or 1, their mean), but space {space.name!r} takes "
             f"in_channels={space.in_channels}."
         )
-    if data.startswith("folder:"):
-        train, test, num_classes = _folder(Path(data.removeprefix("folder:")).expanduser())
-    else:
-        train, test, num_classes = _timm(data, data_folder, download)
-    train_labels, test_labels = _labels(train), _labels(test)
-    num_classes = num_classes or max(train_labels) + 1
-    kept, held = hold_out(train_labels, seed)
-    parts = [
-        FileImages(source, indices, [labels[i] for i in indices], space, interpolation)
-        for source, labels, indices in (
-            (train, train_labels, kept),
-            (train, train_labels, held),
-            (test, test_labels, range(len(test_labels))),
-        )
-    ]
-    return Splits(data, num_classes, *parts)
+    files = read_files(data, data_folder, download)
+    bad = unreadable_images(files, bad_images)
+    kept, held = hold_out(files.train.labels, seed)
+    parts = []
+    for part, source, indices in (
+        ("train", files.train, kept),
+        ("train", files.train, held),
+        ("test", files.test, range(len(files.test))),
+    ):
+        good = [index for index in indices if (part, index) not in bad] if bad else indices
+        parts.append(FileImages(source, good, [source.labels[i] for i in good], space, interpolation))
+    lost = sorted(set(files.train.labels) - set(parts[0].labels))
+    if lost or not len(parts[2]):
+        where = f"class {files.class_name(lost[0])}" if lost else "test part"
+        raise UsageError(f"The {where} of {data!r} has no image left that can be read; repair some of them.")
+    digest = _digest(files.digest, sorted(bad)) if bad else files.digest
+    return Splits(data, files.num_classes, *parts, files.train.classes, digest, files.remarks(bad))
 
 
 def hold_out(
@@ -229,6 +250,14 @@ def preprocessing(data: str, space: SearchSpace, interpolation: str = "bicubic")
     }
 
 
+def _digest(*parts: object) -> str:
+    """A short hash. Args: parts: arrays of pixels or labels by their bytes, others by their text."""
+    found = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        found.update(part.tobytes() if hasattr(part, "tobytes") else repr(part).encode())
+    return found.hexdigest()
+
+
 # -- digits ----------------------------------------------------------------------------------------------
 
 
@@ -254,21 +283,23 @@ def _digits(space: SearchSpace, seed: int) -> Splits:
         MemoryImages((images[part] - mean) / std, labels[part], float(-mean / std), space)
         for part in ([rest[i] for i in kept], [rest[i] for i in held], test)
     ]
-    return Splits("digits", 10, *parts)
+    digest = _digest((images * 16).byte().numpy(), labels.numpy())
+    return Splits("digits", 10, *parts, tuple("0123456789"), digest)
 
 
 # -- glyphs ----------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=4)  # training, search and test of one process ask for the same images
-def _rendered(count: int, part: str) -> tuple[Tensor, Tensor]:
-    """(n, 1, 28, 28) images in 0 to 1 and their labels; not to be written to."""
+def _rendered(count: int, part: str) -> tuple[Tensor, Tensor, str]:
+    """(n, 1, 28, 28) images in 0 to 1, their labels, and a hash of both; not to be written to."""
     images, labels = glyph_images(count, GLYPH_SEED, part)
-    return torch.from_numpy(images).float().div_(255)[:, None], torch.from_numpy(labels)
+    digest = _digest(images, labels)
+    return torch.from_numpy(images).float().div_(255)[:, None], torch.from_numpy(labels), digest
 
 
 def _glyph_moments() -> tuple[float, float]:
-    images, _ = _rendered(GLYPH_MOMENTS, "train")
+    images, _, _ = _rendered(GLYPH_MOMENTS, "train")
     return images.mean(dtype=torch.float64).item(), images.std().item()
 
 
@@ -279,108 +310,11 @@ def _glyphs(data: str, space: SearchSpace, seed: int) -> Splits:
         raise UsageError(f"{data!r} names no number of training images; write 'glyphs:16000', or 'glyphs'.")
     count = int(text) if colon else GLYPHS
     mean, std = _glyph_moments()
-    images, labels = _rendered(count + GLYPH_SEARCH * GLYPH_CLASSES, "train")
+    images, labels, digest = _rendered(count + GLYPH_SEARCH * GLYPH_CLASSES, "train")
     kept, held = hold_out(labels.tolist(), seed, 1.0, GLYPH_SEARCH)
-    test = _rendered(GLYPH_TEST * GLYPH_CLASSES, "test")
+    *test, test_digest = _rendered(GLYPH_TEST * GLYPH_CLASSES, "test")
     parts = [
         MemoryImages((images - mean) / std, labels, float((sum(PAPER) / 2 - mean) / std), space)
         for images, labels in ((images[kept], labels[kept]), (images[held], labels[held]), test)
     ]
-    return Splits(data, GLYPH_CLASSES, *parts)
-
-
-# -- folders ---------------------------------------------------------------------------------------------
-
-
-def _folder(path: Path) -> tuple[Dataset, Dataset, int]:
-    """A folder in ImageNet's layout, through timm's reader."""
-    from timm.data import create_dataset
-    from timm.data.readers.img_extensions import get_img_extensions
-
-    layout = f"Expected {path}/train/CLASS/image.jpg and {path}/val/CLASS/image.jpg."
-    if not path.is_dir():
-        raise UsageError(f"The data folder {path} does not exist. {layout}")
-    train_path = path / "train"
-    test_path = next((path / name for name in TEST_FOLDERS if (path / name).is_dir()), None)
-    if not any(path.iterdir()):
-        raise UsageError(f"The data folder {path} is empty. {layout}")
-    if not train_path.is_dir():
-        raise UsageError(f"The data folder {path} has no folder 'train'. {layout}")
-    if test_path is None:
-        raise UsageError(
-            f"The data folder {path} has none of the folders {', '.join(TEST_FOLDERS)}, "
-            f"which hold the images to test on. {layout}"
-        )
-    classes = [{entry.name for entry in part.iterdir() if entry.is_dir()} for part in (train_path, test_path)]
-    if len(classes[0]) < 2:
-        raise UsageError(
-            f"{train_path} holds {len(classes[0])} class folders; at least 2 are needed. {layout}"
-        )
-    unknown = sorted(classes[1] - classes[0])
-    if unknown:
-        raise UsageError(f"{test_path} has classes that {train_path} lacks: {', '.join(unknown[:5])}.")
-    try:
-        train = create_dataset("", root=str(train_path), search_split=False)
-        names = train.reader.class_to_idx
-        test = create_dataset("", root=str(test_path), search_split=False, class_map=names)
-    except RuntimeError as error:  # timm's reader found no image
-        raise UsageError(
-            f"{' '.join(str(error).split())[:200]} {layout}"
-            if str(error)
-            else f"No images with extension {', '.join(get_img_extensions())} in {path}. {layout}"
-        ) from error
-    return train, test, len(names)
-
-
-# -- timm ------------------------------------------------------------------------------------------------
-
-
-def _timm(name: str, root: str | None, download: bool) -> tuple[Dataset, Dataset, int | None]:
-    """A map-style timm data set, its training and its evaluation part."""
-    known = ("digits", "glyphs", "folder:PATH", *TIMM_NAMES)
-    prefix, _, rest = name.partition("/")
-    if prefix in STREAMS and rest:
-        raise UsageError(
-            f"{name!r} is a stream; training needs images by number, to resume in the middle of an epoch. "
-            "Use 'hfds/' or 'torch/' data sets, or a folder."
-        )
-    if prefix == "torch" and name not in TIMM_NAMES or prefix not in ("torch", "hfds") or not rest:
-        raise UsageError(f"There is no data set {name!r}.{nearest(name, known)}")
-    if prefix == "torch" and root is None:
-        raise UsageError(f"{name!r} needs data_folder=FOLDER, where it is stored or downloaded to.")
-    train = _create(name, "train", root, download)
-    try:
-        test = _create(name, "validation", root, download)
-    except UsageError:
-        test = _create(name, "test", root, download)  # hubs call it either way
-    classes = getattr(train, "classes", None)
-    return train, test, len(classes) if classes else None
-
-
-def _create(name: str, split: str, root: str | None, download: bool) -> Dataset:
-    from timm.data import create_dataset
-
-    try:
-        return create_dataset(name, root=root, split=split, download=download or None)
-    except ImportError as error:
-        raise UsageError(f"{name!r} needs a package that is not installed ({error}).") from error
-    except (AssertionError, OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UsageError(
-            f"{name!r}, part {split!r}, could not be opened in {root or 'the default folder'}: {reason} "
-            "Check data_folder, or pass download=True."
-        ) from error
-
-
-def _labels(dataset: Dataset) -> list[int]:
-    """The label of every image, without decoding images where the data set knows them."""
-    reader = getattr(dataset, "reader", None)
-    samples = getattr(reader, "samples", None)
-    if samples is not None:
-        return [int(label) for _, label in samples]
-    if hasattr(reader, "label_key"):  # a hub's table, by column
-        return [int(label) for label in reader.dataset[reader.label_key]]
-    targets = getattr(dataset, "targets", None)
-    if targets is not None:
-        return [int(label) for label in targets]
-    return [int(dataset[i][1]) for i in range(len(dataset))]
+    return Splits(data, GLYPH_CLASSES, *parts, tuple(CHARACTERS), _digest(digest, test_digest))

@@ -18,11 +18,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transf
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from growtas.errors import GrowtasError
 from growtas.space import SearchSpace, seeded_rng
 
 if TYPE_CHECKING:
     from growtas.training.config import TrainConfig
+    from growtas.training.sources import ImageSource
 
 EVALUATION_CROP = 224 / 256
 
@@ -118,10 +118,10 @@ def _augmentation_draws(seed: int, epoch: int, copies: int, count: int) -> Tenso
 
 
 class FileImages(Dataset):
-    """Images of a timm or torchvision data set, decoded when they are taken.
+    """Images of files or of a timm data set, decoded when they are taken.
 
     Args:
-        source: of (PIL image, label), without a transform.
+        source: gives each by number, as 8-bit RGB.
         indices: which of its images belong to the split.
         labels: of those images.
         space: gives the size and the channels (3, or 1 for the mean of the three).
@@ -130,7 +130,7 @@ class FileImages(Dataset):
 
     def __init__(
         self,
-        source: Dataset,
+        source: ImageSource,
         indices: Sequence[int],
         labels: Sequence[int],
         space: SearchSpace,
@@ -157,12 +157,8 @@ class FileImages(Dataset):
 
     def read(self, index: int, transform: Callable[[Any], Tensor]) -> tuple[Tensor, int]:
         """One image through a transform of RGB images, and its label."""
-        try:
-            image, label = self.source[self.indices[index]]
-        except (OSError, RuntimeError) as error:  # timm has gone on to the next images, and gave up
-            raise GrowtasError(f"Image {self.indices[index]} of the data cannot be read: {error}.") from error
-        image = transform(image.convert("RGB"))
-        return image.mean(0, keepdim=True) if self.channels == 1 else image, int(label)
+        image = transform(self.source.image(self.indices[index]))
+        return image.mean(0, keepdim=True) if self.channels == 1 else image, int(self.labels[index])
 
 
 class AugmentedImages(Dataset):

@@ -39,7 +39,7 @@ class Run:
         space: the search space, as it was when the run began.
         num_classes: outputs of the head.
         steps_per_epoch: updates per epoch.
-        images: sizes of the splits.
+        images: sizes of the splits, and a digest of the data.
         versions: of growtas, torch, timm, numpy, Python and the platform when the run began.
     """
 
@@ -48,7 +48,7 @@ class Run:
     space: Space
     num_classes: int
     steps_per_epoch: int
-    images: Mapping[str, int] = field(hash=False)
+    images: Mapping[str, int | str] = field(hash=False)
     versions: Mapping[str, str] = field(hash=False)
 
     @property
@@ -171,23 +171,16 @@ class Run:
 
         Raises:
             UsageError: it is not where it was.
-            GrowtasError: it is not what it was: the sizes of the splits differ.
+            GrowtasError: it is not what it was: sizes or digest differ; or an image cannot be read.
         """
-        from growtas.training.data import load_splits
+        from growtas.training.data import splits_of
 
-        config = self.config
-        found = load_splits(
-            config.data,
-            self.space,
-            config.split_seed,
-            config.data_folder,
-            config.download,
-            config.interpolation,
-        )
-        if found.summary() != dict(self.images):
+        found = splits_of(self.config, self.space)
+        known = {name: found.summary()[name] for name in self.images}  # an older run has no digest
+        if known != dict(self.images):
             raise GrowtasError(
-                f"The data {config.data!r} has changed since the run began: it was {dict(self.images)}, and "
-                f"is {found.summary()}. Put it back; nothing was changed."
+                f"The data {self.config.data!r} has changed since the run began: it was {dict(self.images)}, "
+                f"and is {known}. Put it back; nothing was changed."
             )
         return found
 

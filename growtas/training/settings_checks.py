@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "gradients": ("auto", "mean", "sum"),
     "distill": ("none", "inplace", "ema"),
     "interpolation": ("bicubic", "bilinear", "nearest", "random"),
+    "bad_images": ("error", "skip"),
 }
 
 AT_LEAST: dict[str, float] = {

@@ -17,7 +17,7 @@ from growtas.space import Space, load_space
 from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.training import checkpoint, initial
 from growtas.training.config import RUNTIME, TrainConfig
-from growtas.training.data import Splits, load_splits
+from growtas.training.data import Splits, splits_of
 from growtas.training.distributed import Ranks, choose_device
 from growtas.training.guards import preserved_generators
 from growtas.training.loader import TrainingLoader
@@ -128,12 +128,10 @@ def _tune(run: Run, device: torch.device, ranks: Ranks) -> None:
 
 def _load_data(config: TrainConfig, space: Space, ranks: Ranks) -> Splits:
     def load(download: bool) -> Splits:
-        return load_splits(
-            config.data, space, config.split_seed, config.data_folder, download, config.interpolation
-        )
+        return splits_of(config, space, download)
 
-    if config.download and ranks.world > 1:
-        ranks.on_first(lambda: load(True) and None)  # one process downloads, the others find it there
+    if (config.download or config.bad_images == "skip") and ranks.world > 1:
+        ranks.on_first(lambda: load(config.download) and None)  # one downloads or checks, the others find it
         return load(False)
     return load(config.download)
 

@@ -163,7 +163,9 @@ def test_rendering_is_fast():
 
 
 def test_splits_are_balanced_and_disjoint(splits):
-    assert splits.summary() == {"num_classes": 62, "train": COUNT, "search": 1240, "test": 6200}
+    digest = splits.digest
+    sizes = {"num_classes": 62, "train": COUNT, "search": 1240, "test": 6200}
+    assert splits.summary() == {**sizes, "digest": digest} and digest
     for split, most in ((splits.train, 17), (splits.search, 20), (splits.test, 100)):
         counts = split.labels.bincount(minlength=62)
         assert counts.max() == most and counts.min() >= most - 1

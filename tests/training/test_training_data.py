@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from runs import SPACE
 
-from growtas.errors import GrowtasError, UsageError
+from growtas.errors import UsageError
 from growtas.space import load_space
 from growtas.training.config import TrainConfig
 from growtas.training.data import evaluation_loader, hold_out, load_splits
@@ -82,6 +81,10 @@ def test_hold_out():
     assert hold_out(labels, seed=0) == (kept, held) != hold_out(labels, seed=1)
 
 
+def sizes(splits):
+    return {name: count for name, count in splits.summary().items() if name != "digest"}
+
+
 # -- folders -----------------------------------------------------------------------------------------------
 
 
@@ -89,19 +92,12 @@ def test_hold_out():
 def test_folder(folder, channels):
     space = dataclasses.replace(RGB, in_channels=channels)
     splits = load_splits(f"folder:{folder}", space)
-    assert splits.summary() == {"num_classes": 3, "train": 54, "search": 6, "test": 12}
+    assert sizes(splits) == {"num_classes": 3, "train": 54, "search": 6, "test": 12}
     image, label = splits.test[0]
     assert image.shape == (channels, 16, 16) and image.dtype == torch.float32 and label == 0
     assert sorted(splits.search.labels) == [0, 0, 1, 1, 2, 2]
     assert not set(splits.train.indices) & set(splits.search.indices)
     assert [splits.test[i][1] for i in range(12)] == [0] * 4 + [1] * 4 + [2] * 4
-
-
-def test_a_subset_of_classes_in_the_test_folder_keeps_its_labels(folder, tmp_path):
-    (tmp_path / "train").symlink_to(folder / "train")
-    (tmp_path / "validation").mkdir()
-    (tmp_path / "validation" / "cat").symlink_to(folder / "val" / "cat")
-    assert set(load_splits(f"folder:{tmp_path}", RGB).test.labels) == {2}
 
 
 @pytest.mark.parametrize(
@@ -111,8 +107,8 @@ def test_a_subset_of_classes_in_the_test_folder_keeps_its_labels(folder, tmp_pat
         (["val/ant"], "no folder 'train'"),
         (["train/ant", "train/bee"], "none of the folders val,"),
         (["train/ant", "val/ant"], "holds 1 class folders"),
-        (["train/ant", "train/bee", "val/ant"], "Found 0 images"),
-        (["train/ant", "train/bee", "val/dog"], "classes that .* lacks: dog"),
+        (["train/ant", "train/bee", "val/ant", "val/bee"], "val holds no images"),
+        (["train/ant", "train/bee", "val/dog"], "val has the class dog, which .*train lacks"),
     ],
 )
 def test_bad_folders(tmp_path, make, sentence):
@@ -169,7 +165,7 @@ def test_a_timm_data_set(tmp_path):
             np.array([2051, count, 28, 28], ">i4").tobytes() + images.tobytes()
         )
     splits = load_splits("torch/mnist", SPACE, data_folder=str(tmp_path))
-    assert splits.summary() == {"num_classes": 10, "train": 180, "search": 20, "test": 30}
+    assert sizes(splits) == {"num_classes": 10, "train": 180, "search": 20, "test": 30}
     image, label = splits.test[7]
     assert image.shape == (1, 8, 8) and label == 7 and abs(image.std()) < 1e-6
 
@@ -276,14 +272,6 @@ def test_unknown_augmentation(config):
         TrainingLoader(
             load_splits(config.data, RGB).train, dataclasses.replace(config, auto_augment="rand-x9")
         )
-
-
-def test_images_that_cannot_be_read(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "spoilt")
-    for path in (tmp_path / "spoilt" / "val").rglob("*.png"):
-        path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(GrowtasError, match="Image 3 of the data cannot be read"):
-        load_splits(f"folder:{tmp_path / 'spoilt'}", RGB).test[3]
 
 
 def test_worker_count():

@@ -1,0 +1,107 @@
+"""Images by number, of files, torchvision and hub data sets. None ever stands in for another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image
+
+from growtas.training.decode import read_rgb
+
+
+class ImageSource:
+    """Images by number, each with its label.
+
+    Args:
+        labels: of every image, 0 to the number of classes minus one.
+        classes: names, in the order of the labels; empty where the data has none.
+    """
+
+    def __init__(self, labels: Sequence[int], classes: Sequence[str] = ()) -> None:
+        self.labels = list(labels)
+        self.classes = tuple(classes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """How an error names an image: the path of its file, where it has one."""
+        raise NotImplementedError
+
+    def open(self, index: int) -> str | IO[bytes] | Image.Image:
+        """The path of an image's file, its open file, or the image itself."""
+        raise NotImplementedError
+
+    def image(self, index: int) -> Image.Image:
+        """One image as 8-bit RGB. Raises: growtas.training.decode.UnreadableImage: it cannot be decoded."""
+        return read_rgb(self.open(index), self.name(index))
+
+
+class PathImages(ImageSource):
+    """Images of files.
+
+    Args:
+        root: folder that the paths are relative to.
+        paths: of the files.
+        labels, classes: as in :class:`ImageSource`.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike, paths: Sequence[str], labels: Sequence[int], classes: Sequence[str]
+    ) -> None:
+        super().__init__(labels, classes)
+        self.root = str(Path(root))
+        self.paths = list(paths)
+
+    def name(self, index: int) -> str:
+        """The path of an image's file."""
+        return os.path.join(self.root, self.paths[index])
+
+    open = name
+
+
+class HeldImages(ImageSource):
+    """Images that a torchvision data set holds in memory.
+
+    Args:
+        dataset: of (Pillow image, label), without transforms.
+        part: its name, for errors.
+        labels, classes: as in :class:`ImageSource`.
+    """
+
+    def __init__(self, dataset: Any, part: str, labels: Sequence[int], classes: Sequence[str]) -> None:
+        super().__init__(labels, classes)
+        self.dataset, self.part = dataset, part
+
+    def name(self, index: int) -> str:
+        """The number of an image in the data set."""
+        return f"{index} of {self.part}"
+
+    def open(self, index: int) -> Image.Image:
+        """The image."""
+        return self.dataset[index][0]
+
+
+class HubImages(ImageSource):
+    """Images of a hub's table, through timm's reader.
+
+    Args:
+        reader: of timm, which gives (open file, label).
+        part: its name, for errors.
+        labels, classes: as in :class:`ImageSource`.
+    """
+
+    def __init__(self, reader: Any, part: str, labels: Sequence[int], classes: Sequence[str]) -> None:
+        super().__init__(labels, classes)
+        self.reader, self.part = reader, part
+
+    def name(self, index: int) -> str:
+        """The number of an image in the table."""
+        return f"{index} of {self.part}"
+
+    def open(self, index: int) -> IO[bytes]:
+        """The encoded image."""
+        return self.reader[index][0]
