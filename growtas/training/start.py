@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def begin(config: TrainConfig, space: Space | None = None) -> Run:
     ranks = Ranks.start(device)
     try:
         ranks.on_first(lambda: check_free(path))
-        splits = _load_data(config, space, ranks)
+        splits = _load_data(lambda: splits_of(config, space), config, device, ranks)
         loader = TrainingLoader(splits.train, config, ranks.rank, ranks.world)
         run = Run(
             path,
@@ -135,20 +135,19 @@ def _tune(run: Run, device: torch.device, ranks: Ranks) -> None:
         backend.adopt(device, found)
 
 
-def _load_data(config: TrainConfig, space: Space, ranks: Ranks) -> Splits:
-    def load(download: bool) -> Splits:
-        return splits_of(config, space, download)
-
+def _load_data(load: Callable[[], Splits], config: TrainConfig, device: torch.device, ranks: Ranks) -> Splits:
+    """The data, on every rank the same. Args: load: loads it."""
     if (config.download or config.bad_images == "skip") and ranks.world > 1:
-        ranks.on_first(lambda: load(config.download) and None)  # one downloads or checks, the others find it
-        return load(False)
-    return load(config.download)
-
-
-def _load_data_again(run: Run, ranks: Ranks) -> Splits:
-    if run.config.bad_images == "skip":
-        ranks.on_first(lambda: run.splits() and None)  # one checks where nothing is kept, the others find it
-    return run.splits()
+        ranks.on_first(lambda: load() and None)  # one downloads or checks, the others find what it left
+    found = load()
+    first = ranks.on_first(found.summary)
+    differ = torch.tensor([float(found.summary() != first)], device=device)
+    if ranks.sum(differ).item():
+        raise GrowtasError(
+            f"The data {config.data!r} is not the same on all {ranks.world} ranks: rank {ranks.rank} has "
+            f"{found.summary()}, rank 0 has {first}. Give every machine the same copy."
+        )
+    return found
 
 
 def _resume(path: str | Path | Run, given: Mapping[str, Any]) -> Run:
@@ -172,7 +171,8 @@ def _resume(path: str | Path | Run, given: Mapping[str, Any]) -> Run:
             state = ranks.on_first(lambda: _load_checkpoint(run))
             if state is None or state["step"] < run.steps:
                 weights = initial.read(run) if state is None else None
-                trainer = Trainer(run, _load_data_again(run, ranks), device, ranks, state, weights)
+                splits = _load_data(run.splits, run.config, device, ranks)
+                trainer = Trainer(run, splits, device, ranks, state, weights)
                 _tune(run, device, ranks)
                 _run(trainer, run, log, state["log_offset"] if state else 0)
             else:

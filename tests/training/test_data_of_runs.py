@@ -15,8 +15,11 @@ from runs import SPACE
 import growtas
 from growtas import cli
 from growtas.errors import GrowtasError, UsageError
-from growtas.training import checkpoint
+from growtas.training import checkpoint, start
+from growtas.training.config import TrainConfig
+from growtas.training.data import load_splits
 from growtas.training.decode import UnreadableImage
+from growtas.training.distributed import Ranks
 from growtas.training.run import Run
 
 SETTINGS = {
@@ -134,6 +137,23 @@ def test_a_run_that_skips_unreadable_images_resumes(image_folder, tmp_path, caps
         run.splits()
 
 
+def test_ranks_with_other_data_are_refused(image_folder):
+    class Second(Ranks):
+        def on_first(self, work):
+            return {"digest": "of rank 0"}
+
+        def sum(self, values):
+            return values
+
+    def load():
+        return load_splits(f"folder:{image_folder}", SPACE)
+
+    config = TrainConfig("small", f"folder:{image_folder}")
+    with pytest.raises(GrowtasError, match="not the same on all 2 ranks: rank 1 has .*'of rank 0'"):
+        start._load_data(load, config, torch.device("cpu"), Second(1, 2))
+    assert len(start._load_data(load, config, torch.device("cpu"), Ranks()).train) == 54
+
+
 # -- growtas data check --------------------------------------------------------------------------------------
 
 
@@ -151,7 +171,6 @@ def test_check_finds_nothing_wrong(image_folder, capsys):
 
 def test_check_names_what_is_unreadable_and_skip_takes_its_word(image_folder, tmp_path, capsys, monkeypatch):
     from growtas.training import files
-    from growtas.training.data import load_splits
 
     images, listed = tmp_path / "images", tmp_path / "bad.txt"
     shutil.copytree(image_folder, images)
