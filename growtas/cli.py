@@ -363,6 +363,13 @@ def _report(args: list[str]) -> int:
     return 1 if made.failed else 0
 
 
+def _data(args: list[str]) -> int:
+    """check a folder of images before training"""
+    from growtas import data_commands
+
+    return data_commands.main(args)
+
+
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "train": _train,
     "finetune": _finetune,
@@ -372,6 +379,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "report": _report,
+    "data": _data,
     "spaces": _spaces,
     "tune": _tune,
     "warmup": _warmup,

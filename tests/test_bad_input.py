@@ -67,7 +67,8 @@ def half_done(space, tmp_path) -> Path:
 
 
 def train(space: Path | str, out: Path, *more: str) -> int:
-    settings = ("--batch-size", "96", "--epochs", "2", "--eval-every", "0", "--no-tensorboard")
+    settings = ["--batch-size", "96", "--epochs", "2", "--eval-every", "0", "--no-tensorboard"]
+    settings += [] if "--data" in more else ["--data", "digits"]
     return cli.main(["train", "--space", str(space), "--out", str(out), *settings, *more])
 
 

@@ -34,7 +34,15 @@ def folder(tmp_path_factory):
     """A folder with a small space, a trained run and its finished search; not to be changed."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "small.yaml").write_text(SPACE)
-    args = ["--space", str(folder / "small.yaml"), "--batch-size", "96", "--no-tensorboard"]
+    args = [
+        "--space",
+        str(folder / "small.yaml"),
+        "--data",
+        "digits",
+        "--batch-size",
+        "96",
+        "--no-tensorboard",
+    ]
     assert cli.main(["train", *args, "--epochs", "2", "--out", str(folder / "run")]) == 0
     args = ["--max-params", "4000", "--population", "4", "--generations", "2"]
     assert cli.main(["search", str(folder / "run"), *args]) == 0

@@ -30,7 +30,7 @@ LAYERS = [
     {"searching", "export"},
     {"plotting", "doctor", "warmup", "listing"},
     {"demo", "comparing", "cli_options"},
-    {"analysis"},
+    {"analysis", "data_commands"},
     {"cli"},
     {"__main__"},
 ]

@@ -17,6 +17,7 @@ from growtas.errors import GrowtasError, UsageError
 from growtas.space import MobileNetSpace, Space, load_space, preset_names, space_from_dict
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.data import splits_of
+from growtas.training.embedded import data_for
 from growtas.training.run import CONFIG_NAME, Run
 
 PLAN_NAME = "report.json"
@@ -62,7 +63,7 @@ def workspace_for(
         _check_of_run(run, space, data)
         found, config = run.space, dataclasses.replace(run.config, **given)
     else:
-        found, config = _of_data(space, data or "digits", given)
+        found, config = _of_data(space, data, given)
     splits = splits_of(config, found)
     workspace = Workspace(
         folder=base / WORK,
@@ -80,12 +81,14 @@ def workspace_for(
 
 
 def _of_data(
-    space: str | Path | Space | None, data: str, given: Mapping[str, Any]
+    space: str | Path | Space | None, data: str | None, given: Mapping[str, Any]
 ) -> tuple[Space, TrainConfig]:
     """Space and settings of a report that is about no run."""
+    data = "digits" if space is None and data is None else data
     if space is None and data not in preset_names():
         raise UsageError(f"Give space=NAME for the data {data!r}: no space is called like it.")
     found = load_space(data if space is None else space)
+    data = data_for(found.name, data)
     config = TrainConfig.from_dict({"method": "growtas", **given, "space": found.name, "data": data})
     return found, config.resolved(convolutional=isinstance(found, MobileNetSpace))
 

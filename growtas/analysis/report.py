@@ -82,7 +82,7 @@ def report(
         out: the folder of the report; report.html, figures/ and report/ (what they are made from) are written
             there (the run's).
         space: a preset or the path of a YAML file (the preset that is called like the data).
-        data: as in growtas.train (digits).
+        data: as in growtas.train (digits where no space is given either).
         only: make these parts alone, such as figure-1 or table-a (all).
         epochs: of every network (the run's, or the recipe's).
         seeds: of the networks that interference is measured along, and of the comparison of methods (3).

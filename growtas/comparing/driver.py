@@ -30,6 +30,7 @@ from growtas.comparing.report import Comparison, make_report
 from growtas.comparing.specs import MethodSpec, check_known, common_settings, read_methods
 from growtas.errors import GrowtasError, UsageError
 from growtas.space import load_space, preset_names
+from growtas.training.embedded import data_for
 
 if TYPE_CHECKING:
     from growtas.space import SearchSpace
@@ -68,7 +69,7 @@ def compare(
     Args:
         out: the folder; everything is written there.
         space: a preset or the path of a YAML file (the preset that is called like the data).
-        data: as in growtas.train (digits).
+        data: as in growtas.train (digits where no space is given either).
         methods: NAME or NAME:key=value,key=value with settings of training or of the method; the first is
             the baseline (uniform, growtas, growtas+, prenas and focusformer; of a convolutional space
             uniform, growtas and shrinking).
@@ -169,10 +170,12 @@ def _new_plan(path: Path, values: dict[str, Any], old: Plan | None) -> Plan:
         given["limits"] = read_limits(given["limits"])
     if "settings" in given:
         given["settings"] = common_settings(given["settings"])
-    data = given.get("data") or (old.data if old else "digits")
+    data = given.get("data") or (old.data if old else None)
     if "space" in given:
         given["space"] = load_space(given["space"])
+        data = data_for(given["space"].name, data)
     elif old is None:
+        data = data or "digits"
         if data not in preset_names():
             raise UsageError(f"Give space=NAME for the data {data!r}: no space is called like it.")
         given["space"] = load_space(data)

@@ -114,7 +114,7 @@ def verify(
 def _net_of_run(
     run: Run | str | os.PathLike, subnet: AnySubnet, averaged: bool
 ) -> tuple[AnySupernet, dict[str, Any]]:
-    """The supernet of a run or of its folder, and how its images were prepared, in timm's terms.
+    """The supernet of a run or of its folder; how its images were prepared and its classes, in timm's terms.
 
     BatchNorm's statistics are measured for the subnet, on the run's training images.
     """
@@ -126,7 +126,8 @@ def _net_of_run(
     net = run.load_net(averaged=averaged)
     if net.needs_calibration:
         calibration(net, run.splits().train)(subnet)
-    return net, preprocessing(run.config.data, run.space, run.config.interpolation)
+    prepared = preprocessing(run.config.data, run.space, run.config.interpolation)
+    return net, prepared | ({"label_names": run.classes} if run.classes else {})
 
 
 def _compare(

@@ -70,12 +70,14 @@ def config(model: Model) -> dict[str, Any]:
     }
     cfg.pop("architecture", None)
     cfg["num_classes"] = model.num_classes
+    names = cfg.pop("label_names", None) or ()
     return {
         "architecture": model.architecture,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
         "global_pool": model.global_pool,
         "model_args": model.model_args(),
+        **({"label_names": list(names)} if names and len(names) == model.num_classes else {}),
         "pretrained_cfg": cfg,
         "growtas": {
             "version": __version__,

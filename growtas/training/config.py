@@ -16,6 +16,7 @@ from typing import Any
 
 from growtas.errors import UsageError, nearest
 from growtas.methods.schedule import MAX_PARAMS
+from growtas.training.embedded import data_for
 from growtas.training.recipes import (
     PUBLISHED,
     PUBLISHED_CONVOLUTIONAL,
@@ -53,9 +54,10 @@ class TrainConfig:
 
     Args:
         space: name of a preset or path of a YAML file.
-        data: ``digits``, ``glyphs`` or ``glyphs:COUNT`` (rendered characters, 16000 or COUNT of them to train
-            on), ``folder:PATH`` (PATH/train/CLASS/* and PATH/val/CLASS/*) or a timm data set name
-            such as ``torch/cifar10`` or ``hfds/OWNER/NAME``.
+        data: needed, unless the space is named after an embedded set (``digits``, ``digits-mobilenet``,
+            ``glyphs``). ``folder:PATH`` (PATH/train/CLASS/* and PATH/val/CLASS/*), a timm data set name such
+            as ``torch/cifar10`` or ``hfds/OWNER/NAME``, ``digits``, or ``glyphs`` or ``glyphs:COUNT``
+            (rendered characters, 16000 or COUNT of them to train on).
         method: ``growtas``, ``uniform``, or another that is registered.
         stages: number of stages, or the groups of each such as ``0,1/0,1,2``.
         transition: ``size-aware``, ``midpoint``, the epochs such as ``250,375``, or a rule that looks at the
@@ -138,7 +140,7 @@ class TrainConfig:
     """
 
     space: str
-    data: str = "digits"
+    data: str | None = None
     method: str = "growtas"
     stages: int | str = 2
     transition: str = "size-aware"
@@ -271,9 +273,13 @@ class TrainConfig:
 
         Args:
             convolutional: the space is one of convolutional networks, whose published recipe is another.
+
+        Raises:
+            UsageError: data is not given, and the space is not named after an embedded set.
         """
         published = PUBLISHED_CONVOLUTIONAL if convolutional else PUBLISHED
-        recipe = dict(RECIPES.get(self.data.partition(":")[0], published))
+        data = data_for(self.space, self.data)
+        recipe = {"data": data, **RECIPES.get(data.partition(":")[0], published)}
         rate = recipe.pop("lr_per_512", None)
         values = {name: value for name, value in recipe.items() if getattr(self, name) is None}
         epochs = values.get("epochs", self.epochs)

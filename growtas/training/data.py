@@ -84,14 +84,14 @@ class Splits:
         )
 
 
-def splits_of(config: TrainConfig, space: SearchSpace, download: bool | None = None) -> Splits:
-    """The splits that the settings of a run name. Args: download: another than the settings'."""
+def splits_of(config: TrainConfig, space: SearchSpace) -> Splits:
+    """The splits that the settings of a run name. Raises: as :func:`load_splits`."""
     return load_splits(
         config.data,
         space,
         config.split_seed,
         config.data_folder,
-        config.download if download is None else download,
+        config.download,
         config.interpolation,
         config.bad_images,
     )

@@ -6,7 +6,7 @@ import os
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from growtas.errors import GrowtasError
 
@@ -47,9 +47,9 @@ def read_rgb(image: str | os.PathLike | IO[bytes] | Image.Image, name: str) -> I
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a torn file leads them to
-        reason = (
-            " ".join(str(error).replace(repr(name), "it").split())[:200].rstrip(".") or type(error).__name__
-        )
+        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is of no format that Pillow knows"
         raise UnreadableImage(f"The image {name} cannot be read: {reason}. {_REMEDY}", reason) from error
     finally:
         if opened is not None and opened is not image:

@@ -163,7 +163,7 @@ def decoded(
 
 class _Decoded(Dataset):
     def __init__(self, files: FileData) -> None:
-        self.parts = files.parts()
+        self.parts, self.known = files.parts(), files.unreadable
 
     def __len__(self) -> int:
         return sum(len(source) for source in self.parts.values())
@@ -171,6 +171,8 @@ class _Decoded(Dataset):
     def __getitem__(self, index: int) -> tuple[tuple[str, int], tuple[int, int], str]:
         part = "train" if index < len(self.parts["train"]) else "test"
         number = index - (part == "test") * len(self.parts["train"])
+        if (part, number) in self.known:
+            return (part, number), (0, 0), self.known[part, number]
         try:
             return (part, number), self.parts[part].image(number).size, ""
         except UnreadableImage as error:

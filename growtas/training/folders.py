@@ -91,7 +91,7 @@ def read_folder(path: Path, plain: bool = False) -> tuple[Listing, Listing]:
     train, test = (_list_part(part, _plain if plain else _natural) for part in (path / "train", tests[0]))
     _check_classes(train, test, layout)
     for other in tests[1:]:
-        test.left_out[f"folder {other.name}"] += 1
+        test.left_out[f"unused folder ({other.name})"] += 1
     test.classes = train.classes  # a class without test images keeps its label
     return train, test
 

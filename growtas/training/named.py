@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from growtas.errors import UsageError, nearest
@@ -127,6 +128,9 @@ def _whole(labels: Iterable[Any], part: str) -> list[int]:
 def _create(name: str, split: str, root: str | None, download: bool) -> Any:
     from timm.data import create_dataset
 
+    if download:  # only where it is not there yet: torchvision's iNaturalist refuses to fetch it again
+        with suppress(UsageError):
+            return _create(name, split, root, False)
     try:
         return create_dataset(name, root=root, split=split, download=download or None)
     except ImportError as error:

@@ -57,10 +57,12 @@ class PathImages(ImageSource):
         self.paths = list(paths)
 
     def name(self, index: int) -> str:
+        """The path of an image's file, in characters that can be printed."""
+        return os.fsencode(self.open(index)).decode(errors="backslashreplace")
+
+    def open(self, index: int) -> str:
         """The path of an image's file."""
         return os.path.join(self.root, self.paths[index])
-
-    open = name
 
 
 class HeldImages(ImageSource):
@@ -99,8 +101,9 @@ class HubImages(ImageSource):
         self.reader, self.part = reader, part
 
     def name(self, index: int) -> str:
-        """The number of an image in the table."""
-        return f"{index} of {self.part}"
+        """The number of an image in the table, and its file's name where the hub tells it."""
+        file = self.reader.filename(index)
+        return f"{index} of {self.part}{f' ({file})' if file else ''}"
 
     def open(self, index: int) -> IO[bytes]:
         """The encoded image."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from growtas.training import checkpoint, initial
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.data import Splits, splits_of
 from growtas.training.distributed import Ranks, choose_device
+from growtas.training.embedded import data_for
 from growtas.training.guards import preserved_generators
 from growtas.training.loader import TrainingLoader
 from growtas.training.log import Curves, RunLog
@@ -38,7 +39,8 @@ def train(
 
     Args:
         space: a search space, the name of a preset or the path of a YAML file.
-        data: ``digits`` (the default), ``folder:PATH`` or a timm data set name.
+        data: ``digits``, ``glyphs``, ``folder:PATH`` or a timm data set name; needed, unless the space is
+            named after an embedded set.
         resume: the folder of a run to continue instead; it knows its settings, and only those of
             :data:`growtas.training.config.RUNTIME` may be given again.
         settings: those of :class:`growtas.training.config.TrainConfig`; ``out`` is needed.
@@ -63,8 +65,7 @@ def train(
         raise UsageError("Give space=NAME (such as 'digits'), or resume=FOLDER to continue a run.")
     found = load_space(space)
     name = found.name if isinstance(space, Space) else str(space)
-    given = {} if data is None else {"data": data}
-    config = TrainConfig.from_dict({"space": name, **given, **settings})
+    config = TrainConfig.from_dict({"space": name, "data": data_for(found.name, data), **settings})
     return begin(config, found)
 
 
@@ -78,6 +79,7 @@ def begin(config: TrainConfig, space: Space | None = None) -> Run:
     Returns, Raises: as :func:`train`.
     """
     space = space or load_space(config.space)
+    config = dataclasses.replace(config, data=data_for(space.name, config.data))
     config = config.resolved(convolutional=isinstance(space, MobileNetSpace))
     if config.out is None:
         raise UsageError("Give out=FOLDER: where the run is written.")
@@ -87,10 +89,17 @@ def begin(config: TrainConfig, space: Space | None = None) -> Run:
     ranks = Ranks.start(device)
     try:
         ranks.on_first(lambda: check_free(path))
-        splits = _load_data(config, space, ranks)
+        splits = _load_data(lambda: splits_of(config, space), config, device, ranks)
         loader = TrainingLoader(splits.train, config, ranks.rank, ranks.world)
         run = Run(
-            path, config, space, splits.num_classes, loader.steps_per_epoch, splits.summary(), versions()
+            path,
+            config,
+            space,
+            splits.num_classes,
+            loader.steps_per_epoch,
+            splits.summary(),
+            versions(),
+            splits.classes,
         )
         weights = None if source is None else initial.of_source(source, run)
         with preserved_generators():  # the trainer checks every setting before a file is written
@@ -126,14 +135,19 @@ def _tune(run: Run, device: torch.device, ranks: Ranks) -> None:
         backend.adopt(device, found)
 
 
-def _load_data(config: TrainConfig, space: Space, ranks: Ranks) -> Splits:
-    def load(download: bool) -> Splits:
-        return splits_of(config, space, download)
-
+def _load_data(load: Callable[[], Splits], config: TrainConfig, device: torch.device, ranks: Ranks) -> Splits:
+    """The data, on every rank the same. Args: load: loads it."""
     if (config.download or config.bad_images == "skip") and ranks.world > 1:
-        ranks.on_first(lambda: load(config.download) and None)  # one downloads or checks, the others find it
-        return load(False)
-    return load(config.download)
+        ranks.on_first(lambda: load() and None)  # one downloads or checks, the others find what it left
+    found = load()
+    first = ranks.on_first(found.summary)
+    differ = torch.tensor([float(found.summary() != first)], device=device)
+    if ranks.sum(differ).item():
+        raise GrowtasError(
+            f"The data {config.data!r} is not the same on all {ranks.world} ranks: rank {ranks.rank} has "
+            f"{found.summary()}, rank 0 has {first}. Give every machine the same copy."
+        )
+    return found
 
 
 def _resume(path: str | Path | Run, given: Mapping[str, Any]) -> Run:
@@ -157,7 +171,8 @@ def _resume(path: str | Path | Run, given: Mapping[str, Any]) -> Run:
             state = ranks.on_first(lambda: _load_checkpoint(run))
             if state is None or state["step"] < run.steps:
                 weights = initial.read(run) if state is None else None
-                trainer = Trainer(run, run.splits(), device, ranks, state, weights)
+                splits = _load_data(run.splits, run.config, device, ranks)
+                trainer = Trainer(run, splits, device, ranks, state, weights)
                 _tune(run, device, ranks)
                 _run(trainer, run, log, state["log_offset"] if state else 0)
             else:
@@ -188,6 +203,7 @@ def _run(trainer: Trainer, run: Run, log: RunLog | None, log_offset: int) -> Non
     curves = None
     try:
         if log is not None:
+            print(trainer.splits, flush=True)
             log.keep(log_offset)
             remove_leftovers(run.path)
             curves = Curves(run.path, run.config.tensorboard, trainer.progress.step)

@@ -34,6 +34,7 @@ SPACE = {
     "max_relative_position": 1,
 }
 SMALL = {
+    "data": "digits",
     "methods": ["uniform", "growtas", "growtas+:epochs=1"],
     "seeds": 2,
     "epochs": 2,

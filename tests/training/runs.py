@@ -46,6 +46,7 @@ SMALL = {
     "tensorboard": False,
     "device": "cpu",
     "space": SPACE,
+    "data": "digits",
 }
 """A run of 33 steps that uses every source of randomness."""
 

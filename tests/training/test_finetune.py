@@ -85,7 +85,7 @@ def test_frozen_weights_of_a_convolutional_space(tmp_path):
     space = MobileNetSpace("conv", (3, 5), (2, 3), (1, 2), 8, 8, (16,), 16, 16, (1,), ("relu",), (True,))
     space = dataclasses.replace(space, image_size=8, in_channels=1, dropout=0.0)
     given = {"batch_size": 512, "eval_every": 0, "eval_subnets": 0, "tensorboard": False, "device": "cpu"}
-    source = growtas.train(space, method="uniform", epochs=1, **given, out=tmp_path / "run")
+    source = growtas.train(space, "digits", method="uniform", epochs=1, **given, out=tmp_path / "run")
     run = growtas.finetune(source, **{**LIVELY, "epochs": 4})
     before, after = source.load_net().train(), run.load_net().train()  # batches' own statistics
     for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):

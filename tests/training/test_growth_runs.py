@@ -10,6 +10,7 @@ from growtas.methods.regions import new_region
 
 SHORT = {
     "space": SPACE,
+    "data": "digits",
     "epochs": 4,
     "batch_size": 512,
     "warmup_epochs": 0,

@@ -142,6 +142,38 @@ def test_a_class_of_other_files_alone_says_so(folder):
         load(folder)
 
 
+def test_the_first_test_folder_counts_and_the_others_are_named(folder):
+    shutil.copytree(folder / "val", folder / "test")
+    save(folder / "test" / "cat" / "1.png")
+    splits = load(folder)
+    assert len(splits.test) == 2 and "left out: 1 unused folder (test)" in str(splits)
+
+
+def test_plain_folders_are_in_the_order_of_timms_reader(folder):
+    """Runs from before keep their labels and splits."""
+    from timm.data.readers.reader_image_folder import ReaderImageFolder
+
+    for part in ("train", "val"):
+        for name in ("cat10/a2", "cat10/a10", "cat9/B1", "cat9/b0", "Ant/x", "cat/11", "cat/1e3"):
+            save(folder / part / f"{name}.png")
+    for mine, part in zip(read_folder(folder), ("train", "val"), strict=True):
+        theirs = ReaderImageFolder(str(folder / part))
+        assert {name: i for i, name in enumerate(mine.classes)} == theirs.class_to_idx
+        assert [(mine.images().name(i), mine.labels[i]) for i in range(len(mine.paths))] == theirs.samples
+
+
+def test_a_name_that_is_no_text_is_read_and_printed(folder):
+    path = os.path.join(os.fsencode(folder / "train" / "cat"), b"\xff.png")
+    shutil.copy(os.fsencode(folder / "train" / "cat" / "0.png"), path)
+    images = read_folder(folder)[0].images()
+    names = [images.name(i) for i in range(len(images)) if images.image(i)]
+    assert sum(name.endswith(r"/\xff.png") for name in names) == 1 and all(map(str.isprintable, names))
+    with open(path, "wb"):
+        pass
+    with pytest.raises(UnreadableImage, match=r"/\\xff.png cannot be read: it is empty"):
+        load(folder)
+
+
 def test_the_digest_tells_changed_data(folder):
     before = load(folder).digest
     path = folder / "train" / "cat" / "0.png"
@@ -329,6 +361,9 @@ class Reader(types.SimpleNamespace):
     def __getitem__(self, index):
         return self.images[index], self.dataset["label"][index]
 
+    def filename(self, index):
+        return ("cat.png", None)[index]
+
 
 def hub(monkeypatch, train, test, names=("cat", "dog"), images=None):
     """A hub's data set of these labels, as timm opens it."""
@@ -381,6 +416,31 @@ def test_a_hub_without_the_label_column(monkeypatch):
     monkeypatch.setattr(Column, "column_names", ("image", "fine_label"))
     with pytest.raises(UsageError, match="no column 'label' of labels, only image, fine_label"):
         read_named("hfds/a/b", None, False)
+
+
+def test_inaturalists_files_are_in_order_and_opened_here(tmp_path):
+    for part in ("2021_train", "2021_valid"):
+        for number, name in enumerate(("ant", "bee")):
+            for file in "cab":
+                save(tmp_path / part / f"{number:05d}_k_p_c_o_f_g_{name}" / f"{file}.png")
+    splits = load_splits("torch/inaturalist", RGB, data_folder=str(tmp_path), download=True)
+    assert splits.classes == ("00000_k_p_c_o_f_g_ant", "00001_k_p_c_o_f_g_bee")
+    assert [path[-5:] for path in splits.test.source.paths] == ["a.png", "b.png", "c.png"] * 2
+    spoil(tmp_path / "2021_valid" / "00001_k_p_c_o_f_g_bee" / "b.png", "torn")
+    with pytest.raises(UnreadableImage, match="bee/b.png cannot be read"):
+        splits.test[4]
+
+
+@pytest.mark.parametrize(
+    "targets", [[1, 0, 1], torch.tensor([1, 0, 1]), torch.tensor([[1, 7], [0, 7], [1, 7]])]
+)
+def test_images_that_torchvision_holds_in_memory(monkeypatch, targets):
+    import timm.data
+
+    data = types.SimpleNamespace(targets=targets, classes=[("ant", "emmet"), ("bee",)])
+    monkeypatch.setattr(timm.data, "create_dataset", lambda *given, **more: data)
+    train, _ = read_named("torch/qmnist", "folder", False)
+    assert train.labels == [1, 0, 1] and train.classes == ("ant, emmet", "bee")
 
 
 def test_torchvisions_folder_is_read_as_ours_is(folder):

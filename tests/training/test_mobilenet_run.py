@@ -38,7 +38,10 @@ SPACE = MobileNetSpace(
     image_size=8,
     in_channels=1,
 )
-SMALL = {"epochs": 2, "batch_size": 64, "lr": 3e-3, "tensorboard": False, "eval_subnets": 1, "device": "cpu"}
+SMALL = {"data": "digits", "epochs": 2, "batch_size": 64, "lr": 3e-3, "tensorboard": False} | {
+    "eval_subnets": 1,
+    "device": "cpu",
+}
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,11 @@ import pytest
 import yaml
 from runs import SPACE
 
+import growtas
 from growtas.errors import UsageError
 from growtas.training.config import TrainConfig
 from growtas.training.recipes import PUBLISHED, RECIPES
+from growtas.training.start import begin
 
 
 def test_published_recipe():
@@ -121,3 +123,27 @@ def test_resolutions_that_cannot_be(text):
 def test_averaged_weights_must_be_kept_to_learn_from_them():
     with pytest.raises(UsageError, match="set ema_decay"):
         TrainConfig("t", distill="ema")
+
+
+@pytest.mark.parametrize(
+    ("space", "data"), [("digits", "digits"), ("digits-mobilenet", "digits"), ("glyphs", "glyphs")]
+)
+def test_a_space_named_after_an_embedded_set_brings_its_data(space, data):
+    assert TrainConfig(space).resolved().data == data
+    assert TrainConfig(space, data="folder:/d").resolved().data == "folder:/d"
+
+
+@pytest.mark.parametrize("space", ["autoformer-tiny", "ofa-mobilenetv3"])
+def test_any_other_space_needs_data(space, tmp_path):
+    sentence = f"The space '{space}' needs data: give data='folder:PATH'"
+    calls = (
+        lambda: TrainConfig(space).resolved(),
+        lambda: growtas.train(space, out=tmp_path / "run"),
+        lambda: begin(TrainConfig(space, out=str(tmp_path / "run"))),
+        lambda: growtas.compare(tmp_path / "compared", space),
+        lambda: growtas.report(space=space, out=tmp_path / "report"),
+    )
+    for call in calls:
+        with pytest.raises(UsageError, match=sentence):
+            call()
+    assert not list(tmp_path.iterdir())

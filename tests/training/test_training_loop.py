@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 def trainer(tmp_path, **given) -> Trainer:
     """A trainer of the small space on digits, without a folder."""
-    config = TrainConfig("small", batch_size=96, device="cpu", **{"epochs": 4, **given}).resolved()
+    config = TrainConfig("small", "digits", batch_size=96, device="cpu", **{"epochs": 4, **given}).resolved()
     splits = load_splits("digits", SPACE)
     run = Run(tmp_path, config, SPACE, 10, 1151 // 96, splits.summary(), {})
     made = Trainer(run, splits, CPU, Ranks())
@@ -51,7 +51,7 @@ def only(subnet):
 
 def test_weight_decay_spares_vectors_position_and_cls():
     net = Supernet(SPACE, num_classes=10)
-    optimizer = create_optimizer(net, TrainConfig("small").resolved(), CPU)
+    optimizer = create_optimizer(net, TrainConfig("small", "digits").resolved(), CPU)
     decays = {p: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     for name, parameter in net.named_parameters():
         spared = parameter.ndim == 1 or name in ("pos_embed", "cls_token")
@@ -266,7 +266,14 @@ def test_evaluation_is_that_of_each_subnet(finished):
 @pytest.mark.parametrize("method", ["growtas", "uniform"])
 def test_training_learns(tmp_path, method):
     run = growtas.train(
-        SPACE, method=method, epochs=8, batch_size=32, lr=2e-2, out=tmp_path / "run", tensorboard=False
+        SPACE,
+        "digits",
+        method=method,
+        epochs=8,
+        batch_size=32,
+        lr=2e-2,
+        out=tmp_path / "run",
+        tensorboard=False,
     )
     results = list(read_log(run.path, "eval"))[-1]["results"]
     assert min(result["top1"] for result in results) > 40  # chance is 10

@@ -15,6 +15,7 @@ from growtas.training import Run, TrainConfig, checkpoint
 
 LEARNING = {
     "space": SPACE,
+    "data": "digits",
     "epochs": 12,
     "batch_size": 96,
     "lr": 2e-2,
