@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from growtas.space import SearchSpace, seeded_rng
+from growtas.training.policies import with_safe_operations
 
 if TYPE_CHECKING:
     from growtas.training.config import TrainConfig
@@ -172,18 +173,20 @@ class AugmentedImages(Dataset):
     def __init__(self, split: FileImages, config: TrainConfig) -> None:
         self.split = split
         self.seed = config.seed
-        self._transform = create_transform(
-            split.size,
-            is_training=True,
-            hflip=config.hflip,
-            color_jitter=config.color_jitter or None,
-            auto_augment=None if config.auto_augment == "none" else config.auto_augment,
-            interpolation=config.interpolation,
-            re_prob=config.reprob,
-            re_mode=config.remode,
-            re_count=config.recount,
-            mean=IMAGENET_DEFAULT_MEAN,
-            std=IMAGENET_DEFAULT_STD,
+        self._transform = with_safe_operations(
+            create_transform(
+                split.size,
+                is_training=True,
+                hflip=config.hflip,
+                color_jitter=config.color_jitter or None,
+                auto_augment=None if config.auto_augment == "none" else config.auto_augment,
+                interpolation=config.interpolation,
+                re_prob=config.reprob,
+                re_mode=config.remode,
+                re_count=config.recount,
+                mean=IMAGENET_DEFAULT_MEAN,
+                std=IMAGENET_DEFAULT_STD,
+            )
         )
 
     def __len__(self) -> int:
