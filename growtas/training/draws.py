@@ -87,6 +87,9 @@ class TrainingDraws:
             self._layers = sum(getattr(part, "num_layers", 3) for part in self._policy)
             for operation in policy_operations(policy):
                 operation.aug_fn = functools.partial(_note, operation.name, size)
+            for part in self._policy:
+                if isinstance(part, RandAugment):
+                    part.ops = np.array(part.ops, object)  # or numpy makes one for each choice
 
     def crop(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, height and width of a crop of an image of this size."""

@@ -52,7 +52,7 @@ def resized(pixels: Tensor, height: int, width: int, interpolation: str) -> Tens
         return pixels
     smooth = interpolation != "nearest"
     return F.interpolate(
-        pixels.permute(2, 0, 1)[None],
+        pixels.permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last),
         size=(height, width),
         mode=interpolation if smooth else "nearest-exact",
         antialias=smooth,

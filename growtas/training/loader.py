@@ -8,6 +8,8 @@ augmentation is done to whole batches, by the GPU where the run has one, and els
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import os
 import signal
@@ -22,6 +24,8 @@ from growtas.errors import UsageError
 from growtas.training.config import TrainConfig
 from growtas.training.data import Split
 from growtas.training.images import AugmentedImages, MemoryImages, stream_seed
+
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of glibc's malloc.h
 
 
 class TrainingLoader:
@@ -110,7 +114,7 @@ class TrainingLoader:
             num_workers=worker_count(self.config.workers),
             collate_fn=augmented.collate if on_gpu else functools.partial(_finished, augmented),
             pin_memory=on_gpu,
-            worker_init_fn=_leave_signals_to_training,
+            worker_init_fn=_begin_loading,
         )
         yield from _one_ahead(loader, augmented, device) if on_gpu else loader
 
@@ -146,7 +150,20 @@ def _taken(images: Tensor, labels: Tensor, done: torch.cuda.Event) -> tuple[Tens
     return images, labels
 
 
-def _leave_signals_to_training(worker: int) -> None:
+def _begin_loading(worker: int) -> None:
+    _leave_signals_to_training()
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next image: each new page costs a fault, in a VM above all."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _leave_signals_to_training() -> None:
     """A signal often reaches every process of a job; the training process alone decides what it means.
 
     torch ends training at once, in the middle of whatever it does, when a loading process dies of a signal;
