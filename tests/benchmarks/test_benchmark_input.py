@@ -6,8 +6,9 @@ import importlib
 import json
 
 
-def test_it_compares_ways_of_reading(capsys):
+def test_it_compares_ways_of_reading(capsys, monkeypatch):
     benchmark = importlib.import_module("input")
+    monkeypatch.setattr(benchmark, "BATCH", 2)
     settings = ["--images", "4", "--size", "60x40", "--rounds", "3", "--seconds", "0", "--json"]
     assert benchmark.main(settings) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
