@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from growtas.supernet import Supernet
     from growtas.training import train
     from growtas.training.finetune import finetune
+    from growtas.training.pack import data_pack
     from growtas.tuning.driver import tune
 
 _HOME = {
@@ -35,6 +36,7 @@ _HOME = {
     "Supernet": "growtas.supernet",
     "UsageError": "growtas.errors",
     "compare": "growtas.comparing",
+    "data_pack": "growtas.training.pack",
     "emit": "growtas.searching.emission",
     "extract": "growtas.export",
     "finetune": "growtas.training.finetune",
@@ -58,6 +60,7 @@ __all__ = [
     "analysis",
     "compare",
     "cost",
+    "data_pack",
     "emit",
     "extract",
     "finetune",

@@ -55,8 +55,8 @@ class TrainConfig:
     Args:
         space: name of a preset or path of a YAML file.
         data: needed, unless the space is named after an embedded set (``digits``, ``digits-mobilenet``,
-            ``glyphs``). ``folder:PATH`` (PATH/train/CLASS/* and PATH/val/CLASS/*), a timm data set name such
-            as ``torch/cifar10`` or ``hfds/OWNER/NAME``, ``digits``, or ``glyphs`` or ``glyphs:COUNT``
+            ``glyphs``). ``folder:PATH`` (PATH/train/CLASS/* and PATH/val/CLASS/*), ``packed:PATH`` (written
+            by growtas data pack), a timm data set name such as ``torch/cifar10`` or ``hfds/OWNER/NAME``, ``digits``, or ``glyphs`` or ``glyphs:COUNT``
             (rendered characters, 16000 or COUNT of them to train on).
         method: ``growtas``, ``uniform``, or another that is registered.
         stages: number of stages, or the groups of each such as ``0,1/0,1,2``.
@@ -211,9 +211,10 @@ class TrainConfig:
         for name in ("out", "data_folder", "space", "initial"):
             if isinstance(getattr(self, name), Path):
                 self._set(name, str(getattr(self, name)))
-        if isinstance(self.data, str) and self.data.startswith("folder:"):
-            folder = Path(self.data.removeprefix("folder:")).expanduser()
-            self._set("data", f"folder:{folder.absolute()}")  # a resume may run in another working folder
+        if isinstance(self.data, str) and self.data.startswith(("folder:", "packed:")):
+            kind, _, path = self.data.partition(":")
+            folder = Path(path).expanduser().absolute()  # a resume may run in another working folder
+            self._set("data", f"{kind}:{folder}")
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             self._set(field.name, typed(field.name, getattr(self, field.name), hints[field.name]))

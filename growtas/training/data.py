@@ -22,7 +22,7 @@ from growtas.space import SearchSpace, seeded_rng
 from growtas.training.files import read_files, unreadable_images
 from growtas.training.fonts import CHARACTERS
 from growtas.training.glyphs import PAPER, glyph_images
-from growtas.training.images import EVALUATION_CROP, FileImages, MemoryImages
+from growtas.training.images import EVALUATION_CROP, FileImages, MemoryImages, evaluation_batch
 
 if TYPE_CHECKING:
     from growtas.training.config import TrainConfig
@@ -208,6 +208,7 @@ def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0) -> Da
         dataset,
         batch_size,
         num_workers=0 if isinstance(dataset, MemoryImages) else workers,
+        collate_fn=evaluation_batch,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # of its own, or reading images would move on the global one
     )

@@ -20,6 +20,7 @@ from growtas.errors import GrowtasError
 from growtas.training import folders
 from growtas.training.decode import UnreadableImage
 from growtas.training.named import check_name, read_named
+from growtas.training.packed import read_packed
 from growtas.training.sources import ImageSource
 
 BATCH = 64  # images that a checking process reports on at once
@@ -74,7 +75,7 @@ def read_files(data: str, data_folder: str | None = None, download: bool = False
     """List a data set without decoding its images.
 
     Args:
-        data: ``folder:PATH``, ``torch/NAME`` or ``hfds/OWNER/NAME``.
+        data: ``folder:PATH``, ``packed:PATH``, ``torch/NAME`` or ``hfds/OWNER/NAME``.
         data_folder: where the named ones are stored.
         download: let timm fetch it.
 
@@ -84,6 +85,10 @@ def read_files(data: str, data_folder: str | None = None, download: bool = False
     """
     if data.startswith("folder:"):
         return _folder(data, folders.read_folder(Path(data.removeprefix("folder:")).expanduser()))
+    if data.startswith("packed:"):
+        train, test = read_packed(Path(data.removeprefix("packed:")).expanduser())
+        digest = hashlib.blake2b(train.index["digest"].encode(), digest_size=8).hexdigest()
+        return FileData(data, train, test, digest, digest)
     check_name(data, data_folder)
     if data == "torch/image_folder":
         return _folder(data, folders.read_folder(Path(data_folder).expanduser(), plain=True))

@@ -1,4 +1,4 @@
-"""Splits of images: embedded ones in memory, and files read and augmented through timm's transforms.
+"""Splits of images: embedded ones in memory, and files, which are read, cropped and augmented.
 
 A split is a data set of (image (C, S, S) float32, label) for evaluation. For training it also makes batches
 whose augmentation depends on the seed, the epoch and the number of the image alone.
@@ -7,22 +7,26 @@ whose augmentation depends on the seed, the epoch and the number of the image al
 from __future__ import annotations
 
 import functools
+import math
 import random
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from growtas.space import SearchSpace, seeded_rng
+from growtas.training import augment
+from growtas.training.augment import Draws
+from growtas.training.draws import Row, TrainingDraws
+from growtas.training.jpeg import resized
 
 if TYPE_CHECKING:
     from growtas.training.config import TrainConfig
-    from growtas.training.sources import ImageSource
+    from growtas.training.sources import Box, ImageSource
 
 EVALUATION_CROP = 224 / 256
 
@@ -141,28 +145,80 @@ class FileImages(Dataset):
         self.labels = list(labels)
         self.size = space.image_size
         self.channels = space.in_channels
-        self._evaluate = create_transform(
-            self.size,
-            interpolation="bilinear" if interpolation == "random" else interpolation,
-            crop_pct=EVALUATION_CROP,
-            mean=IMAGENET_DEFAULT_MEAN,
-            std=IMAGENET_DEFAULT_STD,
-        )
+        self._interpolation = "bilinear" if interpolation == "random" else interpolation
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.read(index, self._evaluate)
+        images, labels = evaluation_batch(self.__getitems__([index]))
+        return images[0], int(labels)
 
-    def read(self, index: int, transform: Callable[[Any], Tensor]) -> tuple[Tensor, int]:
-        """One image through a transform of RGB images, and its label."""
-        image = transform(self.source.image(self.indices[index]))
-        return image.mean(0, keepdim=True) if self.channels == 1 else image, int(self.labels[index])
+    def __getitems__(self, indices: Sequence[int]) -> list[Cropped]:
+        """Images still to be normalised, by :func:`evaluation_batch`."""
+        return [Cropped(self._evaluated(index), int(self.labels[index]), self.channels) for index in indices]
+
+    def _evaluated(self, index: int) -> Tensor:
+        """The middle of an image whose shorter side was made ``size / EVALUATION_CROP``, as in timm."""
+        pixels = self.pixels(index)
+        height, width = pixels.shape[:2]
+        side = math.floor(self.size / EVALUATION_CROP)
+        longer = int(side * max(height, width) / min(height, width))
+        shape = (longer, side) if height > width else (side, longer)
+        top, left = (round((length - self.size) / 2) for length in shape)
+        pixels = resized(pixels, *shape, self._interpolation)
+        return pixels[top : top + self.size, left : left + self.size]
+
+    def pixels(self, index: int, box: Box | None = None) -> Tensor:
+        """One image.
+
+        Args:
+            index: its number in the split.
+            box: given the image's height and width, the top, left, height and width of the part to read.
+
+        Returns:
+            (H, W, 3) uint8.
+
+        Raises:
+            growtas.training.decode.UnreadableImage: it cannot be decoded.
+        """
+        return self.source.pixels(self.indices[index], box)
+
+
+class Cropped(NamedTuple):
+    """An image of an evaluation. Args: pixels: (S, S, 3) uint8; label; channels: that the space takes."""
+
+    pixels: Tensor
+    label: int
+    channels: int
+
+
+def evaluation_batch(items: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """A batch of items of an evaluation: those of files are normalised, others stacked as they are.
+
+    Args:
+        items: :class:`Cropped`, or (image (C, S, S), label).
+
+    Returns:
+        (B, C, S, S) float32 and (B,) int64.
+    """
+    if not isinstance(items[0], Cropped):
+        return default_collate(items)
+    pixels, labels, channels = zip(*items, strict=True)
+    images = torch.stack(pixels).permute(0, 3, 1, 2).contiguous()
+    return as_input(augment.normalise(images), channels[0]), torch.tensor(labels)
+
+
+def as_input(images: Tensor, channels: int) -> Tensor:
+    """(B, C, S, S) of normalised (B, 3, S, S) images: for one channel the mean of the three."""
+    return images.mean(1, keepdim=True) if channels == 1 else images
 
 
 class AugmentedImages(Dataset):
     """A file split as training sees it, indexed by (epoch, image, copy).
+
+    An item is (S, S, 3) uint8, the label, and the draws of what is still to be done to it, all of them
+    determined by the seed and the key; :meth:`finished` does it to a batch.
 
     Args:
         split: the images.
@@ -171,24 +227,33 @@ class AugmentedImages(Dataset):
 
     def __init__(self, split: FileImages, config: TrainConfig) -> None:
         self.split = split
-        self.seed = config.seed
-        self._transform = create_transform(
-            split.size,
-            is_training=True,
-            hflip=config.hflip,
-            color_jitter=config.color_jitter or None,
-            auto_augment=None if config.auto_augment == "none" else config.auto_augment,
-            interpolation=config.interpolation,
-            re_prob=config.reprob,
-            re_mode=config.remode,
-            re_count=config.recount,
-            mean=IMAGENET_DEFAULT_MEAN,
-            std=IMAGENET_DEFAULT_STD,
-        )
+        self.seed, self.mode = config.seed, config.remode
+        self.draws = TrainingDraws(split.size, config)
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int, Row]:
         seed_globally("augment", self.seed, *key)
-        return self.split.read(key[1], self._transform)
+        pixels = self.split.pixels(key[1], self.draws.crop)
+        size = self.split.size
+        pixels, row = self.draws.rest(resized(pixels, size, size, self.draws.interpolation()))
+        return pixels, self.split.labels[key[1]], row
+
+    def collate(self, items: Sequence[tuple[Tensor, int, Row]]) -> tuple[Tensor, Tensor, Draws]:
+        """(B, S, S, 3) uint8, (B,) labels and the draws of a batch."""
+        pixels, labels, rows = zip(*items, strict=True)
+        return default_collate(pixels), torch.tensor(labels), self.draws.collate(rows)
+
+    def finished(self, pixels: Tensor, draws: Draws) -> Tensor:
+        """The images that a batch of items becomes, on the device of the pixels.
+
+        Args:
+            pixels: (B, S, S, 3) uint8.
+            draws: of the batch, on the CPU.
+
+        Returns:
+            (B, C, S, S) float32.
+        """
+        images = augment.augment(pixels.permute(0, 3, 1, 2).contiguous(), draws)
+        return as_input(augment.erase(augment.normalise(images), draws, self.mode), self.split.channels)

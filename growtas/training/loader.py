@@ -1,15 +1,20 @@
 """Training batches in an order that is a function of the seed and the epoch, from any step on.
 
 Why not timm's create_loader: its loaders draw augmentation from generators that run on from sample to sample,
-and a sampler cannot be entered in the middle of an epoch; a resumed run would see other images. timm's
-transforms are kept; order and randomness are keyed instead.
+and a sampler cannot be entered in the middle of an epoch; a resumed run would see other images. timm's draws
+are kept; order and randomness are keyed instead. Loading processes read and crop; the rest of the
+augmentation is done to whole batches, by the GPU where the run has one, and else by the loading processes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +25,7 @@ from growtas.training.config import TrainConfig
 from growtas.training.data import Split
 from growtas.training.images import AugmentedImages, MemoryImages, stream_seed
 
-MOST_WORKERS = 8
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of glibc's malloc.h
 
 
 class TrainingLoader:
@@ -86,9 +91,15 @@ class TrainingLoader:
                 own = slice(step * size + self.rank, (step + 1) * size, self.world)
                 yield epoch, images[own], copies[own]
 
-    def batches(self, first_step: int, pin_memory: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images (B, C, S, S) float32, labels (B,) int64) of every step from ``first_step`` on."""
-        if self._augmented is None:
+    def batches(self, first_step: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+        """(images (B, C, S, S) float32, labels (B,) int64) of every step from ``first_step`` on.
+
+        Args:
+            first_step: of the run.
+            device: of the run. A GPU finishes the images of files, which are then on it, one batch ahead.
+        """
+        augmented = self._augmented
+        if augmented is None:
             for epoch, images, copies in self.plan(first_step):
                 yield self.split.training_batch(self.config, epoch, images, copies)
             return
@@ -96,16 +107,63 @@ class TrainingLoader:
             [(epoch, image, copy) for image, copy in zip(images.tolist(), copies.tolist(), strict=True)]
             for epoch, images, copies in self.plan(first_step)
         )
-        yield from DataLoader(
-            self._augmented,
+        on_gpu = torch.device(device).type == "cuda"
+        loader = DataLoader(
+            augmented,
             batch_sampler=keys,
-            num_workers=worker_count(self.config.workers, self.world),
-            pin_memory=pin_memory,
-            worker_init_fn=_leave_signals_to_training,
+            num_workers=worker_count(self.config.workers),
+            collate_fn=augmented.collate if on_gpu else functools.partial(_finished, augmented),
+            pin_memory=on_gpu,
+            worker_init_fn=_begin_loading,
         )
+        yield from _one_ahead(loader, augmented, device) if on_gpu else loader
 
 
-def _leave_signals_to_training(worker: int) -> None:
+def _finished(augmented: AugmentedImages, items: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    pixels, labels, draws = augmented.collate(items)
+    return augmented.finished(pixels, draws), labels
+
+
+def _one_ahead(
+    loader: DataLoader, augmented: AugmentedImages, device: torch.device | str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches copied to and finished by a GPU, beside the work on the batch before."""
+    stream = torch.cuda.Stream(device)
+    ahead = None
+    for pixels, labels, draws in loader:
+        with torch.cuda.stream(stream):
+            images = augmented.finished(pixels.to(device, non_blocking=True), draws)
+            batch = images, labels.to(device, non_blocking=True), stream.record_event()
+        if ahead is not None:
+            yield _taken(*ahead)
+        ahead = batch
+    if ahead is not None:
+        yield _taken(*ahead)
+
+
+def _taken(images: Tensor, labels: Tensor, done: torch.cuda.Event) -> tuple[Tensor, Tensor]:
+    """A batch for the current stream, whose memory is not given away while that stream uses it."""
+    current = torch.cuda.current_stream(images.device)
+    current.wait_event(done)
+    images.record_stream(current)
+    labels.record_stream(current)
+    return images, labels
+
+
+def _begin_loading(worker: int) -> None:
+    _leave_signals_to_training()
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next image: each new page costs a fault, in a VM above all."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _leave_signals_to_training() -> None:
     """A signal often reaches every process of a job; the training process alone decides what it means.
 
     torch ends training at once, in the middle of whatever it does, when a loading process dies of a signal;
@@ -115,9 +173,9 @@ def _leave_signals_to_training(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
 
 
-def worker_count(workers: int | None, world: int = 1) -> int:
-    """The loading processes of one rank: as many as were asked for, else the share of the cores."""
+def worker_count(workers: int | None) -> int:
+    """The loading processes of one rank: as many as were asked for, else its share of the machine's cores."""
     if workers is not None:
         return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_WORKERS, cores // world))
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # torchrun's ranks on this machine

@@ -102,7 +102,7 @@ class Trainer:
         self.update = Update(run, self.method, self.context, self.ema)
         self.interference = InterferenceMonitor(run, self.context)
         self.watched = watched_subnets(run.space, config.eval_subnets)
-        self.workers = worker_count(config.workers, ranks.world)
+        self.workers = worker_count(config.workers)
         self.calibrate = calibration(self.net, splits.train, config.amp, self.workers)
         self.progress = Progress()
         if state is not None:
@@ -145,7 +145,7 @@ class Trainer:
         if progress.step == run.steps:
             return
         self.method.prepare(self.context)
-        batches = self.loader.batches(progress.step, pin_memory=self.device.type == "cuda")
+        batches = self.loader.batches(progress.step, self.device)
         bar = tqdm(
             total=run.steps,
             initial=progress.step,

@@ -43,7 +43,7 @@ def begun(plan, splits, spec, seed):
     config = plan.cell_config(spec, seed, 1e-3).resolved()
     run = Run(Path("never"), config, plan.space, 10, 11, splits.summary(), {})
     trainer = Trainer(run, splits, torch.device("cpu"), Ranks())
-    batches = trainer.loader.batches(0, pin_memory=False)
+    batches = trainer.loader.batches(0)
     return trainer.net.state_dict(), [next(batches) for _ in range(2)]
 
 

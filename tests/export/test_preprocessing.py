@@ -39,8 +39,9 @@ def test_timms_transform_of_the_saved_configuration_is_the_evaluations(folder, c
     for (image, _), path in zip(splits.test, paths, strict=True):
         theirs = transform(Image.open(path).convert("RGB" if channels == 3 else "L"))
         assert image.std() > 0.5
-        # 8-bit resizing may round a grey pixel of one channel otherwise than those of three
-        torch.testing.assert_close(image, theirs, rtol=0, atol=1e-5 if channels == 3 else 0.02)
+        # torch and Pillow round a few of the resized pixels to neighbours among 256 levels
+        torch.testing.assert_close(image, theirs, rtol=0, atol=0.02)
+        assert (image - theirs).abs().mean() < 1e-3
 
 
 def test_the_digits_have_as_many_entries_as_channels():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 
 import numpy as np
@@ -274,5 +275,10 @@ def test_unknown_augmentation(config):
         )
 
 
-def test_worker_count():
-    assert worker_count(3) == 3 and worker_count(0) == 0 and worker_count(None, world=10**6) == 1
+def test_worker_count(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(96))
+    assert [worker_count(workers) for workers in (3, 0, None)] == [3, 0, 96]
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    for local, workers in (("8", 12), ("200", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+        assert worker_count(None) == workers
