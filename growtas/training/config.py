@@ -17,11 +17,14 @@ from typing import Any
 from growtas.errors import UsageError, nearest
 from growtas.methods.schedule import MAX_PARAMS
 from growtas.training.recipes import (
+    CONVOLUTIONAL,
+    NAMED,
     PUBLISHED,
     PUBLISHED_CONVOLUTIONAL,
     RECIPES,
     REFERENCE_BATCH,
     WARMUP_SHARE,
+    named,
 )
 from growtas.training.settings_checks import (
     ABOVE_ZERO,
@@ -53,6 +56,8 @@ class TrainConfig:
     """The settings of :func:`growtas.train` and of ``growtas train``.
 
     Args:
+        recipe: a published system's settings: ``autoformer``, ``growtas``, ``prenas`` or ``ofa``; those that
+            are given besides win. See docs/training.md.
         space: name of a preset or path of a YAML file.
         data: ``digits``, ``glyphs`` or ``glyphs:COUNT`` (rendered characters, 16000 or COUNT of them to train
             on), ``folder:PATH`` (PATH/train/CLASS/* and PATH/val/CLASS/*) or a timm data set name
@@ -149,6 +154,7 @@ class TrainConfig:
     """
 
     space: str
+    recipe: str | None = None
     data: str = "digits"
     method: str = "growtas"
     stages: int | str = 2
@@ -289,6 +295,14 @@ class TrainConfig:
         """
         published = PUBLISHED_CONVOLUTIONAL if convolutional else PUBLISHED
         recipe = dict(RECIPES.get(self.data.partition(":")[0], published))
+        if self.recipe is not None:
+            recipe = named(self.recipe, self.space)
+            if convolutional != (self.recipe in CONVOLUTIONAL):
+                fitting = [name for name in NAMED if (name in CONVOLUTIONAL) == convolutional]
+                raise UsageError(
+                    f"recipe={self.recipe!r} does not fit the space {self.space!r}, which is of another "
+                    f"family; choose {' or '.join(fitting)}, or leave it out."
+                )
         rate = recipe.pop("lr_per_512", None)
         values = {name: value for name, value in recipe.items() if getattr(self, name) is None}
         epochs = values.get("epochs", self.epochs)
@@ -315,4 +329,9 @@ class TrainConfig:
                 raise UsageError(f"Training has no setting {name!r}.{nearest(str(name), known)}")
         if "space" not in values:
             raise UsageError("Training needs a space: the name of a preset or the path of a YAML file.")
-        return cls(**values)
+        recipe = {}
+        if values.get("recipe") is not None:  # what resolved() cannot fill in, since it has a default
+            defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+            settings = named(values["recipe"], str(values["space"]))
+            recipe = {name: value for name, value in settings.items() if defaults.get(name) is not None}
+        return cls(**{**recipe, **values})

@@ -46,7 +46,7 @@ def test_resolved_settings_are_complete_and_stay():
     config = TrainConfig("digits").resolved()
     assert config.resolved() == config
     open_ended = {"out", "transition_params", "transition_beta", "clip_grad", "workers", "data_folder"}
-    open_ended |= {"ema_decay", "resolutions", "initial"}
+    open_ended |= {"ema_decay", "resolutions", "initial", "recipe"}
     assert {k for k, v in config.to_dict().items() if v is None} == open_ended
 
 
