@@ -102,19 +102,25 @@ def _train(args: list[str]) -> int:
     from growtas.training.config import TrainConfig
 
     parameters = parameters_of(TrainConfig, {})
-    folder = inspect.Parameter("resume", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)
+    kind, text = inspect.Parameter.KEYWORD_ONLY, str | None
+    own = [inspect.Parameter(name, kind, default=None, annotation=text) for name in ("resume", "config")]
+    own.append(inspect.Parameter("dry_run", kind, default=False, annotation=bool))
     settings = help_text_of(TrainConfig).partition("Args:")[2]
     help_text = f"Train a supernet, or continue a run.\n\nArgs:{settings}"
     help_text += "\n    resume: the folder of a run to continue; it knows its settings."
-    resumes = any(arg.split("=")[0] == "--resume" for arg in args)
-    if resumes:  # a setting counts as given only where it stands in the arguments
+    help_text += (
+        "\n    config: config.yaml of a run whose settings a new one begins with; those given besides win."
+    )
+    help_text += "\n    dry_run: tell what the run would take (steps, memory, disk), and write nothing."
+    named = {"--resume", "--config", "--recipe"} & {arg.split("=")[0] for arg in args}
+    if named:  # a setting counts as given only where it stands in the arguments
         parameters = [optional(parameter) for parameter in parameters]
-    values = parse([*parameters, folder], help_text, args, "train")
+    values = parse([*parameters, *own], help_text, args, "train")
 
     import growtas
 
-    run = growtas.train(**(given(values, args) if resumes else values))
-    _report_training(run)
+    done = growtas.train(**(given(values, args) if named else values))
+    print(done) if values["dry_run"] else _report_training(done)
     return 0
 
 

@@ -82,6 +82,7 @@ def test_train_has_the_names_and_defaults_of_the_api(monkeypatch):
     assert cli.main(["train", "--space", "digits", "--stages", "0,1/0,1,2", "--transition", "3,5"]) == 0
     expected = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     expected |= {"space": "digits", "stages": "0,1/0,1,2", "transition": "3,5", "resume": None}
+    expected |= {"config": None, "dry_run": False}
     assert calls == [expected]
 
 
@@ -92,10 +93,14 @@ def test_resume_passes_on_what_was_given_and_nothing_else(monkeypatch):
     assert cli.main(["train", "--resume", "runs/a"]) == 0
     assert cli.main(["train", "--resume=runs/a", "--workers", "2", "--no-tensorboard"]) == 0
     assert cli.main(["train", "--resume", "runs/a", "--epochs", "9"]) == 0
+    assert cli.main(["train", "--recipe", "autoformer", "--space", "digits", "--unused-blocks", "skip"]) == 0
+    assert cli.main(["train", "--config", "runs/a", "--out", "b", "--no-sandwich", "--dry-run"]) == 0
     assert calls == [
         {"resume": "runs/a"},
         {"resume": "runs/a", "workers": 2, "tensorboard": False},
         {"resume": "runs/a", "epochs": 9},
+        {"recipe": "autoformer", "space": "digits", "unused_blocks": "skip"},
+        {"config": "runs/a", "out": "b", "sandwich": False, "dry_run": True},
     ]
 
 

@@ -18,11 +18,14 @@ from growtas.errors import UsageError, nearest
 from growtas.methods.schedule import MAX_PARAMS
 from growtas.training.embedded import data_for
 from growtas.training.recipes import (
+    CONVOLUTIONAL,
+    NAMED,
     PUBLISHED,
     PUBLISHED_CONVOLUTIONAL,
     RECIPES,
     REFERENCE_BATCH,
     WARMUP_SHARE,
+    named,
 )
 from growtas.training.settings_checks import (
     ABOVE_ZERO,
@@ -44,6 +47,7 @@ RUNTIME = (
     "interference_every",
     "tensorboard",
     "tune",
+    "checkpoint_activations",
 )
 """Settings that a resume may change: they do not enter the result."""
 
@@ -53,11 +57,14 @@ class TrainConfig:
     """The settings of :func:`growtas.train` and of ``growtas train``.
 
     Args:
+        recipe: a published system's settings: ``autoformer``, ``growtas``, ``prenas`` or ``ofa``; those that
+            are given besides win. See docs/training.md.
         space: name of a preset or path of a YAML file.
         data: needed, unless the space is named after an embedded set (``digits``, ``digits-mobilenet``,
             ``glyphs``). ``folder:PATH`` (PATH/train/CLASS/* and PATH/val/CLASS/*), ``packed:PATH`` (written
-            by growtas data pack), a timm data set name such as ``torch/cifar10`` or ``hfds/OWNER/NAME``, ``digits``, or ``glyphs`` or ``glyphs:COUNT``
-            (rendered characters, 16000 or COUNT of them to train on).
+            by growtas data pack), a timm data set name such as ``torch/cifar10`` or ``hfds/OWNER/NAME``,
+            ``digits``, or ``glyphs`` or ``glyphs:COUNT`` (rendered characters, 16000 or COUNT of them to
+            train on).
         method: ``growtas``, ``uniform``, or another that is registered.
         stages: number of stages, or the groups of each such as ``0,1/0,1,2``.
         transition: ``size-aware``, ``midpoint``, the epochs such as ``250,375``, or a rule that looks at the
@@ -77,6 +84,10 @@ class TrainConfig:
         ema_decay: keep an exponential moving average of the weights, such as 0.9999; none where None.
         epochs: passes over the training images (500; digits 60, glyphs 40).
         batch_size: images per update, over all ranks together (1024; digits 32, glyphs 64).
+        accumulate: equal parts that an update's images are computed in one after the other, for less memory;
+            the update is that of the whole batch, but BatchNorm sees the parts.
+        checkpoint_activations: keep only the input of each transformer block and compute the block again in
+            the backward pass: less memory, about a third more time, equal gradients.
         out: the folder of the run; it must not hold anything yet.
         seed: determines initial weights, order, augmentation and subnets.
         transition_params: size C of the size-aware rule; the space's own where None.
@@ -88,7 +99,9 @@ class TrainConfig:
         warmup_lr: at the first update (1e-6).
         warmup_epochs: epochs of linear warm-up (20; digits 4), at most a tenth of the run unless given.
         weight_decay: 0.05; never on 1-D parameters, absolute position and cls token.
-        sched: a timm schedule, stepped at every update over the whole run; nothing restarts at a transition.
+        sched: a timm schedule over the whole run; nothing restarts at a transition.
+        sched_step: ``update`` sets the learning rate at every update, ``epoch`` at the beginning of each
+            epoch, ``epoch_late`` so and one epoch late, as AutoFormer's code does.
         clip_grad: largest gradient norm; none where None.
         smoothing: label smoothing (0.1).
         mixup: alpha of mixup, 0 for none (0.8; digits 0).
@@ -113,7 +126,9 @@ class TrainConfig:
         unused_blocks: ``skip`` leaves blocks beyond the sampled depth without gradients, so the optimizer
             does not touch them; ``zero`` gives them zero gradients, so weight decay and momentum still move
             them, as the published code did under torch 1.7.
-        amp: ``bfloat16`` for autocast, ``none`` for float32.
+        amp: ``bfloat16`` or ``float16`` (with a gradient scaler) for autocast, with TF32 for what stays
+            float32 on a GPU; ``none`` for float32; ``auto``: bfloat16 on a GPU that has it, float16 on an
+            older one, none on a CPU.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
         tune: ``auto`` races backends first where a GPU has no tuning record of what the run needs, once;
             ``off`` takes what records there are. See growtas tune.
@@ -124,6 +139,8 @@ class TrainConfig:
             first use of the data, once, and leaves out and counts those that cannot. See growtas data check.
         split_seed: determines which training images are held out for the search; not the run's seed, so
             that runs of several seeds are compared on the same images.
+        search_images: ``held_out`` keeps the images that the search ranks subnets by out of training;
+            ``shared`` trains on them too, as the published code does.
         eval_every: epochs between evaluations on the search split; 0 for the end only.
         eval_subnets: random subnets evaluated besides the smallest and the largest.
         interference_every: epochs between measurements of how far the gradients of the smallest and the
@@ -140,6 +157,7 @@ class TrainConfig:
     """
 
     space: str
+    recipe: str | None = None
     data: str | None = None
     method: str = "growtas"
     stages: int | str = 2
@@ -156,6 +174,8 @@ class TrainConfig:
     ema_decay: float | None = None
     epochs: int | None = None
     batch_size: int | None = None
+    accumulate: int = 1
+    checkpoint_activations: bool = False
     out: str | None = None
     seed: int = 0
     transition_params: float | None = None
@@ -168,6 +188,7 @@ class TrainConfig:
     warmup_epochs: float | None = None
     weight_decay: float | None = None
     sched: str = "cosine"
+    sched_step: str = "update"
     clip_grad: float | None = None
     smoothing: float | None = None
     mixup: float | None = None
@@ -188,7 +209,7 @@ class TrainConfig:
     repeated_augmentation: int = 1
     qkv_bias: str = "interleaved"
     unused_blocks: str = "skip"
-    amp: str = "none"
+    amp: str = "auto"
     device: str = "auto"
     tune: str = "auto"
     workers: int | None = None
@@ -196,6 +217,7 @@ class TrainConfig:
     download: bool = False
     bad_images: str = "error"
     split_seed: int = 0
+    search_images: str = "held_out"
     eval_every: int = 10
     eval_subnets: int = 2
     interference_every: int = 0
@@ -281,6 +303,14 @@ class TrainConfig:
         published = PUBLISHED_CONVOLUTIONAL if convolutional else PUBLISHED
         data = data_for(self.space, self.data)
         recipe = {"data": data, **RECIPES.get(data.partition(":")[0], published)}
+        if self.recipe is not None:
+            recipe = {"data": data, **named(self.recipe, self.space)}
+            if convolutional != (self.recipe in CONVOLUTIONAL):
+                fitting = [name for name in NAMED if (name in CONVOLUTIONAL) == convolutional]
+                raise UsageError(
+                    f"recipe={self.recipe!r} does not fit the space {self.space!r}, which is of another "
+                    f"family; choose {' or '.join(fitting)}, or leave it out."
+                )
         rate = recipe.pop("lr_per_512", None)
         values = {name: value for name, value in recipe.items() if getattr(self, name) is None}
         epochs = values.get("epochs", self.epochs)
@@ -307,4 +337,9 @@ class TrainConfig:
                 raise UsageError(f"Training has no setting {name!r}.{nearest(str(name), known)}")
         if "space" not in values:
             raise UsageError("Training needs a space: the name of a preset or the path of a YAML file.")
-        return cls(**values)
+        recipe = {}
+        if values.get("recipe") is not None:  # what resolved() cannot fill in, since it has a default
+            defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+            settings = named(values["recipe"], str(values["space"]))
+            recipe = {name: value for name, value in settings.items() if defaults.get(name) is not None}
+        return cls(**{**recipe, **values})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from growtas.errors import UsageError, nearest
+
 REFERENCE_BATCH = 512  # the published learning rate is 5e-4 per 512 images
 WARMUP_SHARE = 0.1  # a run too short for the recipe's warm-up spends at most this part of it warming up
 
@@ -71,3 +73,66 @@ RECIPES: dict[str, dict[str, Any]] = {
 # The rate is the best of 1.5e-3 to 2.4e-2 for uniform sampling, on the search split.
 RECIPES["glyphs"] = RECIPES["digits"] | {"batch_size": 64, "epochs": 40, "lr": 1.2e-2}
 """What replaces the published recipe for data that is named here."""
+
+AUTOFORMER: dict[str, Any] = {
+    **PUBLISHED,
+    "method": "uniform",
+    "sched": "cosine",
+    "sched_step": "epoch_late",
+    "mixup_prob": 1.0,
+    "mixup_switch_prob": 0.5,
+    "mixup_mode": "batch",
+    "interpolation": "bicubic",
+    "remode": "pixel",
+    "recount": 1,
+    "repeated_augmentation": 3,
+    "qkv_bias": "published",
+    "unused_blocks": "zero",
+    "amp": "float16",
+    "search_images": "shared",
+}
+"""AutoFormer's published command, for 8 GPUs of 128 images, to the letter."""
+
+NAMED: dict[str, dict[str, Any]] = {
+    "autoformer": AUTOFORMER,
+    "growtas": AUTOFORMER
+    | {"method": "growtas", "stages": 2, "transition": "size-aware", "new_region": "keep"},
+    "prenas": AUTOFORMER
+    | {
+        "method": "prenas",
+        "qkv_bias": "interleaved",
+        "mixup_mode": "elem",
+        "auto_augment": "rand-n3-m10-mstd0.5-inc1",
+        "recount": 2,
+        "min_lr": 1e-7,
+    },
+    "ofa": PUBLISHED_CONVOLUTIONAL
+    | {
+        "method": "shrinking",
+        "resolutions": "128-224/4",
+        "interpolation": "bilinear",
+        "unused_blocks": "zero",
+        "amp": "none",
+        "gradients": "sum",
+    },
+}
+"""Recipes by the name of the published system; docs/training.md has each beside its source."""
+
+CONVOLUTIONAL = ("ofa",)
+PRENAS_SMALL = {"auto_augment": "v0r-mstd0.5", "recount": 1, "min_lr": 1e-5}  # of AutoFormer-S alone
+
+
+def named(recipe: str, space: str) -> dict[str, Any]:
+    """The settings of a recipe, with ``lr_per_512`` in place of ``lr``.
+
+    Args:
+        recipe: one of :data:`NAMED`.
+        space: name of the space that it trains.
+
+    Raises:
+        UsageError: there is no such recipe (the nearest is named).
+    """
+    if recipe not in NAMED:
+        raise UsageError(f"There is no recipe {recipe!r}.{nearest(str(recipe), NAMED)}")
+    small = PRENAS_SMALL if (recipe, space) == ("prenas", "autoformer-small") else {}
+    return {**NAMED[recipe], **small}

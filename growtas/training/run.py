@@ -190,6 +190,23 @@ class Run:
         return found
 
 
+def read_config(path: str | Path) -> tuple[dict[str, Any], Space]:
+    """The settings of a run but its folder, and its space, for another run to begin with.
+
+    Args:
+        path: its config.yaml, or the folder.
+
+    Raises:
+        UsageError: there is no such file.
+        GrowtasError: it is no configuration of a run.
+    """
+    path = Path(path)
+    if not path.is_dir() and path.name != CONFIG_NAME:
+        raise UsageError(f"config={str(path)!r} must be a run's {CONFIG_NAME}, or its folder.")
+    run = Run.open(path if path.is_dir() else path.parent)
+    return run.config.to_dict() | {"out": None}, run.space
+
+
 def yaml_line(key: str, value: Any) -> str:
     """One setting on one line, lists in brackets."""
     text = yaml.safe_dump(value, default_flow_style=True, width=2**16)

@@ -19,12 +19,15 @@ from growtas.training import checkpoint, initial
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.data import Splits, splits_of
 from growtas.training.distributed import Ranks, choose_device
+from growtas.training.dry_run import DryRun
+from growtas.training.dry_run import dry_run as estimate
 from growtas.training.embedded import data_for
 from growtas.training.guards import preserved_generators
 from growtas.training.loader import TrainingLoader
 from growtas.training.log import Curves, RunLog
 from growtas.training.loop import Trainer
-from growtas.training.run import Run, check_free, remove_leftovers, versions
+from growtas.training.precision import described, resolved, tf32
+from growtas.training.run import Run, check_free, read_config, remove_leftovers, versions
 from growtas.tuning import tune_before_training
 
 
@@ -33,8 +36,10 @@ def train(
     data: str | None = None,
     *,
     resume: str | Path | Run | None = None,
+    config: str | Path | None = None,
+    dry_run: bool = False,
     **settings: Any,
-) -> Run:
+) -> Run | DryRun:
     """Train a supernet.
 
     Args:
@@ -43,10 +48,13 @@ def train(
             named after an embedded set.
         resume: the folder of a run to continue instead; it knows its settings, and only those of
             :data:`growtas.training.config.RUNTIME` may be given again.
+        config: config.yaml of another run, or its folder: the new run begins with its settings and its space,
+            all but ``out``; what is given besides wins, and nothing else follows from it.
+        dry_run: tell what the run would take, and write nothing; ``out`` is not needed.
         settings: those of :class:`growtas.training.config.TrainConfig`; ``out`` is needed.
 
     Returns:
-        The finished run.
+        The finished run, or what it would take.
 
     Raises:
         UsageError: a setting is unknown or makes no sense, the data is not there, or the folder holds
@@ -59,36 +67,51 @@ def train(
         >>> run = train("digits", epochs=60, out="runs/digits")
         >>> run = train(resume="runs/digits")  # after a crash: ends bit for bit where it would have
     """
+    given = settings if data is None else {"data": data, **settings}
     if resume is not None:
-        return _resume(resume, {"space": space, "data": data, **settings})
-    if space is None:
+        if config is not None or dry_run:
+            raise UsageError("A resumed run keeps its settings; leave out config and dry_run.")
+        return _resume(resume, {"space": space, **given})
+    found = None
+    if config is not None:
+        before, found = read_config(config)
+        if given.get("recipe") not in (None, before["recipe"]):
+            raise UsageError(
+                f"config={str(config)!r} gives every setting, and recipe={given['recipe']!r} would change "
+                "none; give one of the two."
+            )
+        given = before | {name: value for name, value in given.items() if value is not None}
+    if space is not None:
+        found = load_space(space)
+        given = given | {"space": found.name if isinstance(space, Space) else str(space)}
+    if found is None:
         raise UsageError("Give space=NAME (such as 'digits'), or resume=FOLDER to continue a run.")
-    found = load_space(space)
-    name = found.name if isinstance(space, Space) else str(space)
-    config = TrainConfig.from_dict({"space": name, "data": data_for(found.name, data), **settings})
-    return begin(config, found)
+    return begin(TrainConfig.from_dict(given), found, dry_run)
 
 
-def begin(config: TrainConfig, space: Space | None = None) -> Run:
+def begin(config: TrainConfig, space: Space | None = None, dry_run: bool = False) -> Run | DryRun:
     """Begin a run and train it to its end.
 
     Args:
         config: its settings.
         space: the space that ``config.space`` names, where it has been loaded already.
+        dry_run: only tell what the run would take.
 
     Returns, Raises: as :func:`train`.
     """
     space = space or load_space(config.space)
     config = dataclasses.replace(config, data=data_for(space.name, config.data))
     config = config.resolved(convolutional=isinstance(space, MobileNetSpace))
-    if config.out is None:
+    if config.out is None and not dry_run:
         raise UsageError("Give out=FOLDER: where the run is written.")
-    path = Path(config.out)
+    path = Path(config.out or ".")
     source = None if config.initial is None else Run.open(config.initial)
     device = choose_device(config.device)
+    config = dataclasses.replace(config, amp=resolved(config.amp, device))
     ranks = Ranks.start(device)
     try:
-        ranks.on_first(lambda: check_free(path))
+        if not dry_run:
+            ranks.on_first(lambda: check_free(path))
         splits = _load_data(lambda: splits_of(config, space), config, device, ranks)
         loader = TrainingLoader(splits.train, config, ranks.rank, ranks.world)
         run = Run(
@@ -105,6 +128,9 @@ def begin(config: TrainConfig, space: Space | None = None) -> Run:
         with preserved_generators():  # the trainer checks every setting before a file is written
             trainer = Trainer(run, splits, device, ranks, initial=weights)
             initial.check_needed(trainer.method, config.initial)
+            if dry_run:
+                with tf32(config.amp, device):
+                    return estimate(trainer)
             _tune(run, device, ranks)
             ranks.on_first(lambda: _create(run, weights))
             with _locked(run, ranks) as log:
@@ -129,7 +155,7 @@ def _create(run: Run, weights: Mapping[str, Tensor] | None) -> None:
 def _tune(run: Run, device: torch.device, ranks: Ranks) -> None:
     """Race back ends where the device has no record: rank 0 does, and all ranks follow what it found."""
     config = run.config
-    batch = max(1, config.batch_size // ranks.world)
+    batch = max(1, config.batch_size // ranks.world // config.accumulate)
     found = ranks.on_first(lambda: tune_before_training(run.space, device, config.amp, batch, config.tune))
     if found is not None and ranks.world > 1:
         backend.adopt(device, found)
@@ -207,7 +233,9 @@ def _run(trainer: Trainer, run: Run, log: RunLog | None, log_offset: int) -> Non
             log.keep(log_offset)
             remove_leftovers(run.path)
             curves = Curves(run.path, run.config.tensorboard, trainer.progress.step)
-        trainer.train(log, curves)
+            print(f"training on {described(run.config.amp, trainer.device)}", flush=True)
+        with tf32(run.config.amp, trainer.device):
+            trainer.train(log, curves)
     finally:
         if curves is not None:
             curves.close()

@@ -48,7 +48,7 @@ def test_resolved_settings_are_complete_and_stay():
     config = TrainConfig("digits").resolved()
     assert config.resolved() == config
     open_ended = {"out", "transition_params", "transition_beta", "clip_grad", "workers", "data_folder"}
-    open_ended |= {"ema_decay", "resolutions", "initial"}
+    open_ended |= {"ema_decay", "resolutions", "initial", "recipe"}
     assert {k for k, v in config.to_dict().items() if v is None} == open_ended
 
 
@@ -77,7 +77,7 @@ def test_a_relative_data_folder_becomes_absolute(tmp_path, monkeypatch):
         ({"drop_path": -0.1}, "drop_path=-0.1"),
         ({"reprob": 2}, "reprob=2.0 .* between 0 and 1"),
         ({"clip_grad": 0}, "clip_grad=0.0 .* more than 0"),
-        ({"amp": "float16"}, "amp='float16' is unknown. .*bfloat16"),
+        ({"amp": "fp16"}, "amp='fp16' is unknown. .*float16"),
         ({"new_region": "zeros"}, "new_region='zeros' is unknown. .*near_zero"),
         ({"sched": "cosinus"}, "Did you mean 'cosine'"),
         ({"unused_blocks": "skipped"}, "Did you mean 'skip'"),
