@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_info
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 
@@ -24,11 +24,29 @@ def create_optimizer(
     """
     extra = {"fused": True} if config.opt in FUSED_OPTIMIZERS and device.type in ("cpu", "cuda") else {}
     try:
+        if get_optimizer_info(config.opt).second_order:
+            raise ValueError("it needs second derivatives, which growtas' operations do not have")
         return create_optimizer_v2(
             net, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, **extra
         )
     except (AssertionError, ValueError, TypeError) as error:
         raise UsageError(f"opt={config.opt!r} cannot be used ({error}); see timm.optim.") from error
+
+
+def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give parameters that have a gradient for the first time the momentum 0 that their first update makes.
+
+    torch's SGD adds the gradient to it: the same bits as without. Its fused form takes a group only where
+    all of its parameters have momentum or none has, and a stage brings some that never had a gradient.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        if group["momentum"] and group["fused"]:
+            for parameter in group["params"]:
+                state = optimizer.state[parameter] if parameter.grad is not None else {"momentum_buffer": 0}
+                if state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def create_scheduler(optimizer: torch.optim.Optimizer, run: Run) -> Scheduler:

@@ -11,6 +11,7 @@ from growtas.space import Subnet
 from growtas.training.images import seed_globally
 from growtas.training.inputs import at_resolution, checked_resolutions
 from growtas.training.objective import Objective, create_mixup
+from growtas.training.optimizer import fill_momentum
 from growtas.training.precision import precision
 from growtas.training.run import Run
 
@@ -86,4 +87,5 @@ class Update:
                     parameter.grad = torch.zeros_like(parameter)
         if self.config.clip_grad is not None:
             torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), self.config.clip_grad, norm)
+        fill_momentum(self.optimizer)
         self.optimizer.step()
