@@ -1,4 +1,4 @@
-"""Every family, method and optimizer trains past a change of stage on published settings, and resumes there."""
+"""Every family, method and optimizer trains past a change of stage on published settings, and resumes."""
 
 from __future__ import annotations
 
