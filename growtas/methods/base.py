@@ -110,6 +110,8 @@ class TrainingContext:
         autocast: ``autocast()`` is the context manager of the run's precision.
         restart_average: ``restart_average()`` begins the run's average of the weights, if it keeps one, anew
             with the weights as they are: for who puts them in another order.
+        calibrate: ``calibrate(subnet)`` sets the net's BatchNorm statistics to those of a subnet, from
+            training images; None for a net without BatchNorm. Training itself does not look at them.
         smoothing: of the labels.
         loss: of the last step, the mean over its subnets and the ranks: the same on every rank, and not
             finite where the step was skipped for that.
@@ -121,6 +123,7 @@ class TrainingContext:
     draw_images: Callable[..., tuple[Tensor, Tensor]]
     autocast: Callable[[], AbstractContextManager]
     restart_average: Callable[[], None] = lambda: None
+    calibrate: Callable[[Subnet], None] | None = None
     smoothing: float = 0.0
     loss: float = math.nan
 

@@ -180,6 +180,8 @@ class Shrinking(Method):
         phase = self.phases[stage]
         done: dict[str, Any] = {"phase": phase.name}
         if self._teacher_weights is None and phase.name != "largest":
+            if stage == 0 and training.calibrate is not None:  # the statistics are those of another run's end
+                training.calibrate(self.space.largest())
             weights = training.net.state_dict()
             self._teacher_weights = {name: value.detach().clone() for name, value in weights.items()}
             if dist.is_available() and dist.is_initialized():

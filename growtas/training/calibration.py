@@ -133,6 +133,24 @@ def kept_statistics(net: AnySupernet) -> Iterator[None]:
         set_statistics(net, before)
 
 
+@contextmanager
+def batch_statistics(net: AnySupernet) -> Iterator[None]:
+    """Inside, BatchNorm normalises every batch by itself, as in training; no statistics change.
+
+    For a subnet that answers training batches while the weights change at every step: it is right for each
+    subnet, and calibrating anew in every step would cost more than the step.
+    """
+    norms = net.norms().values() if net.needs_calibration else ()
+    try:
+        for norm in norms:
+            norm.collect()
+        yield
+    finally:
+        for norm in norms:
+            norm.collect()
+            norm.adopt()
+
+
 def calibration(
     net: AnySupernet, split: Dataset, amp: str = "none", workers: int = 0
 ) -> Callable[[AnySubnet], None] | None:

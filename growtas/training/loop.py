@@ -90,6 +90,8 @@ class Trainer:
         self.optimizer = create_optimizer(self.net, config, device)
         self.scheduler = create_scheduler(self.optimizer, run)
         self.ema = ModelEmaV3(self.net, config.ema_decay) if config.ema_decay is not None else None
+        self.workers = worker_count(config.workers, ranks.world)
+        self.calibrate = calibration(self.net, splits.train, config.amp, self.workers)
         self.context = TrainingContext(
             self.net,
             self.optimizer,
@@ -97,13 +99,12 @@ class Trainer:
             draw_images=partial(draw_images, splits, config.seed, device),
             autocast=partial(precision, config.amp, device),
             restart_average=self._restart_average,
+            calibrate=self.calibrate,
             smoothing=config.smoothing,
         )
         self.update = Update(run, self.method, self.context, self.ema)
         self.interference = InterferenceMonitor(run, self.context)
         self.watched = watched_subnets(run.space, config.eval_subnets)
-        self.workers = worker_count(config.workers, ranks.world)
-        self.calibrate = calibration(self.net, splits.train, config.amp, self.workers)
         self.progress = Progress()
         if state is not None:
             self._restore(state)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from growtas.methods import Method, TrainingContext
 from growtas.space import Subnet
+from growtas.training.calibration import batch_statistics
 from growtas.training.images import seed_globally
 from growtas.training.inputs import at_resolution, checked_resolutions
 from growtas.training.objective import Objective, create_mixup
@@ -64,10 +65,7 @@ class Update:
         config, method = self.config, self.method
         how = method.gradients if config.gradients == "auto" else config.gradients
         subnets = method.subnets(step)
-        soft = method.teacher_logits(images, self.context)
-        if soft is None and config.distill == "ema":
-            with torch.no_grad(), precision(config.amp, self.device):
-                soft = self.ema.module(images, method.extremes(step)[1])
+        soft = self.teacher_logits(step, images)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for subnet in subnets:
             with precision(config.amp, self.device):
@@ -78,6 +76,21 @@ class Update:
             if soft is None and config.distill == "inplace":
                 soft = logits.detach()  # the first subnet is the largest: the others learn from it
         return subnets, total
+
+    @torch.no_grad()
+    def teacher_logits(self, step: int, images: Tensor) -> Tensor | None:
+        """Logits (B, classes) of the method's teacher, else of the averaged weights where they teach.
+
+        Args:
+            step: number of the update.
+            images: (B, C, S, S), on the device.
+        """
+        soft = self.method.teacher_logits(images, self.context)
+        if soft is None and self.config.distill == "ema":
+            net, largest = self.ema.module, self.method.extremes(step)[1]
+            with precision(self.config.amp, self.device), batch_statistics(net):
+                soft = net(images, largest)
+        return soft
 
     def apply(self, norm: Tensor) -> None:
         """Change the weights by the gradients as they are. Args: norm: of the gradients, a scalar."""
