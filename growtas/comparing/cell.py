@@ -166,7 +166,7 @@ def _train_from(config: Any, plan: Plan, path: Path) -> Run:
         return begin(config, plan.space)
     held, wanted = Run.open(path).config.to_dict(), config.to_dict()
     for name, value in wanted.items():
-        if name not in ("out", *RUNTIME) and held[name] != value:
+        if name not in ("out", *RUNTIME) and held[name] != value and value != "auto":
             raise GrowtasError(
                 f"The run in {path} was begun with {name}={held[name]}, not {value}; remove the folder to "
                 "train it anew."

@@ -174,10 +174,11 @@ def _gradient(
     with torch.enable_grad():
         with autocast():
             logits = net(images, subnet)
+        scale = 2.0**10 if logits.dtype == torch.float16 else 1.0  # small gradients would become 0 there
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return {name: each for name, each in zip(names, found, strict=True) if each is not None}
+        found = torch.autograd.grad(loss * scale, parameters, allow_unused=True)
+    return {name: each / scale for name, each in zip(names, found, strict=True) if each is not None}
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from growtas.training.loader import worker_count
 if TYPE_CHECKING:
     from growtas.supernet import AnySupernet
 
-AMP = ("none", "bfloat16")
+AMP = ("none", "bfloat16", "float16")
 CACHE_BYTES = 2**30
 
 

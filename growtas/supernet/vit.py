@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from growtas.errors import UsageError, nearest
 from growtas.nn.block import Block
@@ -99,6 +100,10 @@ class VisionTransformer(nn.Module):
             gradients, so the optimizer does not move them; ``zero`` gives zero gradients, so weight decay and
             momentum still do (the published code under torch 1.7).
 
+    Attributes:
+        checkpoint_activations: keep only the input of each block for the backward pass, which computes the
+            block again.
+
     Raises:
         UsageError: an option is unknown.
 
@@ -125,6 +130,7 @@ class VisionTransformer(nn.Module):
         self.num_features = self.embed_dim = dims.embed_dim
         self.qkv_bias = qkv_bias
         self.unused_blocks = unused_blocks
+        self.checkpoint_activations = False
         self._subnet: Subnet | None = None
         self._shadows: Shadows | None = None
 
@@ -207,7 +213,11 @@ class VisionTransformer(nn.Module):
         scales = self._drop_path_scales(x, chosen.depth)
         layers = zip(self.blocks, chosen.num_heads, chosen.hidden_dims, scales, strict=False)
         for block, heads, hidden, pair in layers:
-            x = block(x, heads, hidden, chosen.grid, pair)
+            if self.checkpoint_activations and torch.is_grad_enabled():  # nothing in a block draws numbers
+                options = {"use_reentrant": False, "preserve_rng_state": False}
+                x = checkpoint(block, x, heads, hidden, chosen.grid, pair, **options)
+            else:
+                x = block(x, heads, hidden, chosen.grid, pair)
         return self.norm(x)
 
     def _cast_shared_weights(self, dtype: torch.dtype) -> None:

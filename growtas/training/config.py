@@ -43,6 +43,7 @@ RUNTIME = (
     "interference_every",
     "tensorboard",
     "tune",
+    "checkpoint_activations",
 )
 """Settings that a resume may change: they do not enter the result."""
 
@@ -75,6 +76,10 @@ class TrainConfig:
         ema_decay: keep an exponential moving average of the weights, such as 0.9999; none where None.
         epochs: passes over the training images (500; digits 60, glyphs 40).
         batch_size: images per update, over all ranks together (1024; digits 32, glyphs 64).
+        accumulate: equal parts that an update's images are computed in one after the other, for less memory;
+            the update is that of the whole batch, but BatchNorm sees the parts.
+        checkpoint_activations: keep only the input of each transformer block and compute the block again in
+            the backward pass: less memory, about a third more time, equal gradients.
         out: the folder of the run; it must not hold anything yet.
         seed: determines initial weights, order, augmentation and subnets.
         transition_params: size C of the size-aware rule; the space's own where None.
@@ -86,7 +91,9 @@ class TrainConfig:
         warmup_lr: at the first update (1e-6).
         warmup_epochs: epochs of linear warm-up (20; digits 4), at most a tenth of the run unless given.
         weight_decay: 0.05; never on 1-D parameters, absolute position and cls token.
-        sched: a timm schedule, stepped at every update over the whole run; nothing restarts at a transition.
+        sched: a timm schedule over the whole run; nothing restarts at a transition.
+        sched_step: ``update`` sets the learning rate at every update, ``epoch`` at the beginning of each
+            epoch, ``epoch_late`` so and one epoch late, as AutoFormer's code does.
         clip_grad: largest gradient norm; none where None.
         smoothing: label smoothing (0.1).
         mixup: alpha of mixup, 0 for none (0.8; digits 0).
@@ -111,7 +118,9 @@ class TrainConfig:
         unused_blocks: ``skip`` leaves blocks beyond the sampled depth without gradients, so the optimizer
             does not touch them; ``zero`` gives them zero gradients, so weight decay and momentum still move
             them, as the published code did under torch 1.7.
-        amp: ``bfloat16`` for autocast, ``none`` for float32.
+        amp: ``bfloat16`` or ``float16`` (with a gradient scaler) for autocast, with TF32 for what stays
+            float32 on a GPU; ``none`` for float32; ``auto``: bfloat16 on a GPU that has it, float16 on an
+            older one, none on a CPU.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
         tune: ``auto`` races backends first where a GPU has no tuning record of what the run needs, once;
             ``off`` takes what records there are. See growtas tune.
@@ -122,6 +131,8 @@ class TrainConfig:
             first use of the data, once, and leaves out and counts those that cannot. See growtas data check.
         split_seed: determines which training images are held out for the search; not the run's seed, so
             that runs of several seeds are compared on the same images.
+        search_images: ``held_out`` keeps the images that the search ranks subnets by out of training;
+            ``shared`` trains on them too, as the published code does.
         eval_every: epochs between evaluations on the search split; 0 for the end only.
         eval_subnets: random subnets evaluated besides the smallest and the largest.
         interference_every: epochs between measurements of how far the gradients of the smallest and the
@@ -154,6 +165,8 @@ class TrainConfig:
     ema_decay: float | None = None
     epochs: int | None = None
     batch_size: int | None = None
+    accumulate: int = 1
+    checkpoint_activations: bool = False
     out: str | None = None
     seed: int = 0
     transition_params: float | None = None
@@ -166,6 +179,7 @@ class TrainConfig:
     warmup_epochs: float | None = None
     weight_decay: float | None = None
     sched: str = "cosine"
+    sched_step: str = "update"
     clip_grad: float | None = None
     smoothing: float | None = None
     mixup: float | None = None
@@ -186,7 +200,7 @@ class TrainConfig:
     repeated_augmentation: int = 1
     qkv_bias: str = "interleaved"
     unused_blocks: str = "skip"
-    amp: str = "none"
+    amp: str = "auto"
     device: str = "auto"
     tune: str = "auto"
     workers: int | None = None
@@ -194,6 +208,7 @@ class TrainConfig:
     download: bool = False
     bad_images: str = "error"
     split_seed: int = 0
+    search_images: str = "held_out"
     eval_every: int = 10
     eval_subnets: int = 2
     interference_every: int = 0

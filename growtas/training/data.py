@@ -6,6 +6,8 @@ trained on (the published code does); the test split is left for the very end.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -55,6 +57,7 @@ class Splits:
         classes: their names, in the order of the labels; empty where the data has none.
         digest: a short hash of the data: of the pixels of embedded sets, else of names, sizes and labels.
         remarks: what else was found, such as what was left out; the end of a sentence.
+        shares: whether the images of the search are training images too.
     """
 
     name: str
@@ -65,6 +68,18 @@ class Splits:
     classes: tuple[str, ...] = ()
     digest: str = ""
     remarks: str = ""
+    shares: bool = False
+
+    def sharing(self) -> Splits:
+        """The same splits, but with the search images trained on as well, as the published code does."""
+        train, search = copy.copy(self.train), self.search
+        if isinstance(train, MemoryImages):
+            train.images = torch.cat([train.images, search.images])
+            train.labels = torch.cat([train.labels, search.labels])
+        else:
+            pairs = zip(train.indices + search.indices, train.labels + search.labels, strict=True)
+            train.indices, train.labels = map(list, zip(*sorted(pairs), strict=True))
+        return dataclasses.replace(self, train=train, shares=True)
 
     def summary(self) -> dict[str, int | str]:
         """Sizes and the digest, to recognise the data by when a run is resumed."""
@@ -78,15 +93,16 @@ class Splits:
 
     def __str__(self) -> str:
         """One line that sums up what was found."""
+        held = "of which rank subnets in the search too" if self.shares else "held out for the search"
         return (
             f"data {self.name}: {self.num_classes:,} classes; {len(self.train):,} images to train on, "
-            f"{len(self.search):,} held out for the search, {len(self.test):,} to test on{self.remarks}"
+            f"{len(self.search):,} {held}, {len(self.test):,} to test on{self.remarks}"
         )
 
 
 def splits_of(config: TrainConfig, space: SearchSpace, download: bool | None = None) -> Splits:
     """The splits that the settings of a run name. Args: download: another than the settings'."""
-    return load_splits(
+    found = load_splits(
         config.data,
         space,
         config.split_seed,
@@ -95,6 +111,7 @@ def splits_of(config: TrainConfig, space: SearchSpace, download: bool | None = N
         config.interpolation,
         config.bad_images,
     )
+    return found.sharing() if config.search_images == "shared" else found
 
 
 def load_splits(

@@ -34,7 +34,7 @@ from growtas.training.inputs import draw_images
 from growtas.training.interference import InterferenceMonitor
 from growtas.training.loader import TrainingLoader, worker_count
 from growtas.training.log import Curves, RunLog
-from growtas.training.optimizer import create_optimizer, create_scheduler
+from growtas.training.optimizer import create_optimizer, create_scheduler, set_schedule
 from growtas.training.precision import precision
 from growtas.training.run import Run, versions
 from growtas.training.run_method import create_run_method
@@ -102,7 +102,7 @@ class Trainer:
             calibrate=self.calibrate,
             smoothing=config.smoothing,
         )
-        self.update = Update(run, self.method, self.context, self.ema)
+        self.update = Update(run, self.method, self.context, self.ema, ranks.world)
         self.interference = InterferenceMonitor(run, self.context)
         self.watched = watched_subnets(run.space, config.eval_subnets)
         self.progress = Progress()
@@ -120,6 +120,7 @@ class Trainer:
             if self.ema is not None:
                 self.ema.module.load_state_dict(state["ema"])
             torch.set_rng_state(state["generator"])
+            self.update.scaler.load_state_dict(state.get("scaler", {}))
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise GrowtasError(
                 f"{path} does not fit the optimizer of config.yaml ({error}). Nothing was changed."
@@ -241,6 +242,7 @@ class Trainer:
         total[1] = signals[0] if signals else 0
         self.ranks.sum(total)
         self.ranks.average_gradients(self.net.parameters())
+        self.update.unscale()
         method.before_update(step, self.context)
         gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -265,7 +267,7 @@ class Trainer:
         return mean, int(received > 0 and (signals[0] if signals else signal.SIGINT))
 
     def _set_learning_rate(self, step: int) -> None:
-        self.scheduler.step_update(step)
+        set_schedule(self.scheduler, self.config.sched_step, step, self.run.steps_per_epoch)
         rate = self.method.learning_rate(step)
         if rate is not None:
             for group in self.optimizer.param_groups:
@@ -346,6 +348,8 @@ class Trainer:
         }
         if self.ema is not None:
             state["ema"] = self.ema.module.state_dict()
+        if self.update.scaler.is_enabled():
+            state["scaler"] = self.update.scaler.state_dict()
         checkpoint.save(self.run.checkpoint_path, state)
         self.curves.flush()
         progress.checkpoint_step = progress.step

@@ -50,7 +50,7 @@ def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def create_scheduler(optimizer: torch.optim.Optimizer, run: Run) -> Scheduler:
-    """timm's schedule over the whole run, stepped at every update: warm-up, then one decay.
+    """timm's schedule over the whole run: warm-up, then one decay.
 
     Raises:
         UsageError: the schedule does not fit the run.
@@ -64,9 +64,25 @@ def create_scheduler(optimizer: torch.optim.Optimizer, run: Run) -> Scheduler:
             warmup_epochs=config.warmup_epochs,
             warmup_lr=config.warmup_lr,
             min_lr=config.min_lr,
-            step_on_epochs=False,
+            step_on_epochs=config.sched_step != "update",
             updates_per_epoch=run.steps_per_epoch,
         )
     except (AssertionError, ValueError) as error:
         raise UsageError(f"sched={config.sched!r} does not fit this run: {error}") from error
     return scheduler
+
+
+def set_schedule(scheduler: Scheduler, how: str, step: int, steps_per_epoch: int) -> None:
+    """Set the learning rates of an update.
+
+    Args:
+        scheduler: what :func:`create_scheduler` gave.
+        how: ``update``, ``epoch`` or ``epoch_late`` (AutoFormer's code steps after an epoch, by its number:
+            the first two epochs have the same rate).
+        step: number of the update.
+        steps_per_epoch: updates per epoch.
+    """
+    if how == "update":
+        scheduler.step_update(step)
+    else:
+        scheduler.step(max(0, step // steps_per_epoch - (how == "epoch_late")))

@@ -1,12 +1,49 @@
-"""The precision of a run as an autocast region."""
+"""The precision of a run: autocast, and TF32 where it is on."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+BFLOAT16_CAPABILITY = (8, 0)  # older GPUs have no bfloat16 products
+
+
+def resolved(amp: str, device: torch.device) -> str:
+    """What ``auto`` means on a device. Args: amp: of the settings. Returns: none, bfloat16 or float16."""
+    if amp != "auto":
+        return amp
+    if device.type != "cuda":
+        return "none"
+    return "bfloat16" if torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY else "float16"
+
 
 def precision(amp: str, device: torch.device) -> AbstractContextManager:
-    """The autocast region that ``amp`` names. Args: amp: none or bfloat16; device: to compute on."""
-    return torch.autocast(device.type, torch.bfloat16) if amp == "bfloat16" else nullcontext()
+    """The autocast region that ``amp`` names. Args: amp: of the settings; device: to compute on."""
+    amp = resolved(amp, device)
+    return nullcontext() if amp == "none" else torch.autocast(device.type, DTYPES[amp])
+
+
+def described(amp: str, device: torch.device) -> str:
+    """The precision of a run in words, for its user."""
+    if amp == "none":
+        return f"{device}, float32"
+    scaled = " with a gradient scaler" if amp == "float16" else ""
+    return f"{device}, {amp} autocast{scaled}" + (", TF32 for the rest" if device.type == "cuda" else "")
+
+
+@contextmanager
+def tf32(amp: str, device: torch.device) -> Iterator[None]:
+    """Inside, products that stay in float32 on a GPU take TF32, unless ``amp`` is ``none``."""
+    before = torch.get_float32_matmul_precision()
+    convolutions = torch.backends.cudnn.allow_tf32
+    try:
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("highest" if amp == "none" else "high")
+            torch.backends.cudnn.allow_tf32 = amp != "none"
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions

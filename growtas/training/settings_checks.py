@@ -14,7 +14,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "remode": ("const", "rand", "pixel"),
     "qkv_bias": ("interleaved", "published"),
     "unused_blocks": ("skip", "zero"),
-    "amp": ("none", "bfloat16"),
+    "amp": ("auto", "none", "bfloat16", "float16"),
+    "sched_step": ("update", "epoch", "epoch_late"),
+    "search_images": ("held_out", "shared"),
     "tune": ("auto", "off"),
     "new_region": ("keep", "standard", "near_zero", "pretrained"),
     "new_region_moments": ("keep", "reset"),
@@ -27,6 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 AT_LEAST: dict[str, float] = {
     "epochs": 1,
     "batch_size": 1,
+    "accumulate": 1,
     "recount": 1,
     "repeated_augmentation": 1,
     "log_every": 1,

@@ -23,6 +23,7 @@ from growtas.training.guards import preserved_generators
 from growtas.training.loader import TrainingLoader
 from growtas.training.log import Curves, RunLog
 from growtas.training.loop import Trainer
+from growtas.training.precision import described, resolved, tf32
 from growtas.training.run import Run, check_free, remove_leftovers, versions
 from growtas.tuning import tune_before_training
 
@@ -84,6 +85,7 @@ def begin(config: TrainConfig, space: Space | None = None) -> Run:
     path = Path(config.out)
     source = None if config.initial is None else Run.open(config.initial)
     device = choose_device(config.device)
+    config = dataclasses.replace(config, amp=resolved(config.amp, device))
     ranks = Ranks.start(device)
     try:
         ranks.on_first(lambda: check_free(path))
@@ -120,7 +122,7 @@ def _create(run: Run, weights: Mapping[str, Tensor] | None) -> None:
 def _tune(run: Run, device: torch.device, ranks: Ranks) -> None:
     """Race back ends where the device has no record: rank 0 does, and all ranks follow what it found."""
     config = run.config
-    batch = max(1, config.batch_size // ranks.world)
+    batch = max(1, config.batch_size // ranks.world // config.accumulate)
     found = ranks.on_first(lambda: tune_before_training(run.space, device, config.amp, batch, config.tune))
     if found is not None and ranks.world > 1:
         backend.adopt(device, found)
@@ -191,7 +193,9 @@ def _run(trainer: Trainer, run: Run, log: RunLog | None, log_offset: int) -> Non
             log.keep(log_offset)
             remove_leftovers(run.path)
             curves = Curves(run.path, run.config.tensorboard, trainer.progress.step)
-        trainer.train(log, curves)
+            print(f"training on {described(run.config.amp, trainer.device)}", flush=True)
+        with tf32(run.config.amp, trainer.device):
+            trainer.train(log, curves)
     finally:
         if curves is not None:
             curves.close()

@@ -6,14 +6,16 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
+from growtas.errors import UsageError
 from growtas.methods import Method, TrainingContext
 from growtas.space import Subnet
+from growtas.supernet.vit import VisionTransformer
 from growtas.training.calibration import batch_statistics
 from growtas.training.images import seed_globally
 from growtas.training.inputs import at_resolution, checked_resolutions
 from growtas.training.objective import Objective, create_mixup
 from growtas.training.optimizer import fill_momentum
-from growtas.training.precision import precision
+from growtas.training.precision import precision, resolved
 from growtas.training.run import Run
 
 
@@ -25,17 +27,38 @@ class Update:
         method: gives the subnets of a step.
         context: net, optimizer and device.
         ema: the averaged weights, where the run keeps some.
+        world: processes that share a batch.
+
+    Attributes:
+        scaler: keeps float16's gradients in its range; without effect in another precision.
 
     Raises:
-        UsageError: the settings do not fit the space.
+        UsageError: the settings do not fit the space, or the batch does not divide.
     """
 
-    def __init__(self, run: Run, method: Method, context: TrainingContext, ema: ModelEmaV3 | None) -> None:
+    def __init__(
+        self, run: Run, method: Method, context: TrainingContext, ema: ModelEmaV3 | None, world: int = 1
+    ) -> None:
         self.config, self.method, self.context, self.ema = run.config, method, context, ema
         self.net, self.optimizer, self.device = context.net, context.optimizer, context.device
         self.mixup = create_mixup(run)
         self.resolutions = checked_resolutions(run)
         self.objective = Objective(run.config, self.mixup is not None)
+        scaled = resolved(run.config.amp, context.device) == "float16"
+        self.scaler = torch.amp.GradScaler(context.device.type, enabled=scaled)
+        parts, batch = run.config.accumulate, run.config.batch_size
+        if batch % (parts * world):
+            raise UsageError(
+                f"batch_size={batch} does not divide into accumulate={parts} parts"
+                f"{f' on each of {world} ranks' if world > 1 else ''}; change one of them."
+            )
+        if run.config.checkpoint_activations:
+            if not isinstance(context.net, VisionTransformer):
+                raise UsageError(
+                    f"checkpoint_activations is for vision transformers, and {run.space.name!r} is a "
+                    "convolutional space; leave it out, and use accumulate for less memory."
+                )
+            context.net.checkpoint_activations = True
 
     def gradients(
         self, step: int, images: Tensor, labels: Tensor, rank: int
@@ -59,23 +82,29 @@ class Update:
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
         self.optimizer.zero_grad(set_to_none=True)
-        return self._backward(step, images, targets)
+        subnets, parts = self.method.subnets(step), self.config.accumulate
+        losses = [
+            self._backward(step, subnets, *part)
+            for part in zip(images.chunk(parts), targets.chunk(parts), strict=True)
+        ]
+        return subnets, sum(losses[1:], losses[0]) / parts
 
-    def _backward(self, step: int, images: Tensor, targets: Tensor) -> tuple[tuple[Subnet, ...], Tensor]:
+    def _backward(self, step: int, subnets: tuple[Subnet, ...], images: Tensor, targets: Tensor) -> Tensor:
+        """Add the gradients of one part of a batch. Returns: the mean of the subnets' losses."""
         config, method = self.config, self.method
         how = method.gradients if config.gradients == "auto" else config.gradients
-        subnets = method.subnets(step)
+        share = config.accumulate * (len(subnets) if how == "mean" else 1)
         soft = self.teacher_logits(step, images)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for subnet in subnets:
             with precision(config.amp, self.device):
                 logits = self.net(images, subnet)
             loss = self.objective(logits, targets, soft)
-            (loss / len(subnets) if how == "mean" else loss).backward()
+            self.scaler.scale(loss / share).backward()
             total += loss.detach() / len(subnets)
             if soft is None and config.distill == "inplace":
                 soft = logits.detach()  # the first subnet is the largest: the others learn from it
-        return subnets, total
+        return total
 
     @torch.no_grad()
     def teacher_logits(self, step: int, images: Tensor) -> Tensor | None:
@@ -91,6 +120,13 @@ class Update:
             with precision(self.config.amp, self.device), batch_statistics(net):
                 soft = net(images, largest)
         return soft
+
+    def unscale(self) -> None:
+        """Undo the scaler's factor in the gradients, once they are complete; let it see whether they are
+        finite and choose the next factor."""
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+            self.scaler.update()
 
     def apply(self, norm: Tensor) -> None:
         """Change the weights by the gradients as they are. Args: norm: of the gradients, a scalar."""

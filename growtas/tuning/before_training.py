@@ -23,7 +23,7 @@ def tune_before_training(
     Args:
         space: of the run.
         device: of the run.
-        amp: ``bfloat16`` or ``none``.
+        amp: ``bfloat16``, ``float16`` or ``none``.
         batch: images per device.
         mode: ``auto`` or ``off``.
 
@@ -34,7 +34,7 @@ def tune_before_training(
         return None
     if backend.requested() != "auto" or backend.interpreted():
         return None
-    dtype = "bfloat16" if amp == "bfloat16" else "float32"
+    dtype = "float32" if amp == "none" else amp
     missing = _missing(space, device, dtype, batch)
     if missing:
         key = records.key(device)

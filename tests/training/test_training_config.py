@@ -75,7 +75,7 @@ def test_a_relative_data_folder_becomes_absolute(tmp_path, monkeypatch):
         ({"drop_path": -0.1}, "drop_path=-0.1"),
         ({"reprob": 2}, "reprob=2.0 .* between 0 and 1"),
         ({"clip_grad": 0}, "clip_grad=0.0 .* more than 0"),
-        ({"amp": "float16"}, "amp='float16' is unknown. .*bfloat16"),
+        ({"amp": "fp16"}, "amp='fp16' is unknown. .*float16"),
         ({"new_region": "zeros"}, "new_region='zeros' is unknown. .*near_zero"),
         ({"sched": "cosinus"}, "Did you mean 'cosine'"),
         ({"unused_blocks": "skipped"}, "Did you mean 'skip'"),
