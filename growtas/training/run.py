@@ -17,7 +17,7 @@ from growtas import atomic
 from growtas.errors import GrowtasError, UsageError
 from growtas.space import Space, space_from_dict
 from growtas.training.config import RUNTIME, TrainConfig
-from growtas.version import __version__
+from growtas.version import __version__, commit
 
 if TYPE_CHECKING:
     from growtas.supernet.vit import VisionTransformer
@@ -29,7 +29,7 @@ FORMAT = 1
 _HEADER = "# Everything needed to repeat this run. Continue it with: growtas train --resume FOLDER\n"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A training run, wherever its folder lies now.
 
@@ -40,7 +40,8 @@ class Run:
         num_classes: outputs of the head.
         steps_per_epoch: updates per epoch.
         images: sizes of the splits, and a digest of the data.
-        versions: of growtas, torch, timm, numpy, Python and the platform when the run began.
+        versions: of growtas (its git commit too, ``+`` where the checkout was changed), torch, timm, numpy,
+            Python and the platform when the run began.
     """
 
     path: Path
@@ -50,6 +51,13 @@ class Run:
     steps_per_epoch: int
     images: Mapping[str, int | str] = field(hash=False)
     versions: Mapping[str, str] = field(hash=False)
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"Run({str(self.path)!r}: {config.method} on space {self.space.name!r} and data {config.data!r}, "
+            f"{config.epochs} epochs, {self.steps:,} steps, {self.num_classes:,} classes)"
+        )
 
     @property
     def steps(self) -> int:
@@ -197,8 +205,12 @@ def versions() -> dict[str, str]:
     import timm
     import torch
 
+    from growtas.ops import native
+
+    made_from = commit() or native.metadata("cpu").get("commit")  # a wheel knows what it was built from
     return {
         "growtas": __version__,
+        **({"commit": made_from} if made_from else {}),
         "torch": str(torch.__version__),
         "timm": timm.__version__,
         "numpy": numpy.__version__,
