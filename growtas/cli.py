@@ -188,7 +188,12 @@ def _emit(args: list[str]) -> int:
 
 
 def extract(
-    run: str, out: str, subnet: str = "best", overwrite: bool = False, averaged: bool = False
+    run: str,
+    out: str,
+    subnet: str = "best",
+    overwrite: bool = False,
+    averaged: bool = False,
+    license: str | None = None,
 ) -> None:
     """Save a subnet of a run as a standalone timm model, its logits compared with the supernet slice's.
 
@@ -198,13 +203,14 @@ def extract(
         subnet: best (of the run's finished search), smallest, largest, or sizes such as d24-h2,2,3-r2,3,2.
         overwrite: replace another model in that folder.
         averaged: take the moving average of the weights that a run with ema_decay keeps.
+        license: of the weights, such as cc-by-4.0, for config.json; nothing is said where it is not given.
     """
     import growtas.export
     from growtas.training.run import Run
 
     opened = Run.open(run)
     model = growtas.export.extract(opened, _subnet(opened, subnet), averaged=averaged)
-    folder = growtas.export.save(model, out, overwrite)
+    folder = growtas.export.save(model, out, overwrite, license)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{model.subnet}: {parameters:,} parameters")
     print(f"largest difference of a logit from the supernet slice's: {model.extraction_error:.3g}")

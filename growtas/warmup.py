@@ -297,11 +297,10 @@ _recorded: dict[tuple[Target, str], Variant] = {}
 
 def _compile_all(work: list[tuple[Target, str]], arguments: tuple, jobs: int) -> int:
     """Compile everything; how many variants were not in the cache yet."""
-    from tqdm import tqdm
+    from growtas.progress import Progress
 
-    bar = tqdm(total=len(work), desc="compiling", unit="kernel", disable=None)
     fresh = 0
-    with bar:
+    with Progress(len(work), "compile", "kernel") as bar:
         if jobs == 1:
             _begin(*arguments)
             for item in work:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 # Lower layers first; a module may import from its own layer's package and from the layers before it.
 LAYERS = [
-    {"errors", "version"},
+    {"errors", "version", "progress"},
     {"atomic"},
     {"spaces"},
     {"subnet"},

@@ -8,6 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from growtas.errors import GrowtasError
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Value = str | int | float | bool | None
+MOST_SHOWN = 10  # rows of a table that is printed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """Numbers in rows and named columns.
 
@@ -33,6 +35,19 @@ class Table:
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Value, ...], ...]
+
+    def __repr__(self) -> str:
+        if len(self.rows) <= MOST_SHOWN:
+            return f"Table(columns={self.columns}, rows={self.rows})"
+        return f"Table(columns={self.columns}, {len(self.rows):,} rows)"
+
+    def _repr_html_(self) -> str:
+        """The first rows, as a notebook shows them."""
+        lines = [("th", self.columns), *(("td", row) for row in self.rows[:MOST_SHOWN])]
+        cells = ("".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in row) for tag, row in lines)
+        left = len(self.rows) - MOST_SHOWN
+        more = f"<p>and {left:,} more rows</p>" if left > 0 else ""
+        return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>{more}"
 
     @classmethod
     def of(cls, columns: Iterable[str], rows: Iterable[Iterable[Value]]) -> Self:
@@ -86,7 +101,7 @@ class Drawing:
     alt: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Analysis(ABC):
     """A figure or table of the paper, for one space and one data set.
 
@@ -111,6 +126,9 @@ class Analysis(ABC):
     title: ClassVar[str]
     question: ClassVar[str]
     published: ClassVar[str]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.title}: {self.findings()[0]})"
 
     @abstractmethod
     def drawings(self) -> dict[str, Drawing]:

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from growtas.progress import track
 from growtas.searching.evaluate import Evaluator, weights_hash
 from growtas.training.calibration import calibration, kept_statistics
 
@@ -54,7 +53,7 @@ def top1_of(
         calibrate = calibration(net, splits.train, amp) if own else lambda subnet: None
         evaluator = Evaluator(net, dataset, amp=amp, calibrate=calibrate)
         with kept_statistics(net):
-            for subnet in tqdm(wanted, desc=desc, unit="subnet", disable=None):
+            for subnet in track(wanted, desc, "subnet"):
                 known[str(subnet)] = evaluator.top1(subnet)
                 if log is not None:
                     _append(log, {"of": key, "subnet": str(subnet), "top1": known[str(subnet)]})

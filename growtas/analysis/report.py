@@ -32,7 +32,7 @@ SMALL_NET = 1_000_000  # parameters; below, two runs side by side use a CPU bett
 _MODULE = "growtas.analysis.work"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What :func:`growtas.report` made.
 
@@ -47,6 +47,9 @@ class Report:
     parts: Mapping[str, Analysis] = field(hash=False)
     missing: Mapping[str, str] = field(hash=False)
     failed: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __repr__(self) -> str:
+        return f"Report({str(self)})"
 
     def __str__(self) -> str:
         lines = [f"{self.path}: {len(self.parts)} of {len(parts.part_names())} figures and tables"]

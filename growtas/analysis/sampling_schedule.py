@@ -9,14 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from tqdm import tqdm
-
 from growtas.analysis.base import Analysis, Drawing, Table
 from growtas.analysis.workspace import Part, Workspace
 from growtas.comparing.statistics import CONFIDENCE
 from growtas.errors import UsageError
 from growtas.methods import Method, Stage
 from growtas.methods.schedule import FIXED
+from growtas.progress import track
 from growtas.training.log import read_log
 from growtas.training.run import Run
 from growtas.training.run_method import create_run_method
@@ -136,7 +135,7 @@ def _counted(run: Run, stages: tuple[Stage, ...]) -> tuple[Counter, int]:
     method = create_run_method(run)
     method.stages = stages  # as they began; a rule may have decided during the run
     count, differing, counts = run.config.subnets_per_step, 0, Counter()
-    for record in tqdm(read_log(run.path, "step"), "count draws", disable=None, unit="step"):
+    for record in track(read_log(run.path, "step"), "count draws", "step", run.steps):
         counts.update((record["stage"], group) for group in record["group"][-count:])
         differing += record["subnets"] != [str(subnet) for subnet in method.subnets(record["step"])]
     return counts, differing
@@ -152,7 +151,7 @@ def _method_of(run: Run, stages: int) -> Method:
 def _drawn(run: Run, method: Method, name: str) -> Counter:
     """What a method draws at every step of a run, by stage and group."""
     count, counts = run.config.subnets_per_step, Counter()
-    for step in tqdm(range(run.steps), f"draw {name}", disable=None, unit="step"):
+    for step in track(range(run.steps), f"draw {name}", "step"):
         stage = method.stage_of(step)
         counts.update((stage, run.space.group_of(subnet)) for subnet in method.subnets(step)[-count:])
     return counts

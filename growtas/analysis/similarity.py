@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset, Subset
-from tqdm import tqdm
 
 from growtas.analysis.base import Analysis, Drawing, Table, Value
 from growtas.analysis.blocks import block_axis, block_labels, block_outputs, convolutional
@@ -19,6 +18,7 @@ from growtas.analysis.charts import ROLE_COLOURS, new_figure, styled
 from growtas.analysis.extension_analyses import SIDES
 from growtas.analysis.trained import Trained, check_pair, draw
 from growtas.analysis.workspace import Part
+from growtas.progress import Progress, track
 from growtas.space import seeded_rng
 from growtas.training.calibration import calibration, kept_statistics, set_statistics
 from growtas.training.calibration import statistics as norm_statistics
@@ -210,7 +210,7 @@ def cosines(
     with kept_statistics(net):
         prepare = _preparation(net, [base, *subnets], training_images)
         loader = evaluation_loader(images, batch_size)
-        with tqdm(total=len(loader) * len(subnets), desc=desc, unit="subnet", disable=None) as progress:
+        with Progress(len(loader) * len(subnets), desc, "subnet") as progress:
             for batch, _ in loader:
                 batch = batch.to(device)
                 prepare(base)
@@ -233,7 +233,7 @@ def _preparation(net: AnySupernet, subnets: Sequence[AnySubnet], training_images
     if calibrate is None:
         return lambda subnet: None
     found = {}
-    for subnet in tqdm(subnets, desc="calibrate", unit="subnet", disable=None):
+    for subnet in track(subnets, "calibrate", "subnet"):
         calibrate(subnet)
         found[subnet] = norm_statistics(net)
     return lambda subnet: set_statistics(net, found[subnet])

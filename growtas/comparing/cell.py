@@ -276,14 +276,13 @@ def _search(plan: Plan, run: Run, limit: Any, seed: int, path: Path, evaluator: 
 def _versions(run: Run) -> dict[str, Any]:
     import torch
 
-    from growtas.comparing.timing import commit
     from growtas.training.distributed import choose_device
 
     device = choose_device(run.config.device)
     made_by = {
         **dict(run.versions),
         "platform": f"{platform.system()} {platform.machine()}",
-        "commit": commit(),
+        "commit": run.versions.get("commit"),
         "cores": len(os.sched_getaffinity(0)),
     }
     return made_by | ({"device": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})

@@ -36,7 +36,7 @@ _DRAWS = 50  # tries per wanted subnet of a group
 QUIET = {"eval_every": 0, "eval_subnets": 0, "tensorboard": False}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What every cell of a comparison has in common.
 
@@ -64,6 +64,9 @@ class Plan:
     population: int
     generations: int
     images: Mapping[str, int] = field(hash=False)
+
+    def __repr__(self) -> str:
+        return f"Plan({str(self.path)!r}: space {self.space.name!r}, data {self.data!r})"
 
     @property
     def num_classes(self) -> int:
@@ -175,7 +178,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     atomic.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recorded:
     """What a folder holds.
 
@@ -190,6 +193,9 @@ class Recorded:
     methods: tuple[MethodSpec, ...]
     seeds: int
     recipe: Mapping[str, Any] = field(hash=False)
+
+    def __repr__(self) -> str:
+        return f"Recorded({self.plan}, {', '.join(map(str, self.methods))}, {self.seeds} seeds)"
 
 
 def read_plan(path: Path) -> Recorded | None:

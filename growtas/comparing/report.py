@@ -19,7 +19,7 @@ from growtas.comparing.summary import Cells, Summary, cell_top5, cell_values, re
 TEXT, DATA, TABLE, CELLS, FIGURE = "report.md", "report.json", "report.csv", "cells.csv", "comparison.png"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What :func:`growtas.compare` found.
 
@@ -37,7 +37,15 @@ class Comparison:
     files: tuple[Path, ...]
     failed: Mapping[str, str] = field(default_factory=dict, hash=False)
 
+    def __repr__(self) -> str:
+        rows, failed = len(self.summary.rows), f", {len(self.failed)} cells failed" if self.failed else ""
+        return f"Comparison({str(self.path)!r}: {rows} results of {len(self.summary.times)} methods{failed})"
+
     def __str__(self) -> str:
+        return self.text
+
+    def _repr_markdown_(self) -> str:
+        """The tables, as a notebook shows them."""
         return self.text
 
 

@@ -12,8 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
+from growtas.progress import Progress
 from growtas.training.guards import Interrupted, stop_signals
 
 _POLL = 0.05  # seconds
@@ -66,9 +65,9 @@ def run_jobs(
         Interrupted: SIGINT or SIGTERM; every process was told, saved its state and ended.
     """
     jobs = list(jobs)
-    pool = _Pool(jobs, at_once, threads, _Progress(title, done + len(jobs), done, unit))
+    pool = _Pool(jobs, at_once, threads, Progress(done + len(jobs), title, unit, done))
     try:
-        with pool.progress.bar, stop_signals() as received:
+        with pool.progress, stop_signals() as received:
             while not pool.ended and not received:
                 pool.start_what_can()
                 time.sleep(_POLL)
@@ -82,32 +81,10 @@ def run_jobs(
     return pool.failed
 
 
-class _Progress:
-    """A progress bar on a terminal; elsewhere, such as in a log, a line per cell."""
-
-    def __init__(self, title: str, total: int, done: int, unit: str) -> None:
-        self.total, self.done = total, done
-        self.bar = tqdm(total=total, initial=done, desc=title, unit=unit, smoothing=0, disable=None)
-
-    def show(self, running: Iterable[Job]) -> None:
-        """What is being done. Args: running: jobs."""
-        self.bar.set_postfix_str(", ".join(job.name for job in running))
-
-    def ended(self, job: Job, failure: str | None = None) -> None:
-        """One cell has ended. Args: job: which; failure: how, if it failed."""
-        self.done += 1
-        sentence = f"{job.name} is done" if failure is None else f"{job.name} failed: {failure}"
-        if self.bar.disable:
-            print(f"{self.done} of {self.total}: {sentence}", file=sys.stderr, flush=True)
-        elif failure is not None:
-            self.bar.write(sentence, file=sys.stderr)
-        self.bar.update()
-
-
 class _Pool:
     """Jobs that wait, that run, and that failed."""
 
-    def __init__(self, jobs: list[Job], at_once: int, threads: int, progress: _Progress) -> None:
+    def __init__(self, jobs: list[Job], at_once: int, threads: int, progress: Progress) -> None:
         self.waiting, self.at_once, self.threads, self.progress = list(jobs), at_once, threads, progress
         self.running: dict[Job, subprocess.Popen] = {}
         self.failed: dict[str, str] = {}
@@ -128,7 +105,7 @@ class _Pool:
             elif job.after not in {other.name for other in (*self.waiting, *self.running)}:
                 self.waiting.remove(job)
                 self.running[job] = _start(job, self.threads)
-                self.progress.show(self.running)
+                self.progress.show(", ".join(job.name for job in self.running))
 
     def collect(self) -> None:
         """Take note of the processes that have ended."""
@@ -138,12 +115,16 @@ class _Pool:
                 del self.running[job]
                 process.stdin.close()
                 self._end(job, _reason(job, status) if status else None)
-                self.progress.show(self.running)
+                self.progress.show(", ".join(job.name for job in self.running))
 
     def _end(self, job: Job, failure: str | None) -> None:
+        progress = self.progress
+        progress.update()
         if failure is not None:
             self.failed[job.name] = failure
-        self.progress.ended(job, failure)
+        if failure is not None or not progress.has_bar:
+            sentence = f"{job.name} is done" if failure is None else f"{job.name} failed: {failure}"
+            progress.say(f"{progress.done} of {progress.total}: {sentence}")
 
     def stop(self) -> None:
         """Interrupt every process once and wait until it has saved its state."""

@@ -77,7 +77,7 @@ class TimeRow:
     unknown: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
     """Everything that is told of a comparison.
 
@@ -92,6 +92,11 @@ class Summary:
     times: tuple[TimeRow, ...]
     clock: str
     missing: tuple[tuple[MethodSpec, int], ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"Summary({len(self.rows)} rows of {len(self.times)} methods, {len(self.missing)} cells missing)"
+        )
 
 
 def read_cells(recorded: Recorded) -> dict[tuple[MethodSpec, int], dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -74,20 +73,3 @@ class Stopwatch:
 def sum_of(parts: list[dict[str, Any]], name: str) -> float:
     """The sum of one entry over all parts, in seconds."""
     return round(sum(part[name] for part in parts), 3)
-
-
-def commit() -> str | None:
-    """The commit of the git checkout that holds this package, ``+`` if it was changed; None elsewhere."""
-    folder = Path(__file__).parents[1]
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
-        except OSError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if git("ls-files", "--error-unmatch", "version.py") is None:
-        return None  # installed, perhaps inside of another project's checkout
-    changed = git("status", "--porcelain", "--untracked-files=no", ".")
-    return f"{git('rev-parse', '--short=12', 'HEAD')}{'+' if changed else ''}"

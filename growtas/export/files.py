@@ -23,7 +23,9 @@ Model = GrowtasViT | GrowtasMobileNet
 ARCHITECTURES = (GrowtasViT.architecture, GrowtasMobileNet.architecture)
 
 
-def save(model: Model, folder: str | os.PathLike, overwrite: bool = False) -> Path:
+def save(
+    model: Model, folder: str | os.PathLike, overwrite: bool = False, license: str | None = None
+) -> Path:
     """Write a model's weights and the configuration with which timm builds and loads it again.
 
     Afterwards ``timm.create_model("local-dir:FOLDER", pretrained=True)`` gives the model in any process that
@@ -33,6 +35,7 @@ def save(model: Model, folder: str | os.PathLike, overwrite: bool = False) -> Pa
         model: what :func:`growtas.extract` returned, fine-tuned or not.
         folder: created if missing.
         overwrite: replace a model that the folder holds already.
+        license: of the weights, such as ``cc-by-4.0``, for config.json; nothing is said where None.
 
     Returns:
         The folder.
@@ -48,7 +51,10 @@ def save(model: Model, folder: str | os.PathLike, overwrite: bool = False) -> Pa
         {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
         metadata={"format": "pt"},  # one entry: safetensors writes several in any order
     )
-    contents = {WEIGHTS_NAME: weights, CONFIG_NAME: (json.dumps(config(model), indent=2) + "\n").encode()}
+    contents = {
+        WEIGHTS_NAME: weights,
+        CONFIG_NAME: (json.dumps(config(model, license), indent=2) + "\n").encode(),
+    }
     for name, content in contents.items():
         path = folder / name
         if path.exists() and not overwrite and path.read_bytes() != content:
@@ -61,7 +67,7 @@ def save(model: Model, folder: str | os.PathLike, overwrite: bool = False) -> Pa
     return folder
 
 
-def config(model: Model) -> dict[str, Any]:
+def config(model: Model, license: str | None = None) -> dict[str, Any]:
     """What config.json holds: timm's fields, and under ``growtas`` what the subnet is and costs."""
     cfg = {
         k: v
@@ -71,6 +77,8 @@ def config(model: Model) -> dict[str, Any]:
     cfg.pop("architecture", None)
     cfg["num_classes"] = model.num_classes
     names = cfg.pop("label_names", None) or ()
+    if license is not None:
+        cfg["license"] = license
     return {
         "architecture": model.architecture,
         "num_classes": model.num_classes,

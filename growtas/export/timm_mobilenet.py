@@ -247,7 +247,6 @@ def pretrained_cfg(**values: Any) -> dict[str, Any]:
         "num_classes": 1000,
         "first_conv": "stem",
         "classifier": "classifier",
-        "license": "apache-2.0",
         **values,
     }
 

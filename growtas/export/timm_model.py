@@ -319,7 +319,6 @@ def pretrained_cfg(**values: Any) -> dict[str, Any]:
         "num_classes": 1000,
         "first_conv": "patch_embed.proj",
         "classifier": "head",
-        "license": "apache-2.0",
         **values,
     }
 

@@ -13,17 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from growtas.errors import GrowtasError
 from growtas.methods.prenas_selection import Scores
+from growtas.progress import track
 from growtas.supernet.vit import VisionTransformer
 
 CHUNK = 8  # images that go through the largest subnet at once: about 1 GB for AutoFormer-B
-SHOW_AFTER = 2.0  # seconds of silence before a progress bar appears
 
 
 @contextmanager
@@ -37,11 +35,6 @@ def _without_drop_path(net: VisionTransformer) -> Iterator[None]:
     finally:
         net.drop_path_rates = rates
         net.train(training)
-
-
-def _hidden() -> bool | None:
-    """For tqdm: True on every rank but the first; None there, which shows a bar on terminals only."""
-    return True if dist.is_available() and dist.is_initialized() and dist.get_rank() else None
 
 
 def gradients(
@@ -63,9 +56,7 @@ def gradients(
     largest = net.space.largest()
     starts = range(0, len(images), chunk)
     with _without_drop_path(net), torch.enable_grad():
-        for start in tqdm(
-            starts, "score for prenas", unit="chunk", delay=SHOW_AFTER, leave=False, disable=_hidden()
-        ):
+        for start in track(starts, "score for prenas", "chunk"):
             logits = net(images[start : start + chunk], largest)
             if labels is None:
                 loss = logits.sum()

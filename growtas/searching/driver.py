@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from growtas.errors import GrowtasError
+from growtas.progress import Progress
 from growtas.searching.evolution import Evolution, EvolutionConfig
 from growtas.searching.feasible import feasible_set
 from growtas.searching.limits import Limits
@@ -160,7 +159,7 @@ def evolve(evolution: Evolution, log: SearchLog, evaluate: Callable[[AnySubnet],
     history: list[Evaluation] = []
     replayed = [Evaluation.from_json(record) for record in log.evaluations]
     config = evolution.config
-    with tqdm(total=config.population * config.generations, desc="search", unit="net", disable=None) as bar:
+    with Progress(config.population * config.generations, "search", "net") as progress:
         while candidates := evolution.ask():
             for subnet in candidates:
                 if len(history) < len(replayed):
@@ -171,14 +170,22 @@ def evolve(evolution: Evolution, log: SearchLog, evaluate: Callable[[AnySubnet],
                     costs = evolution.feasible.cost(subnet)
                     history.append(Evaluation(subnet, evaluate(subnet), *costs, evolution.generation))
                     log.add_evaluation(history[-1].to_json())
-                bar.update()
+                    if best_of(history) is history[-1]:
+                        progress.say(f"best so far: {_told(history[-1])}, generation {evolution.generation}")
+                progress.update()
             log.sync()
             evolution.tell([evaluation.top1 for evaluation in history[-len(candidates) :]])
             best = best_of(history)
-            bar.set_postfix_str(f"generation {evolution.generation}, best {best.top1:.2f} %, {best.params:,}")
+            found = (f"best {best.top1:.2f} %", f"generation {evolution.generation}", f"{best.params:,}")
+            progress.show(*found)
+            progress.line()
     if len(replayed) > len(history):
         raise _diverged(log, len(history) + 1)
     return history
+
+
+def _told(found: Evaluation) -> str:
+    return f"{found.subnet}, {found.params:,} parameters, top-1 {found.top1:.2f} %"
 
 
 def _diverged(log: SearchLog, number: int) -> GrowtasError:

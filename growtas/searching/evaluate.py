@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from growtas.errors import UsageError, nearest
+from growtas.progress import track_images
 from growtas.subnet import AnySubnet
 from growtas.training.data import evaluation_loader
 from growtas.training.evaluate import precision
@@ -114,7 +114,7 @@ class Evaluator:
             yield from self._kept
             return
         kept, fits = [], True
-        for images, labels in tqdm(self._loader, desc="evaluate", unit="batch", leave=False, disable=None):
+        for images, labels in track_images(self._loader, "evaluate", self.images):
             batch = images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
             if not kept:
                 fits = self.images * batch[0][0].nbytes <= self._cache_bytes

@@ -9,7 +9,7 @@ from typing import Any
 from growtas.subnet import AnySubnet, subnet_from_json
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """One subnet that the search evaluated.
 
@@ -27,6 +27,12 @@ class Evaluation:
     macs: int
     generation: int
 
+    def __repr__(self) -> str:
+        return (
+            f"Evaluation({self.subnet}: top-1 {self.top1:.2f} %, {self.params:,} parameters, "
+            f"{self.macs:,} MACs, generation {self.generation})"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """A dictionary of plain values; :meth:`from_json` reads it."""
         return {**vars(self), "subnet": self.subnet.to_json()}
@@ -38,7 +44,7 @@ class Evaluation:
         return cls(subnet=subnet_from_json(data["subnet"]), **fields)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchResult:
     """A finished search.
 
@@ -61,6 +67,9 @@ class SearchResult:
     def among(self) -> str:
         """How many subnets meet the limits, as it stands in a sentence."""
         return "more than can be counted" if self.feasible is None else f"{self.feasible:,}"
+
+    def __repr__(self) -> str:
+        return f"SearchResult({self})"
 
     def __str__(self) -> str:
         return (

@@ -52,7 +52,7 @@ RUNTIME = (
 """Settings that a resume may change: they do not enter the result."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainConfig:
     """The settings of :func:`growtas.train` and of ``growtas train``.
 
@@ -263,6 +263,11 @@ class TrainConfig:
                 "distill='ema' needs averaged weights to learn from; set ema_decay, such as 0.999."
             )
         self.resolution_sizes()
+
+    def __repr__(self) -> str:
+        """The settings that are not at their defaults, as they can be written again."""
+        given = (f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default)
+        return f"TrainConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in given)})"
 
     def resolution_sizes(self) -> tuple[int, ...]:
         """The sizes that ``resolutions`` names, none where it is not given; UsageError if unreadable."""

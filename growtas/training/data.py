@@ -44,7 +44,7 @@ GLYPH_SEED = 0  # of the pixels; not the run's seed, so that all runs see the sa
 GLYPH_MOMENTS = 2048  # training images whose mean and deviation normalise, however many there are
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Splits:
     """The images of a run.
 
@@ -80,6 +80,10 @@ class Splits:
             pairs = zip(train.indices + search.indices, train.labels + search.labels, strict=True)
             train.indices, train.labels = map(list, zip(*sorted(pairs), strict=True))
         return dataclasses.replace(self, train=train, shares=True)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(getattr(self, name)):,} {name}" for name in ("train", "search", "test"))
+        return f"Splits({self.name!r}: {self.num_classes:,} classes, images {sizes})"
 
     def summary(self) -> dict[str, int | str]:
         """Sizes and the digest, to recognise the data by when a run is resumed."""

@@ -12,6 +12,7 @@ from torch.utils.data import Subset
 
 from growtas import cost
 from growtas.errors import UsageError
+from growtas.progress import track_images
 from growtas.space import Space, seeded_rng
 from growtas.subnet import AnySubnet
 from growtas.training.calibration import kept_statistics, set_statistics, statistics
@@ -73,7 +74,9 @@ def evaluate(
             for name, subnet in subnets.items():
                 calibrate(subnet)
                 own[name] = statistics(net)
-        for images, labels in _batches(split, workers, ranks):
+        own_images = len(range(ranks.rank, len(split), ranks.world))
+        batches = track_images(_batches(split, workers, ranks), "evaluate", own_images, len(subnets))
+        for images, labels in batches:
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             for row, (name, subnet) in enumerate(subnets.items()):
                 if own:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from growtas.errors import UsageError
+from growtas.progress import track
 from growtas.space import seeded_rng
 from growtas.training.fonts import (
     CELL,
@@ -70,7 +71,7 @@ def glyph_images(
     maps = np.stack([coverage_maps(font) for font in PARTS[part]])
     key = np.uint64(seeded_rng("glyphs", seed, part).getrandbits(64))
     images = np.empty((count, SIZE, SIZE), np.uint8)
-    for start in range(0, count, CHUNK):
+    for start in track(range(0, count, CHUNK), "render", "chunk"):
         stop = min(start + CHUNK, count)
         images[start:stop] = _chunk(np.arange(first + start, first + stop), maps, key)
     return images, np.arange(first, first + count) % len(CHARACTERS)

@@ -17,10 +17,10 @@ from functools import partial
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
-from tqdm import tqdm
 
 from growtas.errors import GrowtasError
 from growtas.methods import TrainingContext
+from growtas.progress import Progress as Display
 from growtas.space import Subnet
 from growtas.training import checkpoint
 from growtas.training.calibration import calibration
@@ -148,14 +148,8 @@ class Trainer:
             return
         self.method.prepare(self.context)
         batches = self.loader.batches(progress.step, self.device)
-        bar = tqdm(
-            total=run.steps,
-            initial=progress.step,
-            desc=f"train {self.config.method}",
-            unit="step",
-            disable=None if self.ranks.first else True,
-        )
-        with bar, stop_signals() as signals:
+        self.display = Display(run.steps, "train", "step", progress.step, self.config.batch_size)
+        with self.display, stop_signals() as signals:
             while progress.step < run.steps:
                 stage = self.method.begins_at(progress.step)
                 if stage is not None:
@@ -164,8 +158,7 @@ class Trainer:
                     self._measure_interference()
                 images, labels = self._next(batches, signals)
                 loss, received = self._step(images, labels, signals)
-                bar.set_postfix_str(self._status(loss), refresh=False)
-                bar.update()
+                self.display.update(1, *self._status(loss))
                 self._after_step(received)
 
     def _next(self, batches: Iterator[tuple[Tensor, Tensor]], signals: list[int]) -> tuple[Tensor, Tensor]:
@@ -193,6 +186,8 @@ class Trainer:
         epoch = progress.step // self.run.steps_per_epoch
         if progress.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             self._give_up()
+        if ends_epoch:
+            self.display.line()
         self._measure_interference()
         if ends_run or ends_epoch and config.eval_every and epoch % config.eval_every == 0:
             self._evaluate(epoch)
@@ -296,14 +291,17 @@ class Trainer:
         if not skipped:
             self.curves.add(step, train__loss=loss, train__lr=rate, train__stage=stage)
 
-    def _status(self, loss: float) -> str:
-        stage = self.method.stage_of(self.progress.step - 1)
-        groups = ",".join(str(self.run.space.groups[g]) for g in self.method.stages[stage].groups)
-        rate = self.optimizer.param_groups[0]["lr"]
-        skipped = f", skipped {self.progress.skipped}" if self.progress.skipped else ""
+    def _status(self, loss: float) -> tuple[str, ...]:
+        """What is shown of the last step, the most important first."""
+        step, run = self.progress.step - 1, self.run
+        stage, rate = self.method.stage_of(step), self.optimizer.param_groups[0]["lr"]
+        skipped = (f"skipped {self.progress.skipped}",) if self.progress.skipped else ()
         return (
-            f"loss {loss:.3f}, lr {rate:.1e}, stage {stage + 1}/{len(self.method.stages)} "
-            f"({self.run.space.group_axis} {groups}){skipped}"
+            f"loss {loss:.3f}",
+            f"stage {stage + 1}/{len(self.method.stages)}",
+            *skipped,
+            f"epoch {step // run.steps_per_epoch + 1}/{run.config.epochs}",
+            f"lr {rate:.1e}",
         )
 
     # -- evaluation and checkpoints ----------------------------------------------------------------------
@@ -320,6 +318,11 @@ class Trainer:
         results = evaluate(self.net, self.watched, self.splits.search, *options)
         if self.log is not None:
             self.log.write("eval", self.progress.step, epoch, split="search", results=results)
+            for result in results:
+                self.display.say(
+                    f"epoch {epoch}: {result['name']} {result['subnet']}: {result['params']:,} parameters, "
+                    f"top-1 {result['top1']:.2f} % on the search split"
+                )
             top1 = {f"search_top1__{result['name']}": result["top1"] for result in results}
             self.curves.add(self.progress.step, **top1)
 

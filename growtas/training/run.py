@@ -17,7 +17,7 @@ from growtas import atomic
 from growtas.errors import GrowtasError, UsageError
 from growtas.space import Space, space_from_dict
 from growtas.training.config import RUNTIME, TrainConfig
-from growtas.version import __version__
+from growtas.version import __version__, commit
 
 if TYPE_CHECKING:
     from growtas.supernet.vit import VisionTransformer
@@ -30,7 +30,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a thousand class name
 _HEADER = "# Everything needed to repeat this run. Continue it with: growtas train --resume FOLDER\n"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A training run, wherever its folder lies now.
 
@@ -41,7 +41,8 @@ class Run:
         num_classes: outputs of the head.
         steps_per_epoch: updates per epoch.
         images: sizes of the splits, and a digest of the data.
-        versions: of growtas, torch, timm, numpy, Python and the platform when the run began.
+        versions: of growtas (its git commit too, ``+`` where the checkout was changed), torch, timm, numpy,
+            Python and the platform when the run began.
         classes: names of the classes, in the order of the labels; empty where the data has none.
     """
 
@@ -53,6 +54,13 @@ class Run:
     images: Mapping[str, int | str] = field(hash=False)
     versions: Mapping[str, str] = field(hash=False)
     classes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"Run({str(self.path)!r}: {config.method} on space {self.space.name!r} and data {config.data!r}, "
+            f"{config.epochs} epochs, {self.steps:,} steps, {self.num_classes:,} classes)"
+        )
 
     @property
     def steps(self) -> int:
@@ -219,8 +227,12 @@ def versions() -> dict[str, str]:
     import timm
     import torch
 
+    from growtas.ops import native
+
+    made_from = commit() or native.metadata("cpu").get("commit")  # a wheel knows what it was built from
     return {
         "growtas": __version__,
+        **({"commit": made_from} if made_from else {}),
         "torch": str(torch.__version__),
         "timm": timm.__version__,
         "numpy": numpy.__version__,

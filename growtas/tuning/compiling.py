@@ -34,9 +34,9 @@ def compile_ahead(requests: Sequence[dict[str, Any]], jobs: int, patience: float
         jobs: processes.
         patience: seconds that one process may take for one case.
     """
-    from tqdm import tqdm
+    from growtas.progress import Progress
 
-    with tqdm(total=len(requests), desc="compiling", unit="class", disable=None) as bar:
+    with Progress(len(requests), "compile", "class") as bar:
 
         def run(own: Sequence[dict[str, Any]]) -> None:
             child = Child("triton", patience)

@@ -162,7 +162,7 @@ class Session:
             seconds: of checks and timing, for all.
             patience: as of :func:`tune`.
         """
-        from tqdm import tqdm
+        from growtas.progress import Progress
 
         children = {name: Child(name, patience) for own in names.values() for name in own}
         try:
@@ -171,11 +171,11 @@ class Session:
             self._compile(todo, names)
             end = time.monotonic() + seconds
             left = sum(map(len, names.values()))
-            with tqdm(total=left, unit="race", disable=None) as bar:
+            with Progress(left, "tune", "race") as bar:
                 for case in todo:
                     begin, found = time.monotonic(), []
                     for name in names[case]:
-                        bar.set_description(f"{name}: {case}")
+                        bar.show(f"{name}: {case}")
                         share = max(0.0, end - time.monotonic()) / left
                         found += self._one(children[name], case, share)
                         left -= 1

@@ -71,6 +71,8 @@ def test_timm_loads_a_saved_model_in_a_fresh_process_both_ways(model, images, tm
 
 def test_the_configuration_says_what_the_subnet_is_and_costs(model, tmp_path):
     content = json.loads((export.save(model, tmp_path) / "config.json").read_text())
+    assert "license" not in content["pretrained_cfg"]  # the weights are the user's
+    assert export.files.config(model, license="cc0-1.0")["pretrained_cfg"]["license"] == "cc0-1.0"
     assert content["architecture"] == "growtas_vit"
     assert content["model_args"]["num_heads"] == [2, 3, 2, 3]
     assert content["pretrained_cfg"]["mean"] == [0.3]

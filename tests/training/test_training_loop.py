@@ -11,6 +11,7 @@ import yaml
 from runs import SPACE, records
 
 import growtas
+from growtas.ops import native
 from growtas.space import Subnet
 from growtas.supernet import Supernet
 from growtas.training import Run, TrainConfig, checkpoint
@@ -20,7 +21,7 @@ from growtas.training.evaluate import evaluate, watched_subnets
 from growtas.training.log import read_log
 from growtas.training.loop import Trainer
 from growtas.training.optimizer import create_optimizer
-from growtas.version import __version__
+from growtas.version import __version__, commit
 
 CPU = torch.device("cpu")
 
@@ -188,6 +189,7 @@ def test_config_holds_everything(finished):
     assert TrainConfig.from_dict(data["train"]) == finished.config == finished.config.resolved()
     assert data["space"] == SPACE.to_dict() and data["num_classes"] == 10
     assert data["versions"]["growtas"] == __version__ and data["versions"]["torch"] == torch.__version__
+    assert data["versions"].get("commit") == (commit() or native.metadata("cpu").get("commit"))
     digest = data["images"].pop("digest")
     assert data["images"] == {"num_classes": 10, "train": 1151, "search": 287, "test": 359} and digest
 
