@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import PIL
+import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -159,11 +161,22 @@ def decoded(
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = min(cores, (len(files.train) + len(files.test)) // (4 * BATCH))
     images = _Decoded(files)
-    loader = DataLoader(images, BATCH, num_workers=workers, collate_fn=list)
+    loader = DataLoader(
+        images,
+        BATCH,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=_leave_interrupts_to_the_caller,
+        generator=torch.Generator(),  # of its own, or checking images would move on the global one
+    )
     with tqdm(total=len(images), desc="decode", unit="image", disable=None) as bar:
         for batch in loader:
             yield from batch
             bar.update(len(batch))
+
+
+def _leave_interrupts_to_the_caller(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Decoded(Dataset):
