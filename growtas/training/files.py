@@ -15,10 +15,10 @@ from pathlib import Path
 import PIL
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from growtas import atomic
 from growtas.errors import GrowtasError
+from growtas.progress import Progress
 from growtas.training import folders
 from growtas.training.decode import UnreadableImage
 from growtas.training.named import check_name, read_named
@@ -169,10 +169,10 @@ def decoded(
         worker_init_fn=_leave_interrupts_to_the_caller,
         generator=torch.Generator(),  # of its own, or checking images would move on the global one
     )
-    with tqdm(total=len(images), desc="decode", unit="image", disable=None) as bar:
+    with Progress(len(images), "decode", "image", images=1) as progress:
         for batch in loader:
             yield from batch
-            bar.update(len(batch))
+            progress.update(len(batch))
 
 
 def _leave_interrupts_to_the_caller(worker: int) -> None:
@@ -192,7 +192,8 @@ class _Decoded(Dataset):
         if (part, number) in self.known:
             return (part, number), (0, 0), self.known[part, number]
         try:
-            return (part, number), self.parts[part].image(number).size, ""
+            height, width, _ = self.parts[part].pixels(number).shape
+            return (part, number), (width, height), ""
         except UnreadableImage as error:
             return (part, number), (0, 0), error.reason
 
