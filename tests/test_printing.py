@@ -48,7 +48,7 @@ def test_an_object_is_printed_in_a_few_lines(value):
 
 def test_what_is_printed_says_what_matters():
     by_name = {type(value).__name__: value for value in printed()}
-    assert repr(by_name["TrainConfig"]) == "TrainConfig(space='ofa-mobilenetv3', epochs=3)"
+    assert repr(by_name["TrainConfig"]) == "TrainConfig(space='ofa-mobilenetv3', data='digits', epochs=3)"
     assert "uniform" not in repr(by_name["Run"]) and "'runs/x'" in repr(by_name["Run"])
     assert repr(by_name["Splits"]) == "Splits('digits': 10 classes, images 1,151 train, 287 search, 359 test)"
     assert "71.25 %" in repr(by_name["SearchResult"]) and "best of 1000" in repr(by_name["SearchResult"])

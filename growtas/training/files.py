@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -12,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import PIL
+import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from growtas import atomic
 from growtas.errors import GrowtasError
+from growtas.progress import Progress
 from growtas.training import folders
 from growtas.training.decode import UnreadableImage
 from growtas.training.named import check_name, read_named
@@ -159,11 +161,22 @@ def decoded(
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = min(cores, (len(files.train) + len(files.test)) // (4 * BATCH))
     images = _Decoded(files)
-    loader = DataLoader(images, BATCH, num_workers=workers, collate_fn=list)
-    with tqdm(total=len(images), desc="decode", unit="image", disable=None) as bar:
+    loader = DataLoader(
+        images,
+        BATCH,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=_leave_interrupts_to_the_caller,
+        generator=torch.Generator(),  # of its own, or checking images would move on the global one
+    )
+    with Progress(len(images), "decode", "image", images=1) as progress:
         for batch in loader:
             yield from batch
-            bar.update(len(batch))
+            progress.update(len(batch))
+
+
+def _leave_interrupts_to_the_caller(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Decoded(Dataset):
@@ -179,7 +192,8 @@ class _Decoded(Dataset):
         if (part, number) in self.known:
             return (part, number), (0, 0), self.known[part, number]
         try:
-            return (part, number), self.parts[part].image(number).size, ""
+            height, width, _ = self.parts[part].pixels(number).shape
+            return (part, number), (width, height), ""
         except UnreadableImage as error:
             return (part, number), (0, 0), error.reason
 

@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from growtas.errors import GrowtasError, UsageError
+from growtas.progress import track
 from growtas.training.sources import PathImages
 
 TEST_FOLDERS = ("val", "validation", "valid", "eval", "test")
@@ -125,10 +124,10 @@ def _list_part(folder: Path, order: Callable[[str], Any]) -> Listing:
         part.classes.sort(key=order)
         with ThreadPoolExecutor(THREADS) as threads:
             walks = threads.map(lambda name: _Walk(folder, name), part.classes)
-            bar = tqdm(walks, f"list {folder.name}", len(part.classes), unit="class", delay=2, disable=None)
+            walks = track(walks, f"list {folder.name}", "class", len(part.classes))
             found = [
                 (order(path), path, label, stamp)
-                for label, walk in enumerate(bar)
+                for label, walk in enumerate(walks)
                 for path, stamp in _taken(part, walk)
             ]
     except OSError as error:

@@ -148,7 +148,7 @@ def test_ranks_with_other_data_are_refused(image_folder):
     def load():
         return load_splits(f"folder:{image_folder}", SPACE)
 
-    config = TrainConfig("small", f"folder:{image_folder}")
+    config = TrainConfig("small", data=f"folder:{image_folder}")
     with pytest.raises(GrowtasError, match="not the same on all 2 ranks: rank 1 has .*'of rank 0'"):
         start._load_data(load, config, torch.device("cpu"), Second(1, 2))
     assert len(start._load_data(load, config, torch.device("cpu"), Ranks()).train) == 54

@@ -142,7 +142,7 @@ def test_the_schedule_steps_by_epoch(tmp_path, how, epochs):
 def test_repeated_augmentation_counts_as_the_published_sampler():
     """Written as RASampler of DeiT and AutoFormer, for 8 ranks of 4 images."""
     splits, world, own = load_splits("digits", SPACE), 8, 4
-    made = TrainConfig("small", batch_size=world * own, repeated_augmentation=3).resolved()
+    made = TrainConfig("small", data="digits", batch_size=world * own, repeated_augmentation=3).resolved()
     loaders = [TrainingLoader(splits.train, made, rank, world) for rank in range(world)]
     order = torch.randperm(len(splits.train), generator=_generator_of(loaders[0])).tolist()
     repeated = [image for image in order for _ in range(3)]

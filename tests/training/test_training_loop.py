@@ -28,7 +28,9 @@ CPU = torch.device("cpu")
 
 def trainer(tmp_path, **given) -> Trainer:
     """A trainer of the small space on digits, without a folder."""
-    config = TrainConfig("small", "digits", batch_size=96, device="cpu", **{"epochs": 4, **given}).resolved()
+    config = TrainConfig(
+        "small", data="digits", batch_size=96, device="cpu", **{"epochs": 4, **given}
+    ).resolved()
     splits = load_splits("digits", SPACE)
     run = Run(tmp_path, config, SPACE, 10, 1151 // 96, splits.summary(), {})
     made = Trainer(run, splits, CPU, Ranks())
@@ -52,7 +54,7 @@ def only(subnet):
 
 def test_weight_decay_spares_vectors_position_and_cls():
     net = Supernet(SPACE, num_classes=10)
-    optimizer = create_optimizer(net, TrainConfig("small", "digits").resolved(), CPU)
+    optimizer = create_optimizer(net, TrainConfig("small", data="digits").resolved(), CPU)
     decays = {p: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     for name, parameter in net.named_parameters():
         spared = parameter.ndim == 1 or name in ("pos_embed", "cls_token")
