@@ -131,7 +131,8 @@ def load_splits(
 
     Args:
         data: ``digits``; ``glyphs`` or ``glyphs:COUNT``, rendered characters, with 16000 or COUNT training
-            images; ``folder:PATH`` with PATH/train/CLASS/* and PATH/val/CLASS/*; or a timm name such as
+            images; ``folder:PATH`` with PATH/train/CLASS/* and PATH/val/CLASS/*; ``packed:PATH``, which
+            :func:`growtas.data_pack` wrote; or a timm name such as
             ``torch/cifar10`` or ``hfds/OWNER/NAME``.
         space: gives image size and channels.
         seed: determines which training images are held out for the search. The search split has 100 images of
