@@ -229,7 +229,7 @@ def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0) -> Da
     return DataLoader(
         dataset,
         batch_size,
-        num_workers=0 if isinstance(dataset, MemoryImages) else workers,
+        num_workers=0 if isinstance(dataset, MemoryImages) else min(workers, -(-len(dataset) // batch_size)),
         collate_fn=evaluation_batch,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # of its own, or reading images would move on the global one
