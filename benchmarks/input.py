@@ -3,11 +3,11 @@
     python benchmarks/input.py [--images 64] [--size 500x375] [--rounds 15] [--seconds 90] [--json]
 
 Photograph-like JPEGs are generated. The ways take turns in one process with one thread; times are of the
-CPU, all threads of the process together, so that other work on the machine counts little, and freed memory is
-kept in all of them. Every way ends in a batch of 224 x 224 images in memory of the process. "Cropped bytes"
-is what a loading process does where a GPU does the rest: flip, RandAugment, normalisation and erasing then
-cost no CPU. "Everything" is the published augmentation on the CPU (rand-m9-mstd0.5-inc1, erasing 0.25).
-RandAugment of torchvision and of DALI is their own, of other operations.
+CPU, all threads of the process together, so that other work on the machine counts little, and freed memory
+is kept in all of them. Every way ends in a batch of 224 x 224 images in memory of the process. "Cropped
+bytes" is what a loading process does where a GPU does the rest: flip, RandAugment, normalisation and
+erasing then cost no CPU. "Everything" is the published augmentation on the CPU (rand-m9-mstd0.5-inc1,
+erasing 0.25). RandAugment of torchvision and of DALI is their own, of other operations.
 """
 
 from __future__ import annotations

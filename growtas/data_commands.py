@@ -87,7 +87,17 @@ def _check(args: Sequence[str]) -> int:
     return min(1, check(**options(check, args, "data check", {"data": positional(str)})))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {"check": _check}
+def _pack(args: Sequence[str]) -> None:
+    """write images as shards of small ones, to be read fast"""
+    from growtas.training.pack import data_pack
+
+    paths = {"data": positional(str), "out": positional(str)}
+    out = data_pack(**options(data_pack, args, "data pack", paths))
+    size = sum(path.stat().st_size for path in out.rglob("*.tar"))
+    print(f"wrote {out}: {size / 1e6:,.1f} MB. Train on it with --data packed:{out}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {"check": _check, "pack": _pack}
 
 
 def main(args: Sequence[str]) -> int:

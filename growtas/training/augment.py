@@ -196,47 +196,46 @@ def affine(kind: int, images: Tensor, matrix: Tensor, uncovered: Tensor) -> Tens
     cubic = kind in (BICUBIC_X, BICUBIC_Y, BICUBIC)
     mix = _cubic if cubic else _linear
     if kind in (BILINEAR_X, BICUBIC_X):
-        columns, away = _neighbours(x, size, cubic)
-        pixels = mix([_taken(images, 3, column) for column in columns], away)
+        columns, away = _neighbours(x, cubic)
+        columns = columns.transpose(1, 2).flatten(2)[:, None]  # of each row, one neighbour after the other
+        pixels = mix(_taken(images, 3, columns).unflatten(3, (-1, size)).unbind(3), away)
     elif kind in (BILINEAR_Y, BICUBIC_Y):
-        rows, away = _neighbours(y, size, cubic)
-        pixels = mix([_taken(images, 2, row) for row in rows], away)
+        rows, away = _neighbours(y, cubic)
+        pixels = mix(_taken(images, 2, rows.flatten(1, 2)[:, None]).unflatten(2, (-1, size)).unbind(2), away)
     else:
-        (columns, along), (rows, away) = _neighbours(x, size, cubic), _neighbours(y, size, cubic)
-        flat = images.flatten(2)
+        (columns, along), (rows, away) = _neighbours(x, cubic), _neighbours(y, cubic)
         lines = []
-        for row in rows:
-            across = [_taken(flat, 2, (row * size + column).flatten(2)) for column in columns]
-            lines.append(mix([part.view(images.shape) for part in across], along))
+        for row in rows.split(1, dim=1):
+            places = (row * size + columns).flatten(1)[:, None]
+            taken = _taken(images.flatten(2), 2, places).view(len(images), 3, -1, size, size)
+            lines.append(mix(taken.unbind(2), along))
         pixels = mix(lines, away)
     return torch.where(inside[:, None], pixels.clamp_(0, 255).to(torch.uint8), uncovered)
 
 
-def _neighbours(place: Tensor, size: int, cubic: bool) -> tuple[list[Tensor], Tensor]:
-    """The pixels around (B, S, S) places, within the image, and how far past the middle one each lies."""
-    place = place - 0.5
-    middle = place.floor()
-    steps = (-1, 0, 1, 2) if cubic else (0, 1)
-    pixels = [(middle + step).clamp_(0, size - 1).long()[:, None] for step in steps]
-    return pixels, (place - middle).float()[:, None]
+def _neighbours(place: Tensor, cubic: bool) -> tuple[Tensor, Tensor]:
+    """(B, 2 or 4, S, S) pixels around (B, S, S) places, and how far past the middle one each place lies."""
+    middle = (place - 0.5).floor()
+    steps = torch.arange(-1, 3, device=place.device) if cubic else torch.arange(2, device=place.device)
+    pixels = (middle.long()[:, None] + steps[:, None, None]).clamp_(0, place.shape[-1] - 1)
+    return pixels, (place - 0.5 - middle).float()[:, None]
 
 
 def _taken(images: Tensor, dim: int, index: Tensor) -> Tensor:
     return images.gather(dim, index.expand(-1, 3, *index.shape[2:])).float()
 
 
-def _linear(values: list[Tensor], away: Tensor) -> Tensor:
+def _linear(values: Sequence[Tensor], away: Tensor) -> Tensor:
     first, second = values
-    return first + (second - first) * away
+    return torch.addcmul(first, second - first, away)
 
 
-def _cubic(values: list[Tensor], away: Tensor) -> Tensor:
+def _cubic(values: Sequence[Tensor], away: Tensor) -> Tensor:
     """Cubic convolution with a = -1, as Pillow transforms (and unlike how it resizes)."""
     before, first, second, after = values
-    slope, rest = second - before, second - after
-    square = 2 * (before - first) + rest
-    cube = first - before - rest
-    return first + away * (slope + away * (square + away * cube))
+    slope, rest, step = second - before, second - after, first - before
+    square = rest.sub(step, alpha=2)
+    return torch.addcmul(first, away, slope.addcmul_(away, square.addcmul_(away, step - rest)))
 
 
 # -- normalisation and erasing ---------------------------------------------------------------------------

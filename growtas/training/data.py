@@ -131,7 +131,8 @@ def load_splits(
 
     Args:
         data: ``digits``; ``glyphs`` or ``glyphs:COUNT``, rendered characters, with 16000 or COUNT training
-            images; ``folder:PATH`` with PATH/train/CLASS/* and PATH/val/CLASS/*; or a timm name such as
+            images; ``folder:PATH`` with PATH/train/CLASS/* and PATH/val/CLASS/*; ``packed:PATH``, which
+            :func:`growtas.data_pack` wrote; or a timm name such as
             ``torch/cifar10`` or ``hfds/OWNER/NAME``.
         space: gives image size and channels.
         seed: determines which training images are held out for the search. The search split has 100 images of
@@ -228,7 +229,7 @@ def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0) -> Da
     return DataLoader(
         dataset,
         batch_size,
-        num_workers=0 if isinstance(dataset, MemoryImages) else workers,
+        num_workers=0 if isinstance(dataset, MemoryImages) else min(workers, -(-len(dataset) // batch_size)),
         collate_fn=evaluation_batch,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # of its own, or reading images would move on the global one

@@ -25,7 +25,8 @@ from growtas.training.config import TrainConfig
 from growtas.training.data import Split
 from growtas.training.images import AugmentedImages, MemoryImages, stream_seed
 
-M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of glibc's malloc.h
+FEW_WORKERS = 8  # more of them hold enough batches in shared memory with one each
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class TrainingLoader:
@@ -108,10 +109,12 @@ class TrainingLoader:
             for epoch, images, copies in self.plan(first_step)
         )
         on_gpu = torch.device(device).type == "cuda"
+        workers = worker_count(self.config.workers)
         loader = DataLoader(
             augmented,
             batch_sampler=keys,
-            num_workers=worker_count(self.config.workers),
+            num_workers=workers,
+            prefetch_factor=(2 if workers <= FEW_WORKERS else 1) if workers else None,
             collate_fn=augmented.collate if on_gpu else functools.partial(_finished, augmented),
             pin_memory=on_gpu,
             worker_init_fn=_begin_loading,
@@ -159,8 +162,8 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next image: each new page costs a fault, in a VM above all."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # larger pieces, of rare images, are given back
+        libc.mallopt(M_TRIM_THRESHOLD, 2**26)
 
 
 def _leave_signals_to_training() -> None:

@@ -212,3 +212,15 @@ def test_which_policies_are_batched():
     }.items():
         assert TrainingDraws(SIZE, settings(auto_augment=policy)).batched is batched
     assert not _has_batched_form(ColorJitter(0.1, 0.1, 0.1, 0.1))
+
+
+@pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
+def test_the_host_plans_without_the_devices_values(mode, photographs):
+    """On the device without values everything runs that neither waits for values nor mixes devices."""
+    config = settings(interpolation="random", auto_augment="rand-m9-n3-p1", reprob=1.0, remode=mode)
+    augmented = AugmentedImages(_Split(photographs * 9), config)
+    pixels, _, draws = augmented.collate([augmented[(0, image, 0)] for image in range(63)])
+    assert len(draws.kinds.unique()) == augment.KINDS - 1  # all but NONE
+    images = augmented.finished(pixels.to("meta"), draws)
+    assert images.shape == (63, 3, SIZE, SIZE)
+    assert images.dtype == torch.float32 and images.device.type == "meta"

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import growtas
+from growtas import cli
 from growtas.errors import UsageError
 from growtas.space import load_space
 from growtas.training import pack
@@ -158,6 +159,15 @@ def test_bad_packing(image_folder, tmp_path, given, sentence):
     with pytest.raises(UsageError, match=sentence):
         growtas.data_pack(image_folder, tmp_path, **given)
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_the_command_packs_in_several_processes(image_folder, packed, tmp_path, capfd):
+    out = tmp_path / "out"
+    options = ["--workers", "2", "--shard-images", "16"]
+    assert not cli.main(["data", "pack", str(image_folder), str(out), *options])
+    assert f"Train on it with --data packed:{out}" in capfd.readouterr().out
+    for path in packed["raw"].rglob("*.tar"):
+        assert (out / path.relative_to(packed["raw"])).read_bytes() == path.read_bytes()
 
 
 def test_no_packed_images(tmp_path):
