@@ -130,7 +130,7 @@ def _finetune(args: list[str]) -> int:
     from growtas.training.config import TrainConfig
 
     own = parameters_of(growtas.finetune, {"run": positional(str), "out": str | None})[:-1]  # not **settings
-    kept = {"space", "initial", *(parameter.name for parameter in own)}
+    kept = {"space", "initial", "recipe", *(parameter.name for parameter in own)}
     others = [optional(p) for p in parameters_of(TrainConfig, {}) if p.name not in kept]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *others)]
     purpose, _, own_help = help_text_of(growtas.finetune).partition("\n    settings:")[0].partition("Args:")

@@ -21,6 +21,7 @@ from growtas.ops.backend import BACKENDS, KERNELS
 from growtas.space import preset_names
 from growtas.training import TrainConfig
 from growtas.training.log import read_log
+from growtas.training.recipes import NAMED
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -76,6 +77,23 @@ def test_the_table_of_presets_is_the_codes():
         assert (count, low, high) == (f"{space.count():,}", *(f"{end:,}" for end in ends))
         patch = getattr(space, "patch_size", None)
         assert sizes == (f"{space.image_size}, {patch}" if patch else f"{space.image_size}")
+
+
+def test_the_table_of_recipes_is_the_codes():
+    rows = {row[0].strip("`"): row[1:] for row in table(DOCS / "recipes.md", "setting")}
+    recipes = {None: {}, **{name: {"recipe": name} for name in NAMED}}
+    assert len(rows) > 20
+    for column, (name, given) in enumerate(recipes.items()):
+        space = "ofa-mobilenetv3" if name == "ofa" else "autoformer-tiny"
+        config = TrainConfig.from_dict({"space": space, "data": "folder:/data", **given}).resolved(
+            name == "ofa"
+        )
+        assert {key: row[column] for key, row in rows.items()} == {
+            key: str(getattr(config, key)) for key in rows
+        }
+        plain = TrainConfig(space, data="folder:/data").resolved(name == "ofa").to_dict()
+        told = {key for key, value in config.to_dict().items() if value != plain[key]}
+        assert told <= {*rows, "recipe", "gradients"}
 
 
 def test_the_spaces_page_runs(tmp_path):
@@ -216,7 +234,7 @@ def options() -> set[str]:
     functions = (TrainConfig, growtas.search, growtas.finetune, growtas.emit, growtas.compare, growtas.report)
     functions += (cli.extract, cli.evaluate, spaces, demo.demo, doctor.main, growtas.data_pack)
     names = {name for function in functions for name in inspect.signature(function).parameters}
-    return {name.replace("_", "-") for name in names | {"resume", "help"}}
+    return {name.replace("_", "-") for name in names | {"resume", "config", "dry_run", "help"}}
 
 
 OPTIONS = options()

@@ -102,7 +102,8 @@ class Networks:
             return begin(config, self.space_of(name))
         run = Run.open(path)
         held, wanted = run.config.to_dict(), config.to_dict()
-        differing = [key for key in wanted if key not in ("out", *RUNTIME) and held[key] != wanted[key]]
+        named = [key for key in wanted if key not in ("out", *RUNTIME) and wanted[key] != "auto"]
+        differing = [key for key in named if held[key] != wanted[key]]
         if differing:
             key = differing[0]
             raise GrowtasError(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from growtas import cost
 from growtas.space import Subnet
+from growtas.supernet.vit import VisionTransformer
 from growtas.training.optimizer import fill_momentum
 from growtas.training.precision import described
 
@@ -20,6 +21,21 @@ if TYPE_CHECKING:
 
 FEW = (2, 4)  # images that activations are measured on; they grow in proportion from there
 DAYS = (1, 3, 7)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that training a subnet takes besides weights and gradients.
+
+    Args:
+        kept: per image, from the forward pass for the backward pass.
+        passing: per image, for the block that the backward pass is at.
+        rest: whatever the number of images.
+    """
+
+    kept: int
+    passing: int
+    rest: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,7 +49,8 @@ class DryRun:
         batch_size: images per update; ``parts`` and ``ranks`` divide it.
         stages: the groups of each stage and the epochs that it lasts.
         weights: bytes on each device whatever the batch: parameters, gradients, optimizer, and so on.
-        activations: bytes per image and the rest, by the name of the subnet that runs.
+        activations: by the name of the subnet that runs.
+        one_pass: whether one backward pass makes all gradients: they then fill what activations leave.
         inputs: bytes of a batch of images on a device.
         checkpoint: bytes of a checkpoint.
     """
@@ -47,15 +64,18 @@ class DryRun:
     ranks: int
     stages: tuple[str, ...]
     weights: Mapping[str, int]
-    activations: Mapping[str, tuple[int, int]]
+    activations: Mapping[str, Activations]
+    one_pass: bool
     inputs: int
     checkpoint: int
 
     def memory(self, subnet: str = "largest") -> int:
         """Bytes that a device holds at most while a subnet is trained, without its libraries' own."""
-        per_image, rest = self.activations[subnet]
+        each, gradients = self.activations[subnet], self.weights["gradients"]
         at_once = self.batch_size // self.ranks // self.parts
-        return sum(self.weights.values()) + self.inputs + rest + per_image * at_once
+        kept = each.kept * at_once + each.rest
+        grown = max(kept, gradients) if self.one_pass else kept + gradients
+        return sum(self.weights.values()) - gradients + self.inputs + grown + each.passing * at_once
 
     def images_per_second(self, days: float) -> float:
         """How fast images must come for a run of so many days."""
@@ -74,8 +94,8 @@ class DryRun:
             f"images per second needed: {rates}",
             f"memory of a device: {held}, images {_size(self.inputs)}, and activations",
         ]
-        for name, (per_image, _) in self.activations.items():
-            lines.append(f"  {name}: {_size(per_image)} per image, {_size(self.memory(name))} in all")
+        for name, each in self.activations.items():
+            lines.append(f"  {name}: {_size(each.kept)} per image, {_size(self.memory(name))} in all")
         lines.append(f"disk: a checkpoint of {_size(self.checkpoint)}, twice while it is replaced")
         return "\n".join(lines)
 
@@ -104,11 +124,8 @@ def dry_run(trainer: Trainer) -> DryRun:
         weights["averages"] = parameters
     if config.method == "shrinking":
         weights["teacher"] = parameters
-    activations = {}
-    for name, subnet in subnets.items():
-        few, more = (_activations(trainer, subnet, count) for count in FEW)
-        per_image = (more - few) // (FEW[1] - FEW[0])
-        activations[name] = per_image, max(0, few - FEW[0] * per_image)
+    one_pass = config.accumulate == config.subnets_per_step == 1 and config.method != "shrinking"
+    one_pass = one_pass and not config.sandwich and config.distill != "inplace"
     size = max((*config.resolution_sizes(), space.image_size))
     return DryRun(
         head=(str(trainer.splits), f"training on {described(config.amp, trainer.device)}"),
@@ -120,7 +137,8 @@ def dry_run(trainer: Trainer) -> DryRun:
         ranks=ranks.world,
         stages=_stages(trainer),
         weights=weights,
-        activations=activations,
+        activations={name: _activations(trainer, subnet) for name, subnet in subnets.items()},
+        one_pass=one_pass,
         inputs=config.batch_size // ranks.world * space.in_channels * size**2 * 4,
         checkpoint=_checkpoint_size(trainer) + weights.get("averages", 0) + weights.get("teacher", 0),
     )
@@ -180,18 +198,42 @@ def _step(trainer: Trainer, subnet: Subnet, count: int) -> None:
     trainer.optimizer.step()
 
 
-def _activations(trainer: Trainer, subnet: Subnet, count: int) -> int:
-    """Bytes that training a subnet on some images takes at most besides weights and gradients.
+def _activations(trainer: Trainer, subnet: Subnet) -> Activations:
+    """What the subnet takes, measured on few images.
 
-    A GPU says so itself; on a CPU it is what the backward pass keeps.
+    A GPU says so itself. On a CPU what is kept is counted, and a transformer's block takes about as much
+    again while the backward pass is at it, twice that where it is computed again (both measured).
     """
+    net, (few, more) = trainer.net, FEW
+    if trainer.device.type == "cuda":
+        (kept, peak), (kept_of_more, peak_of_more) = (_on_gpu(trainer, subnet, count) for count in FEW)
+        passing = (peak_of_more - kept_of_more - peak + kept) // (more - few)
+    else:
+        kept, kept_of_more = (_on_cpu(trainer, subnet, count) for count in FEW)
+        passing = 0
+        if isinstance(net, VisionTransformer):
+            again, net.checkpoint_activations = net.checkpoint_activations, False
+            block = (_on_cpu(trainer, subnet, more) - _on_cpu(trainer, subnet, few)) // (more - few)
+            net.checkpoint_activations = again
+            passing = block // subnet.depth * (1 + again)
+    per_image = (kept_of_more - kept) // (more - few)
+    return Activations(per_image, max(0, passing), max(0, kept - few * per_image))
+
+
+def _on_gpu(trainer: Trainer, subnet: Subnet, count: int) -> tuple[int, int]:
+    """Bytes of memory after the forward pass and at most, over those before it."""
     device = trainer.device
-    if device.type == "cuda":
-        _loss(trainer, subnet, count).backward()  # workspaces
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        _loss(trainer, subnet, count).backward()
-        return torch.cuda.max_memory_allocated(device) - before
+    _loss(trainer, subnet, count).backward()  # workspaces
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    loss = _loss(trainer, subnet, count)
+    kept = torch.cuda.memory_allocated(device) - before
+    loss.backward()
+    return kept, torch.cuda.max_memory_allocated(device) - before
+
+
+def _on_cpu(trainer: Trainer, subnet: Subnet, count: int) -> int:
+    """Bytes that the forward pass keeps for the backward pass, without the weights."""
     weights = {each.untyped_storage().data_ptr() for each in trainer.net.parameters()}
     kept: dict[int, int] = {}
 

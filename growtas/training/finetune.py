@@ -60,12 +60,13 @@ def finetune(
         PosixPath('runs/digits/finetune-growtas+')
     """
     source = Run.open(run)
-    for name in ("space", "initial"):
+    for name in ("space", "initial", "recipe"):
         if name in settings:
             raise UsageError(f"{name} cannot be given to a finetune: it continues the run {source.path}.")
     first = source.config
     lr = _rounded(first.lr * lr_share(source)) if lr is None else lr
     values = first.to_dict() | {
+        "recipe": None,
         "method": method,
         "method_options": first.method_options if method == first.method else "",
         "initial": str(source.path),
@@ -75,6 +76,7 @@ def finetune(
         "min_lr": _rounded(first.min_lr * lr / first.lr) if first.lr else 0.0,
         "sched": "cosine",
         "warmup_epochs": 0.0,
+        "sched_step": "update",
     }
     return begin(TrainConfig.from_dict(values | settings), source.space)
 
