@@ -93,11 +93,12 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def sentence(capsys) -> str:
-    """What stands on standard error: one line of growtas, no traceback."""
+    """The last line of standard error, the only one that is not of the progress; there is no traceback."""
     err = capsys.readouterr().err
-    assert err.startswith("growtas: ") and err.count("\n") == 1 and "Traceback" not in err
+    told = [line for line in err.splitlines(keepends=True) if line.startswith("growtas: ")]
+    assert told == err.splitlines(keepends=True)[-1:] and "Traceback" not in err
     assert "unexpected" not in err
-    return err
+    return told[0]
 
 
 # -- the call: status 2, nothing written -----------------------------------------------------------------

@@ -166,7 +166,7 @@ def test_activations_computed_again_are_not_kept(tmp_path):
 
 
 def test_convolutional_spaces_keep_their_activations(tmp_path):
-    run = {"batch_size": 32, "epochs": 1, "device": "cpu", "tensorboard": False}
+    run = {"data": "digits", "batch_size": 32, "epochs": 1, "device": "cpu", "tensorboard": False}
     with pytest.raises(UsageError, match="is for vision transformers"):
         growtas.train(
             CONVOLUTIONAL, method="uniform", checkpoint_activations=True, **run, out=tmp_path / "run"
