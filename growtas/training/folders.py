@@ -91,7 +91,6 @@ def read_folder(path: Path, plain: bool = False) -> tuple[Listing, Listing]:
     _check_classes(train, test, layout)
     for other in tests[1:]:
         test.left_out[f"unused folder ({other.name})"] += 1
-    test.classes = train.classes  # a class without test images keeps its label
     return train, test
 
 

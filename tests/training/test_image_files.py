@@ -193,7 +193,7 @@ def test_the_digest_tells_changed_data(folder):
 
 @pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
 def test_grey_of_16_bits_is_scaled_not_clipped(tmp_path, ending):
-    deep = np.array([[0, 128, 129, 257], [1000, 32768, 65407, 65535]], dtype=np.uint16)
+    deep = np.array([[0, 128, 129, 257], [1000, 49344, 65407, 65535]], dtype=np.uint16)
     path = tmp_path / f"deep.{ending}"
     if ending == "pgm":
         path.write_bytes(b"P5 4 2 65535\n" + deep.astype(">u2").tobytes())
@@ -201,7 +201,7 @@ def test_grey_of_16_bits_is_scaled_not_clipped(tmp_path, ending):
         Image.fromarray(deep).save(path)
     pixels = np.asarray(read_rgb(path, "it"))
     assert pixels.shape == (2, 4, 3)
-    assert pixels[..., 0].tolist() == [[0, 0, 1, 1], [4, 128, 255, 255]]  # value / 257, rounded
+    assert pixels[..., 0].tolist() == [[0, 0, 1, 1], [4, 192, 255, 255]]  # value / 257, rounded
 
 
 @pytest.mark.parametrize(
@@ -336,6 +336,17 @@ def test_the_check_of_skip_is_kept_until_a_file_changes(jpegs, monkeypatch):
     assert len(calls) == 1 and first.summary() == second.summary()
     spoil(jpegs / "train" / "cat" / "1.jpg", "torn")
     assert "2 unreadable" in str(load(jpegs, bad_images="skip")) and len(calls) == 2
+
+
+def test_images_that_turn_bad_without_a_change_of_size_are_noticed(jpegs):
+    first, second = (jpegs / "train" / "cat" / f"{i}.jpg" for i in (0, 1))
+    whole, digests = first.read_bytes(), [load(jpegs, bad_images="skip").digest]
+    for path, other in ((first, None), (second, first)):
+        path.write_bytes(bytes(path.stat().st_size))
+        if other is not None:
+            other.write_bytes(whole)
+        digests.append(load(jpegs, bad_images="skip").digest)
+    assert len(set(digests)) == 3
 
 
 def test_a_class_that_loses_all_its_images_is_refused(folder):
