@@ -111,7 +111,7 @@ class TrainingDraws:
         Returns:
             The image, changed only by a policy that has no batched form, and the draws.
         """
-        flip = self._hflip > 0 and bool(torch.rand(1) < self._hflip)
+        flip = self._hflip > 0 and torch.rand(1).item() < self._hflip
         steps: list[Step] = []
         if self.batched:
             for part in self._policy:
