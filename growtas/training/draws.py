@@ -92,8 +92,10 @@ class TrainingDraws:
                     part.ops = np.array(part.ops, object)  # or numpy makes one for each choice
 
     def crop(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height and width of a crop of an image of this size."""
-        return self._crop.get_params(_DOT.expand(height, width), self._crop.scale, self._crop.ratio)
+        """Top, left, height and width of a crop of an image of this size; one pixel where timm draws none."""
+        box = self._crop.get_params(_DOT.expand(height, width), self._crop.scale, self._crop.ratio)
+        rows, columns = max(1, box[2]), max(1, box[3])
+        return min(box[0], height - rows), min(box[1], width - columns), rows, columns
 
     def interpolation(self) -> str:
         """How the crop is resized: ``bilinear``, ``bicubic`` or ``nearest``."""
@@ -109,7 +111,7 @@ class TrainingDraws:
         Returns:
             The image, changed only by a policy that has no batched form, and the draws.
         """
-        flip = self._hflip > 0 and bool(torch.rand(1) < self._hflip)
+        flip = self._hflip > 0 and torch.rand(1).item() < self._hflip
         steps: list[Step] = []
         if self.batched:
             for part in self._policy:

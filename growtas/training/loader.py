@@ -117,7 +117,7 @@ class TrainingLoader:
             prefetch_factor=(2 if workers <= FEW_WORKERS else 1) if workers else None,
             collate_fn=augmented.collate if on_gpu else functools.partial(_finished, augmented),
             pin_memory=on_gpu,
-            worker_init_fn=_begin_loading,
+            worker_init_fn=begin_loading,
         )
         yield from _one_ahead(loader, augmented, device) if on_gpu else loader
 
@@ -153,7 +153,8 @@ def _taken(images: Tensor, labels: Tensor, done: torch.cuda.Event) -> tuple[Tens
     return images, labels
 
 
-def _begin_loading(worker: int) -> None:
+def begin_loading(worker: int) -> None:
+    """What a loading process does first. Args: worker: its number."""
     _leave_signals_to_training()
     keep_freed_memory()
 

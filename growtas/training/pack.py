@@ -8,15 +8,16 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from growtas import atomic
 from growtas.errors import UsageError, nearest
+from growtas.progress import Progress
 from growtas.training.files import read_files, unreadable_images
 from growtas.training.jpeg import resized
-from growtas.training.loader import worker_count
+from growtas.training.loader import begin_loading, worker_count
 from growtas.training.packed import COLUMNS, INDEX, PARTS, key, table_path
 from growtas.training.sources import ImageSource
 
@@ -107,11 +108,18 @@ def _claim(out: Path, settings: dict) -> None:
 
 
 def _write(shards: _Shards, part: str, workers: int) -> None:
-    workers = 0 if len(shards) == 1 else min(workers, len(shards))
-    total = sum(len(shards.members(i)) for i in range(len(shards)))
-    with tqdm(total=total, desc=f"pack {part}", unit="image", disable=None) as bar:
-        for count in DataLoader(shards, batch_size=None, num_workers=workers):
-            bar.update(count)
+    for unfinished in shards.folder.glob(".*.tmp"):  # of a process that was killed
+        unfinished.unlink()
+    loader = DataLoader(
+        shards,
+        batch_size=None,
+        num_workers=0 if len(shards) == 1 else min(workers, len(shards)),
+        worker_init_fn=begin_loading,
+        generator=torch.Generator(),  # of its own, or packing would move on the global one
+    )
+    with Progress(len(shards.numbers), f"pack {part}", "image", images=1) as progress:
+        for count in loader:
+            progress.update(count)
 
 
 class _Shards(Dataset):

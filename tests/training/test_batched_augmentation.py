@@ -224,3 +224,18 @@ def test_the_host_plans_without_the_devices_values(mode, photographs):
     images = augmented.finished(pixels.to("meta"), draws)
     assert images.shape == (63, 3, SIZE, SIZE)
     assert images.dtype == torch.float32 and images.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    "policy", ["rand-m20-n4-p1-mstd101-mmax20-inc1", "rand-m10-p1-tweights", "v0", "none"]
+)
+@pytest.mark.parametrize("size", [1, 2, 9])
+def test_small_images_go_through(policy, size):
+    noise = np.random.default_rng(0)
+    split = _Split([noise.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((1, 1), (1, 7), (30, 2))])
+    split.size = size
+    given = {"auto_augment": policy, "color_jitter": 0.4, "reprob": 0.9, "recount": 2}
+    augmented = AugmentedImages(split, settings(**given))
+    pixels, _, draws = augmented.collate([augmented[(0, image % 3, image)] for image in range(90)])
+    images = augmented.finished(pixels, draws)
+    assert images.shape == (90, 3, size, size) and images.isfinite().all()

@@ -114,8 +114,10 @@ def test_packing_goes_on_where_it_was_interrupted(image_folder, packed, tmp_path
     with pytest.raises(UsageError, match="index.json is missing. Write them, or go on"):
         loaded(tmp_path / "out")
     assert len(list((tmp_path / "out").rglob("*.tar"))) == 2
+    (tmp_path / "out" / "train" / ".000002.tar.x.tmp").write_text("of a killed process")
     growtas.data_pack(image_folder, tmp_path / "out", **given)
     assert written[40:] == [*range(32, 60), *range(12)]
+    assert not list((tmp_path / "out").rglob("*.tmp"))
     for path in packed["raw"].rglob("*.tar"):
         assert (tmp_path / "out" / path.relative_to(packed["raw"])).read_bytes() == path.read_bytes()
     with pytest.raises(UsageError, match="packed with size=256 and not 128"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import random
@@ -16,7 +17,7 @@ from growtas.space import load_space
 from growtas.training.config import TrainConfig
 from growtas.training.data import evaluation_loader, hold_out, load_splits
 from growtas.training.images import AugmentedImages
-from growtas.training.loader import TrainingLoader, worker_count
+from growtas.training.loader import TrainingLoader, _one_ahead, worker_count
 
 DIGITS = load_space("digits")
 RGB = dataclasses.replace(SPACE, name="rgb", in_channels=3, image_size=16)
@@ -196,6 +197,36 @@ def test_file_batches_are_a_function_of_seed_and_step(folder, config, workers):
     assert equal(all_batches(split, config, first_step=8), whole[8:])
     other = dataclasses.replace(config, seed=1)
     assert not equal(all_batches(split, other, first_step=8), whole[8:])
+
+
+def test_a_gpu_finishes_the_same_batches_one_ahead(folder, config, monkeypatch):
+    """A stream, its events and the use of a GPU's memory are stood in for; the batches are the CPU's."""
+    noted = []
+
+    class Stream:
+        def __init__(self, device):
+            self.events = 0
+
+        def record_event(self):
+            self.events += 1
+            noted.append(("made", self.events))
+            return self.events
+
+        def wait_event(self, event):
+            noted.append(("awaited", event))
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
+    training = TrainingLoader(load_splits(config.data, RGB).train, config)
+    augmented = training._augmented
+    keys = [[(epoch, int(image), 0) for image in images] for epoch, images, _ in training.plan(0)]
+    given = [augmented.collate([augmented[key] for key in batch]) for batch in keys]
+    assert equal(list(_one_ahead(given, augmented, "cpu")), list(training.batches(0)))
+    count = len(given)
+    assert noted[:4] == [("made", 1), ("made", 2), ("awaited", 1), ("made", 3)]
+    assert [event for what, event in noted if what == "awaited"] == list(range(1, count + 1))
 
 
 def test_augmentation_differs_between_epochs_images_and_copies(folder, config):
