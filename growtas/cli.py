@@ -242,7 +242,7 @@ def evaluate(
         subnet: best (of the run's finished search), smallest, largest, or sizes such as d24-h2,2,3-r2,3,2.
         split: test, search (held out from training) or train.
         batch_size: images evaluated at once.
-        amp: bfloat16 for autocast, none for float32.
+        amp: bfloat16 or float16 for autocast, none for float32.
         device: such as cuda:1; auto is a GPU where there is one.
         workers: processes that load images.
         averaged: take the moving average of the weights that a run with ema_decay keeps.

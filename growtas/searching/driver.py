@@ -62,7 +62,7 @@ def search(
         seed: of the evolution.
         out: the log, as a ``.jsonl`` file or a folder for ``search.jsonl``; the run's folder where None.
         batch_size: images evaluated at once.
-        amp: ``"bfloat16"`` for autocast, ``"none"`` for float32.
+        amp: ``"bfloat16"`` or ``"float16"`` for autocast, ``"none"`` for float32.
         device: such as ``"cuda:1"``; ``"auto"`` is a GPU where there is one.
         workers: processes that load images from files; as many as fit where None.
         averaged: evaluate the moving average of the weights that a run with ema_decay keeps.

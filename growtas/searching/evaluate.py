@@ -33,7 +33,7 @@ class Evaluator:
         net: the supernet, on the device to compute on; it is put in evaluation mode.
         dataset: of (image (C, S, S) float32, label).
         batch_size: images evaluated at once.
-        amp: ``"bfloat16"`` for autocast, ``"none"`` for float32.
+        amp: ``"bfloat16"`` or ``"float16"`` for autocast, ``"none"`` for float32.
         workers: processes that load images; as many as fit where None.
         cache_bytes: most memory for kept images.
         calibrate: called before each subnet is evaluated, to set the BatchNorm statistics for it.

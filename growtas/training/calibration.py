@@ -159,7 +159,7 @@ def calibration(
     Args:
         net: the supernet, on its device.
         split: the training images.
-        amp: ``none`` or ``bfloat16``.
+        amp: ``none``, ``bfloat16`` or ``float16``.
         workers: processes that read images.
 
     Returns:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from growtas import cost
 from growtas.space import Subnet
@@ -124,6 +125,8 @@ def dry_run(trainer: Trainer) -> DryRun:
         weights["averages"] = parameters
     if config.method == "shrinking":
         weights["teacher"] = parameters
+    bar = tqdm(subnets.items(), desc="measure", unit="subnet", leave=False, disable=None)
+    activations = {name: _activations(trainer, subnet) for name, subnet in bar}
     one_pass = config.accumulate == config.subnets_per_step == 1 and config.method != "shrinking"
     one_pass = one_pass and not config.sandwich and config.distill != "inplace"
     size = max((*config.resolution_sizes(), space.image_size))
@@ -137,7 +140,7 @@ def dry_run(trainer: Trainer) -> DryRun:
         ranks=ranks.world,
         stages=_stages(trainer),
         weights=weights,
-        activations={name: _activations(trainer, subnet) for name, subnet in subnets.items()},
+        activations=activations,
         one_pass=one_pass,
         inputs=config.batch_size // ranks.world * space.in_channels * size**2 * 4,
         checkpoint=_checkpoint_size(trainer) + weights.get("averages", 0) + weights.get("teacher", 0),

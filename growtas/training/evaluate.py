@@ -51,7 +51,7 @@ def evaluate(
         subnets: by name.
         split: images to evaluate on.
         device: to compute on.
-        amp: ``none`` or ``bfloat16``.
+        amp: ``none``, ``bfloat16`` or ``float16``.
         workers: processes that load images.
         ranks: processes that share the images.
         calibrate: sets the BatchNorm statistics for a subnet; what :func:`calibration` gave.

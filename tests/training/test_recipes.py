@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -200,6 +201,22 @@ def test_settings_of_another_run_are_refused_where_they_cannot_be(finished, tmp_
     (tmp_path / "config.yaml").write_text("a: 1")
     with pytest.raises(GrowtasError, match="not the configuration of a run"):
         growtas.train(config=tmp_path / "config.yaml", out=tmp_path / "run")
+
+
+def test_runs_from_before_these_settings_are_read(finished, tmp_path):
+    younger = ("recipe", "accumulate", "checkpoint_activations", "sched_step", "search_images")
+    shutil.copytree(finished.path, tmp_path / "old")
+    file = tmp_path / "old" / "config.yaml"
+    lines = file.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.strip().partition(":")[0] not in younger]
+    assert len(kept) == len(lines) - len(younger)
+    file.write_text("".join(kept))
+    state = torch.load(tmp_path / "old" / "checkpoint.pt", weights_only=True)
+    for name in set(younger) & set(state["run"]):
+        del state["run"][name]
+    torch.save(state, tmp_path / "old" / "checkpoint.pt")
+    run = Run.open(tmp_path / "old")
+    assert run.config == finished.config and run.load_net() is not None
 
 
 # -- dry runs ----------------------------------------------------------------------------------------------
