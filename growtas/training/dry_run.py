@@ -124,6 +124,8 @@ def dry_run(trainer: Trainer) -> DryRun:
         weights["averages"] = parameters
     if config.method == "shrinking":
         weights["teacher"] = parameters
+    if trainer.update.teacher is not None:
+        weights["external teacher"] = _bytes(trainer.update.teacher.model.state_dict().values())
     one_pass = config.accumulate == config.subnets_per_step == 1 and config.method != "shrinking"
     one_pass = one_pass and not config.sandwich and config.distill != "inplace"
     size = max((*config.resolution_sizes(), space.image_size))

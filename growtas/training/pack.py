@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from growtas import atomic
 from growtas.errors import UsageError, nearest
+from growtas.progress import Progress
 from growtas.training.files import read_files, unreadable_images
 from growtas.training.jpeg import resized
 from growtas.training.loader import worker_count
@@ -109,7 +109,7 @@ def _claim(out: Path, settings: dict) -> None:
 def _write(shards: _Shards, part: str, workers: int) -> None:
     workers = 0 if len(shards) == 1 else min(workers, len(shards))
     total = sum(len(shards.members(i)) for i in range(len(shards)))
-    with tqdm(total=total, desc=f"pack {part}", unit="image", disable=None) as bar:
+    with Progress(total, f"pack {part}", "image", images=1) as bar:
         for count in DataLoader(shards, batch_size=None, num_workers=workers):
             bar.update(count)
 
