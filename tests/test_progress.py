@@ -144,7 +144,7 @@ def test_the_bar_has_room_in_a_terminal(columns, kept):
 def test_a_redirected_run_says_where_it_is(tmp_path, capsys):
     settings = {"epochs": 2, "batch_size": 256, "eval_every": 1, "eval_subnets": 0, "tensorboard": False}
     growtas.train("digits", data="digits", out=tmp_path / "run", **settings)
-    told = [line for line in lines(capsys) if line.startswith(("train", "epoch"))]
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("train", "epoch"))]
     assert len(told) == 2 * 3
     step = r"train: step 4 of 8 \(50\.0 %\), loss \d\.\d+, .*\d images/s, stage 1/2, epoch 1/2, lr "
     assert re.match(step, told[0])

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growtas.progress import track
-from growtas.searching.evaluate import Evaluator, weights_hash
+from growtas.searching.evaluate import Evaluator
 from growtas.training.calibration import calibration, kept_statistics
+from growtas.training.external import weights_hash
 
 if TYPE_CHECKING:
     from growtas.subnet import AnySubnet

@@ -20,7 +20,7 @@ from growtas.errors import UsageError
 from growtas.nn.linear import SlicedLinear
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
-from growtas.supernet.vit import VisionTransformer, ViTDims
+from growtas.supernet.vit import NORM_EPS, VisionTransformer, ViTDims
 
 POOLINGS = ("", "avg", "token")
 
@@ -51,6 +51,7 @@ class GrowtasViT(VisionTransformer):
         global_pool: ``"avg"`` (mean of the patch tokens), ``"token"`` (the cls token) or ``""`` (no pooling).
         drop_rate: dropout before the head.
         drop_path_rate: of the last block.
+        norm_eps: epsilon of every LayerNorm.
 
     Raises:
         UsageError: the lists differ in length, a size is not positive, the image is not square, or the
@@ -73,6 +74,7 @@ class GrowtasViT(VisionTransformer):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        norm_eps: float = NORM_EPS,
     ) -> None:
         subnet = Subnet(embed_dim, len(num_heads), tuple(num_heads), tuple(mlp_ratio))
         side = _square(img_size)
@@ -88,7 +90,7 @@ class GrowtasViT(VisionTransformer):
             head_dim=head_dim,
             max_relative_position=max_relative_position,
         )
-        super().__init__(dims, num_classes=0, drop_path_rate=drop_path_rate)
+        super().__init__(dims, num_classes=0, drop_path_rate=drop_path_rate, norm_eps=norm_eps)
         self.subnet = subnet
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = embed_dim
@@ -116,6 +118,8 @@ class GrowtasViT(VisionTransformer):
             "num_classes": net.num_classes,
             "head_dim": dims.head_dim,
             "max_relative_position": dims.max_relative_position,
+            "global_pool": net.global_pool,
+            **({"norm_eps": net.norm_eps} if net.norm_eps != NORM_EPS else {}),
         }
 
     def own_space(self) -> SearchSpace:
@@ -136,7 +140,7 @@ class GrowtasViT(VisionTransformer):
 
     def model_args(self) -> dict[str, Any]:
         """The arguments that build this network again, as plain values."""
-        return {**self.args_of(self, self.subnet), "global_pool": self.global_pool}
+        return self.args_of(self, self.subnet)
 
     # -- forward -----------------------------------------------------------------------------------------
 

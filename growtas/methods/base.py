@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 NEW_REGIONS = ("keep", "standard", "near_zero", "pretrained")
 NEW_REGION_MOMENTS = ("keep", "reset")
-DISTILL = ("none", "inplace", "ema")
+DISTILL = ("none", "inplace", "ema", "teacher")
 
 
 @dataclass(frozen=True)

@@ -87,9 +87,10 @@ def search(
     run = _as_run(run)
     feasible = feasible_set(run.space, run.num_classes, limits)
 
-    from growtas.searching.evaluate import Evaluator, weights_hash
+    from growtas.searching.evaluate import Evaluator
     from growtas.training.calibration import calibration
     from growtas.training.distributed import choose_device
+    from growtas.training.external import weights_hash
     from growtas.training.loader import worker_count
 
     device = choose_device(device)

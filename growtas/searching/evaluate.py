@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -130,12 +129,3 @@ def _highest(logits: torch.Tensor, count: int) -> torch.Tensor:
     if count == 1:
         return logits.argmax(1, keepdim=True)
     return logits.argsort(dim=1, descending=True, stable=True)[:, :count]
-
-
-def weights_hash(net: torch.nn.Module) -> str:
-    """SHA-256 of a net's parameters and buffers, names included: the same on every device."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

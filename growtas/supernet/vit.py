@@ -29,6 +29,8 @@ from growtas.shadow import SHADOW_DTYPES, Shadows
 from growtas.space import SearchSpace, Subnet
 
 UNUSED_BLOCKS = ("skip", "zero")
+POOLS = ("avg", "token")
+NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class VisionTransformer(nn.Module):
         unused_blocks: what training does with blocks beyond the sampled depth: ``skip`` leaves them without
             gradients, so the optimizer does not move them; ``zero`` gives zero gradients, so weight decay and
             momentum still do (the published code under torch 1.7).
+        global_pool: what the head takes: ``avg``, the mean of the patch tokens, or ``token``, the cls token.
+        norm_eps: epsilon of every LayerNorm.
 
     Attributes:
         checkpoint_activations: keep only the input of each block for the backward pass, which computes the
@@ -120,16 +124,21 @@ class VisionTransformer(nn.Module):
         qkv_bias: str = "interleaved",
         drop_path_rate: float = 0.0,
         unused_blocks: str = "skip",
+        global_pool: str = "avg",
+        norm_eps: float = NORM_EPS,
     ) -> None:
         super().__init__()
         _check_option("qkv_bias", qkv_bias, BIAS_LAYOUTS)
         _check_option("unused_blocks", unused_blocks, UNUSED_BLOCKS)
+        _check_option("global_pool", global_pool, POOLS)
         self.dims = dims
         self.space = space
         self.num_classes = num_classes
         self.num_features = self.embed_dim = dims.embed_dim
         self.qkv_bias = qkv_bias
         self.unused_blocks = unused_blocks
+        self.global_pool = global_pool
+        self.norm_eps = norm_eps
         self.checkpoint_activations = False
         self._subnet: Subnet | None = None
         self._shadows: Shadows | None = None
@@ -154,6 +163,9 @@ class VisionTransformer(nn.Module):
         )
         self.norm = PartialLayerNorm(dims.embed_dim)
         self.head = SlicedLinear(dims.embed_dim, num_classes) if num_classes else nn.Identity()
+        for layer in self.modules():
+            if isinstance(layer, PartialLayerNorm):
+                layer.eps = norm_eps
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
@@ -260,8 +272,8 @@ class VisionTransformer(nn.Module):
         ]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, N, d) tokens to (B, num_classes) logits: the mean of the patch tokens, then the head."""
-        x = x[:, 1:].mean(1)
+        """(B, N, d) tokens to (B, num_classes) logits: the pooled tokens through the head."""
+        x = x[:, 0] if self.global_pool == "token" else x[:, 1:].mean(1)
         if pre_logits or not self.num_classes:
             return x
         return self.head(x, self.num_classes)

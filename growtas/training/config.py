@@ -46,6 +46,7 @@ RUNTIME = (
     "checkpoint_every_seconds",
     "interference_every",
     "tensorboard",
+    "trackers",
     "tune",
     "checkpoint_activations",
 )
@@ -78,7 +79,10 @@ class TrainConfig:
             source does (``sum`` for shrinking, ``mean`` for the others).
         sandwich: train the largest and the smallest subnet in every update besides the random ones.
         distill: ``none``; ``inplace``: the largest subnet is trained first in every update and teaches the
-            others; ``ema``: the largest subnet of the averaged weights (see ema_decay) teaches.
+            others; ``ema``: the largest subnet of the averaged weights (see ema_decay) teaches; ``teacher``:
+            another model does.
+        teacher: that model: ``timm:NAME`` with timm's pretrained weights, or a folder that timm or growtas
+            extract saved. It sees the mixed images, in its own size and normalisation.
         distill_weight: of the cross-entropy with the teacher's probabilities.
         label_weight: of the cross-entropy with the labels, for subnets that have a teacher.
         ema_decay: keep an exponential moving average of the weights, such as 0.9999; none where None.
@@ -123,6 +127,9 @@ class TrainConfig:
         repeated_augmentation: differently augmented copies of each image per epoch; an epoch stays as long
             and sees a share of the images. The published runs use 3 on several GPUs.
         qkv_bias: ``interleaved`` (nested in the heads) or ``published``.
+        global_pool: of a vision transformer, what the head takes: ``avg``, the mean of the patch tokens, or
+            ``token``, the cls token; that of ``initial`` where None, else ``avg``.
+        norm_eps: epsilon of a vision transformer's LayerNorms; that of ``initial`` where None, else 1e-5.
         unused_blocks: ``skip`` leaves blocks beyond the sampled depth without gradients, so the optimizer
             does not touch them; ``zero`` gives them zero gradients, so weight decay and momentum still move
             them, as the published code did under torch 1.7.
@@ -148,9 +155,11 @@ class TrainConfig:
         log_every: steps between step records in log.jsonl.
         checkpoint_every_steps: steps between checkpoints within an epoch; 0 for none.
         checkpoint_every_seconds: seconds between checkpoints within an epoch; 0 for none.
-        tensorboard: write TensorBoard curves.
-        initial: the folder of a finished run whose last weights this one begins with; see
-            growtas finetune.
+        tensorboard: write TensorBoard curves, where ``trackers`` is not given.
+        trackers: where curves go: ``tensorboard``, ``wandb``, ``mlflow``, several with commas, or ``none``.
+        initial: weights to begin with: the folder of a finished run (its last ones; see growtas finetune), or
+            a pretrained vision transformer: ``timm:NAME``, a folder that timm saved, or a ``.safetensors`` or
+            ``.pth`` file with timm's or DeiT's names.
 
     Raises:
         UsageError: a value makes no sense; the sentence names it and what is allowed.
@@ -169,6 +178,7 @@ class TrainConfig:
     gradients: str = "auto"
     sandwich: bool = False
     distill: str = "none"
+    teacher: str | None = None
     distill_weight: float = 1.0
     label_weight: float = 1.0
     ema_decay: float | None = None
@@ -208,6 +218,8 @@ class TrainConfig:
     resolutions: str | None = None
     repeated_augmentation: int = 1
     qkv_bias: str = "interleaved"
+    global_pool: str | None = None
+    norm_eps: float | None = None
     unused_blocks: str = "skip"
     amp: str = "auto"
     device: str = "auto"
@@ -225,12 +237,13 @@ class TrainConfig:
     checkpoint_every_steps: int = 0
     checkpoint_every_seconds: float = 600.0
     tensorboard: bool = True
+    trackers: str | None = None
     initial: str | None = None
 
     def __post_init__(self) -> None:
         self._set("stages", stages_text(self.stages))
         self._set("transition", transition_text(self.transition))
-        for name in ("out", "data_folder", "space", "initial"):
+        for name in ("out", "data_folder", "space", "initial", "teacher"):
             if isinstance(getattr(self, name), Path):
                 self._set(name, str(getattr(self, name)))
         if isinstance(self.data, str) and self.data.startswith(("folder:", "packed:")):
@@ -250,7 +263,7 @@ class TrainConfig:
             self._check(name, lambda value: 0 <= value <= 1, "between 0 and 1")
         for name, known in CHOICES.items():
             value = getattr(self, name)
-            if value not in known:
+            if value is not None and value not in known:
                 raise UsageError(f"{name}={value!r} is unknown.{nearest(str(value), known)}")
         if None not in (self.warmup_epochs, self.epochs) and self.warmup_epochs >= self.epochs:
             raise UsageError(
@@ -262,6 +275,13 @@ class TrainConfig:
             raise UsageError(
                 "distill='ema' needs averaged weights to learn from; set ema_decay, such as 0.999."
             )
+        if (self.distill == "teacher") != (self.teacher is not None):
+            raise UsageError(
+                f"distill={self.distill!r} and teacher={self.teacher!r} do not belong together: give both "
+                "distill='teacher' and teacher='timm:NAME' or a folder, or neither."
+            )
+        if self.teacher is not None and not self.teacher.startswith("timm:"):
+            self._set("teacher", str(Path(self.teacher).expanduser().absolute()))  # for a resume elsewhere
         self.resolution_sizes()
 
     def __repr__(self) -> str:

@@ -125,6 +125,8 @@ def dry_run(trainer: Trainer) -> DryRun:
         weights["averages"] = parameters
     if config.method == "shrinking":
         weights["teacher"] = parameters
+    if trainer.update.teacher is not None:
+        weights["external teacher"] = _bytes(trainer.update.teacher.model.state_dict().values())
     bar = tqdm(subnets.items(), desc="measure", unit="subnet", leave=False, disable=None)
     activations = {name: _activations(trainer, subnet) for name, subnet in bar}
     one_pass = config.accumulate == config.subnets_per_step == 1 and config.method != "shrinking"

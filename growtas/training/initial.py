@@ -5,6 +5,7 @@ They are copied into the new folder when it is made: from then on the run needs 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,21 +16,50 @@ from torch import Tensor, nn
 from growtas import atomic
 from growtas.errors import GrowtasError, UsageError
 from growtas.methods import Method
+from growtas.progress import silent
+from growtas.space import SearchSpace
+from growtas.supernet.pretrained import PlainViT, load_vit
 from growtas.training import checkpoint
+from growtas.training.config import TrainConfig
+from growtas.training.data import preprocessing
+from growtas.training.external import is_external, plain_vit
+from growtas.training.images import seed_globally
 from growtas.training.run import INITIAL_NAME, Run
 
 
-def of_source(source: Run, run: Run) -> dict[str, Tensor]:
-    """The weights at the end of a run: those that were trained, not their average where there is one.
+def open_source(name: str) -> Run | PlainViT:
+    """What ``initial`` names: a run, or a pretrained vision transformer.
+
+    Raises:
+        UsageError: there is neither.
+        GrowtasError: its weights cannot be downloaded or read.
+    """
+    return plain_vit(name) if is_external(name) else Run.open(name)
+
+
+def adopted(config: TrainConfig, source: Run | PlainViT | None) -> TrainConfig:
+    """The settings, with the pooling and the epsilon of the weights that a run begins with."""
+    if source is None:
+        return config
+    theirs = source.config if isinstance(source, Run) else source
+    missing = [name for name in ("global_pool", "norm_eps") if getattr(config, name) is None]
+    return dataclasses.replace(config, **{name: getattr(theirs, name) for name in missing})
+
+
+def of_source(source: Run | PlainViT, run: Run) -> dict[str, Tensor]:
+    """The weights that a run begins with.
 
     Args:
-        source: the run.
+        source: a run, whose last weights are taken (not their average where there is one), or a ViT, which is
+            put into a supernet with the run's random weights.
         run: the one that is to begin with them.
 
     Raises:
         UsageError: it is not finished, or its weights mean something else in the new run.
         GrowtasError: its checkpoint cannot be used.
     """
+    if isinstance(source, PlainViT):
+        return _of_vit(source, run)
     theirs, own = source.config.qkv_bias, run.config.qkv_bias
     if theirs != own:
         raise UsageError(
@@ -46,6 +76,21 @@ def of_source(source: Run, run: Run) -> dict[str, Tensor]:
             f"steps. Finish it first, with: growtas train --resume {source.path}"
         )
     return state["weights"]
+
+
+def _of_vit(source: PlainViT, run: Run) -> dict[str, Tensor]:
+    if not isinstance(run.space, SearchSpace):
+        raise UsageError(
+            f"initial={source.name!r} is a vision transformer, and {run.space.name!r} is a convolutional "
+            "space; leave it out."
+        )
+    seed_globally("weights", run.config.seed)
+    net = run.new_net()
+    images = preprocessing(run.config.data, run.space, run.config.interpolation)
+    subnet, remarks = load_vit(net, source, images["mean"], images["std"])
+    if not silent():
+        print("\n".join([f"{source.name} is subnet {subnet} of the new supernet.", *remarks]), flush=True)
+    return net.state_dict()
 
 
 def write(run: Run, weights: Mapping[str, Tensor]) -> None:
@@ -83,9 +128,9 @@ def load_into(net: nn.Module, weights: Mapping[str, Tensor], source: str | Path)
         ) from error
 
 
-def check_needed(method: Method, source: str | None) -> None:
+def check_needed(method: Method, source: Run | PlainViT | None) -> None:
     """Raises: UsageError: the method continues trained weights, but no run that has some was named."""
-    if method.continues and source is None:
+    if method.continues and not isinstance(source, Run):
         raise UsageError(
             f"method {method.name!r} is a second phase: it continues the weights of a finished run. Train "
             f"one with another method first, then call growtas.finetune(RUN, method={method.name!r}), or on "

@@ -27,17 +27,19 @@ from growtas.training.calibration import calibration
 from growtas.training.data import Splits
 from growtas.training.distributed import Ranks
 from growtas.training.evaluate import evaluate, watched_subnets
+from growtas.training.external import Teacher
 from growtas.training.guards import Interrupted, stop_signals
 from growtas.training.images import seed_globally
 from growtas.training.initial import load_into
 from growtas.training.inputs import draw_images
 from growtas.training.interference import InterferenceMonitor
 from growtas.training.loader import TrainingLoader, worker_count
-from growtas.training.log import Curves, RunLog
+from growtas.training.log import RunLog
 from growtas.training.optimizer import create_optimizer, create_scheduler, set_schedule
 from growtas.training.precision import precision
 from growtas.training.run import Run, versions
 from growtas.training.run_method import create_run_method
+from growtas.training.trackers import Trackers
 from growtas.training.update import Update
 
 MOST_SKIPPED_IN_A_ROW = 10
@@ -64,6 +66,7 @@ class Trainer:
         ranks: the processes that share the work.
         state: the checkpoint to continue from; None for the beginning.
         initial: weights to begin with, where there is no checkpoint; random ones where None.
+        teacher: another model that teaches, where ``distill`` says so.
 
     Raises:
         UsageError: method, optimizer, batch or initial weights do not fit.
@@ -78,6 +81,7 @@ class Trainer:
         ranks: Ranks,
         state: dict | None = None,
         initial: Mapping[str, Tensor] | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.run, self.splits, self.device, self.ranks = run, splits, device, ranks
         self.config = config = run.config
@@ -102,7 +106,7 @@ class Trainer:
             calibrate=self.calibrate,
             smoothing=config.smoothing,
         )
-        self.update = Update(run, self.method, self.context, self.ema, ranks.world)
+        self.update = Update(run, self.method, self.context, self.ema, ranks.world, teacher)
         self.interference = InterferenceMonitor(run, self.context)
         self.watched = watched_subnets(run.space, config.eval_subnets)
         self.progress = Progress()
@@ -135,7 +139,7 @@ class Trainer:
 
     # -- the run -----------------------------------------------------------------------------------------
 
-    def train(self, log: RunLog | None, curves: Curves | None) -> None:
+    def train(self, log: RunLog | None, curves: Trackers | None) -> None:
         """Train to the end. Args: log, curves: of rank 0; None on the others.
 
         Raises:

@@ -44,6 +44,7 @@ class Run:
         versions: of growtas (its git commit too, ``+`` where the checkout was changed), torch, timm, numpy,
             Python and the platform when the run began.
         classes: names of the classes, in the order of the labels; empty where the data has none.
+        teacher_digest: of the weights of the external teacher, where there is one.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Run:
     images: Mapping[str, int | str] = field(hash=False)
     versions: Mapping[str, str] = field(hash=False)
     classes: tuple[str, ...] = ()
+    teacher_digest: str | None = None
 
     def __repr__(self) -> str:
         config = self.config
@@ -114,6 +116,7 @@ class Run:
                 images=data["images"],
                 versions=data["versions"],
                 classes=tuple(data.get("classes", ())),
+                teacher_digest=data.get("teacher_digest"),
             )
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, UsageError) as error:
             raise GrowtasError(
@@ -132,6 +135,7 @@ class Run:
             "images": dict(self.images),
             "versions": dict(self.versions),
             "classes": list(self.classes),
+            **({"teacher_digest": self.teacher_digest} if self.teacher_digest else {}),
         }
         text = _HEADER
         for name, value in data.items():
@@ -177,7 +181,18 @@ class Run:
         from growtas.supernet import Supernet
 
         config = self.config
-        return Supernet(self.space, self.num_classes, config.qkv_bias, config.drop_path, config.unused_blocks)
+        return Supernet(
+            self.space,
+            self.num_classes,
+            config.qkv_bias,
+            config.drop_path,
+            config.unused_blocks,
+            **{
+                name: value
+                for name in ("global_pool", "norm_eps")
+                if (value := getattr(config, name)) is not None
+            },
+        )
 
     def splits(self) -> Splits:
         """Load the run's data.

@@ -21,7 +21,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "new_region": ("keep", "standard", "near_zero", "pretrained"),
     "new_region_moments": ("keep", "reset"),
     "gradients": ("auto", "mean", "sum"),
-    "distill": ("none", "inplace", "ema"),
+    "distill": ("none", "inplace", "ema", "teacher"),
+    "global_pool": ("avg", "token"),
     "interpolation": ("bicubic", "bilinear", "nearest", "random"),
     "bad_images": ("error", "skip"),
 }
@@ -53,7 +54,7 @@ AT_LEAST: dict[str, float] = {
     "distill_weight": 0,
     "label_weight": 0,
 }
-ABOVE_ZERO = ("clip_grad", "transition_max_params")
+ABOVE_ZERO = ("norm_eps", "clip_grad", "transition_max_params")
 BELOW_ONE = ("smoothing", "drop_path", "ema_decay")
 PROBABILITIES = ("mixup_prob", "mixup_switch_prob", "reprob", "hflip")
 

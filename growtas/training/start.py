@@ -22,12 +22,14 @@ from growtas.training.distributed import Ranks, choose_device
 from growtas.training.dry_run import DryRun
 from growtas.training.dry_run import dry_run as estimate
 from growtas.training.embedded import data_for
+from growtas.training.external import load_teacher
 from growtas.training.guards import preserved_generators
 from growtas.training.loader import TrainingLoader
-from growtas.training.log import Curves, RunLog
+from growtas.training.log import RunLog
 from growtas.training.loop import Trainer
 from growtas.training.precision import described, resolved, tf32
 from growtas.training.run import Run, check_free, read_config, remove_leftovers, versions
+from growtas.training.trackers import Trackers, check_installed
 from growtas.tuning import tune_before_training
 
 
@@ -104,10 +106,12 @@ def begin(config: TrainConfig, space: Space | None = None, dry_run: bool = False
     config = config.resolved(convolutional=isinstance(space, MobileNetSpace))
     if config.out is None and not dry_run:
         raise UsageError("Give out=FOLDER: where the run is written.")
+    check_installed(config.trackers, config.tensorboard)
     path = Path(config.out or ".")
-    source = None if config.initial is None else Run.open(config.initial)
+    source = None if config.initial is None else initial.open_source(config.initial)
     device = choose_device(config.device)
     config = dataclasses.replace(config, amp=resolved(config.amp, device))
+    config = initial.adopted(config, source)
     ranks = Ranks.start(device)
     try:
         if not dry_run:
@@ -124,10 +128,12 @@ def begin(config: TrainConfig, space: Space | None = None, dry_run: bool = False
             versions(),
             splits.classes,
         )
-        weights = None if source is None else initial.of_source(source, run)
         with preserved_generators():  # the trainer checks every setting before a file is written
-            trainer = Trainer(run, splits, device, ranks, initial=weights)
-            initial.check_needed(trainer.method, config.initial)
+            weights = None if source is None else initial.of_source(source, run)
+            teacher = load_teacher(run, splits, device)
+            run = dataclasses.replace(run, teacher_digest=teacher and teacher.digest)
+            trainer = Trainer(run, splits, device, ranks, initial=weights, teacher=teacher)
+            initial.check_needed(trainer.method, source)
             if dry_run:
                 with tf32(config.amp, device):
                     return estimate(trainer)
@@ -190,6 +196,7 @@ def _resume(path: str | Path | Run, given: Mapping[str, Any]) -> Run:
             )
     run = Run.open(path)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, **given))
+    check_installed(run.config.trackers, run.config.tensorboard)
     device = choose_device(run.config.device)
     ranks = Ranks.start(device)
     try:
@@ -198,7 +205,8 @@ def _resume(path: str | Path | Run, given: Mapping[str, Any]) -> Run:
             if state is None or state["step"] < run.steps:
                 weights = initial.read(run) if state is None else None
                 splits = _load_data(run.splits, run.config, device, ranks)
-                trainer = Trainer(run, splits, device, ranks, state, weights)
+                teacher = load_teacher(run, splits, device)
+                trainer = Trainer(run, splits, device, ranks, state, weights, teacher)
                 _tune(run, device, ranks)
                 _run(trainer, run, log, state["log_offset"] if state else 0)
             else:
@@ -232,7 +240,7 @@ def _run(trainer: Trainer, run: Run, log: RunLog | None, log_offset: int) -> Non
             print(trainer.splits, flush=True)
             log.keep(log_offset)
             remove_leftovers(run.path)
-            curves = Curves(run.path, run.config.tensorboard, trainer.progress.step)
+            curves = Trackers(run, trainer.progress.step)
             print(f"training on {described(run.config.amp, trainer.device)}", flush=True)
         with tf32(run.config.amp, trainer.device):
             trainer.train(log, curves)

@@ -11,6 +11,7 @@ from growtas.methods import Method, TrainingContext
 from growtas.space import Subnet
 from growtas.supernet.vit import VisionTransformer
 from growtas.training.calibration import batch_statistics
+from growtas.training.external import Teacher
 from growtas.training.images import seed_globally
 from growtas.training.inputs import at_resolution, checked_resolutions
 from growtas.training.objective import Objective, create_mixup
@@ -28,6 +29,7 @@ class Update:
         context: net, optimizer and device.
         ema: the averaged weights, where the run keeps some.
         world: processes that share a batch.
+        teacher: another model that teaches.
 
     Attributes:
         scaler: keeps float16's gradients in its range; without effect in another precision.
@@ -37,10 +39,17 @@ class Update:
     """
 
     def __init__(
-        self, run: Run, method: Method, context: TrainingContext, ema: ModelEmaV3 | None, world: int = 1
+        self,
+        run: Run,
+        method: Method,
+        context: TrainingContext,
+        ema: ModelEmaV3 | None,
+        world: int = 1,
+        teacher: Teacher | None = None,
     ) -> None:
         self.config, self.method, self.context, self.ema = run.config, method, context, ema
         self.net, self.optimizer, self.device = context.net, context.optimizer, context.device
+        self.teacher = teacher
         self.mixup = create_mixup(run)
         self.resolutions = checked_resolutions(run)
         self.objective = Objective(run.config, self.mixup is not None)
@@ -115,6 +124,8 @@ class Update:
             images: (B, C, S, S), on the device.
         """
         soft = self.method.teacher_logits(images, self.context)
+        if soft is None and self.teacher is not None:
+            return self.teacher(images)
         if soft is None and self.config.distill == "ema":
             net, largest = self.ema.module, self.method.extremes(step)[1]
             with precision(self.config.amp, self.device), batch_statistics(net):

@@ -12,9 +12,10 @@ import growtas
 from growtas import cost
 from growtas.errors import UsageError
 from growtas.searching import read_result
-from growtas.searching.evaluate import Evaluator, weights_hash
+from growtas.searching.evaluate import Evaluator
 from growtas.space import load_space
 from growtas.supernet import Supernet
+from growtas.training.external import weights_hash
 
 DIGITS = load_space("digits")
 SMALL = {"population": 6, "generations": 3, "parents": 4, "batch_size": 32, "workers": 0}

@@ -48,7 +48,16 @@ def test_resolved_settings_are_complete_and_stay():
     config = TrainConfig("digits").resolved()
     assert config.resolved() == config
     open_ended = {"out", "transition_params", "transition_beta", "clip_grad", "workers", "data_folder"}
-    open_ended |= {"ema_decay", "resolutions", "initial", "recipe"}
+    open_ended |= {
+        "ema_decay",
+        "resolutions",
+        "initial",
+        "teacher",
+        "global_pool",
+        "norm_eps",
+        "trackers",
+        "recipe",
+    }
     assert {k for k, v in config.to_dict().items() if v is None} == open_ended
 
 

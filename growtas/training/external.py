@@ -1,0 +1,228 @@
+"""Models of others: a pretrained ViT to begin with, and a teacher. From timm, a folder or a file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import pickle
+from pathlib import Path
+
+import safetensors.torch
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from timm.data import resolve_data_config
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+from growtas.errors import GrowtasError, UsageError, nearest
+from growtas.supernet.pretrained import PlainViT
+from growtas.training.data import Splits, preprocessing
+from growtas.training.precision import precision
+from growtas.training.run import Run
+
+PREFIX = "timm:"
+FILES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+def is_external(name: str) -> bool:
+    """Whether ``initial`` names a model of others rather than a run."""
+    path = Path(name)
+    return name.startswith(PREFIX) or path.suffix in FILES or (path / "config.json").is_file()
+
+
+def create(name: str) -> nn.Module:
+    """A model with its pretrained weights, in evaluation mode.
+
+    Args:
+        name: ``timm:NAME``, or a folder that timm or growtas saved (config.json and weights).
+
+    Raises:
+        UsageError: timm has no such model, or the folder holds none.
+        GrowtasError: the weights cannot be downloaded or read.
+    """
+    importlib.import_module("growtas.export")  # registers growtas' own architectures with timm
+    chosen = name.removeprefix(PREFIX)
+    if not name.startswith(PREFIX):
+        if not (Path(name) / "config.json").is_file():
+            raise UsageError(
+                f"{name} holds no model: it has no config.json. Write timm:NAME, or the folder of a model "
+                "that timm or growtas extract saved."
+            )
+        chosen = f"local-dir:{Path(name).absolute()}"
+    architecture = chosen.partition(".")[0]
+    if ":" not in chosen and not timm.is_model(architecture):
+        known = nearest(architecture, timm.list_models())
+        raise UsageError(f"timm {timm.__version__} has no model {architecture!r}.{known}")
+    try:
+        return timm.create_model(chosen, pretrained=True).eval()
+    except Exception as error:  # timm, huggingface_hub, requests and safetensors each raise their own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise GrowtasError(
+            f"The weights of {name} could not be loaded ({reason}). Where there is no network, download them "
+            "on another machine, save them with timm.models.save_for_hf, and give that folder."
+        ) from error
+
+
+def plain_vit(name: str) -> PlainViT:
+    """A pretrained vision transformer to begin with.
+
+    Args:
+        name: as of :func:`create`, or a ``.safetensors`` or ``.pth`` file of weights, of which are assumed
+            what plain ViT and DeiT have: the cls token goes to the head, and the norms have epsilon 1e-6.
+
+    Raises:
+        UsageError: the model is no plain vision transformer.
+        GrowtasError: its weights cannot be downloaded or read.
+    """
+    if Path(name).suffix in FILES and not name.startswith(PREFIX):
+        return PlainViT(name, _read_weights(Path(name)))
+    model = create(name)
+    problem = _why_not_plain(model)
+    if problem:
+        raise UsageError(
+            f"{name} is no plain vision transformer: {problem}. Choose another, such as "
+            "timm:deit_tiny_patch16_224."
+        )
+    data = resolve_data_config({}, model=model)
+    return PlainViT(
+        name,
+        model.state_dict(),
+        model.blocks[0].attn.head_dim,
+        model.global_pool,
+        model.norm.eps,
+        tuple(data["mean"]),
+        tuple(data["std"]),
+    )
+
+
+def _why_not_plain(model: nn.Module) -> str | None:
+    if not isinstance(model, VisionTransformer):
+        return f"it is a {type(model).__name__}"
+    if model.global_pool not in ("token", "avg"):
+        return f"it pools with global_pool={model.global_pool!r}, and only 'token' and 'avg' are known"
+    if not isinstance(model.norm, nn.LayerNorm) or not isinstance(model.fc_norm, nn.Identity):
+        return "its last norm comes after the pooling"
+    activation = getattr(model.blocks[0].mlp, "act", None)
+    if not isinstance(activation, nn.GELU) or getattr(activation, "approximate", "none") != "none":
+        return f"its activation is {activation}, not the exact GELU"
+    return None
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Weights of a file, unwrapped. Raises: UsageError: it holds none; GrowtasError: it cannot be read."""
+    if not path.is_file():
+        raise UsageError(f"There is no file {path} with weights to begin with.")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise GrowtasError(
+            f"{path} cannot be read as weights ({str(error).strip().splitlines()[0]}). One that holds more "
+            "than tensors is not loaded, since it can run code: save the state dict alone, as .safetensors."
+        ) from error
+    for key in ("model", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UsageError(
+            f"{path} holds no state dict: names and tensors, alone or under 'model' or 'state_dict'."
+        )
+    return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def weights_hash(net: nn.Module) -> str:
+    """SHA-256 of a net's parameters and buffers, names included: the same on every device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class Teacher:
+    """Another model that teaches every subnet, on the images of the step.
+
+    Args:
+        name: as of :func:`create`.
+        num_classes: of the run.
+        mean, std: how the run's images are normalised, per channel.
+        device: to compute on.
+        amp: the run's precision.
+        classes: names of the run's classes, where it knows them.
+
+    Attributes:
+        digest: of the teacher's weights.
+
+    Raises:
+        UsageError: it has other classes than the run.
+        GrowtasError: its weights cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device,
+        amp: str = "none",
+        classes: tuple[str, ...] = (),
+    ) -> None:
+        model = create(name)
+        if model.num_classes != num_classes:
+            raise UsageError(
+                f"The teacher {name} has {model.num_classes:,} classes, and this run has {num_classes:,}; "
+                "choose a teacher of the same classes."
+            )
+        labels = tuple(model.pretrained_cfg.get("label_names") or ())
+        if labels and classes and labels != tuple(classes):
+            first = next(i for i, pair in enumerate(zip(labels, classes, strict=True)) if pair[0] != pair[1])
+            raise UsageError(
+                f"The teacher {name} has other classes than this run: class {first} is {labels[first]!r} "
+                f"there and {classes[first]!r} here. Choose a teacher of the same classes, in the same order."
+            )
+        self.digest = weights_hash(model)
+        self.model = model.requires_grad_(False).to(device)
+        self.device, self.amp = device, amp
+        data = resolve_data_config({}, model=model)
+        self.channels, *self.size = data["input_size"]
+        moments = ((mean, std), (data["mean"], data["std"]))
+        self.ours, self.theirs = (torch.tensor(m, device=device).view(2, -1, 1, 1) for m in moments)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (B, classes). Args: images: (B, C, S, S), normalised as the run's, mixed or not."""
+        images = images * self.ours[1] + self.ours[0]
+        if images.shape[1] != self.channels:  # grey in every channel, or the mean of the colours
+            images = (
+                images.expand(-1, self.channels, -1, -1) if images.shape[1] == 1 else images.mean(1, True)
+            )
+        images = (images - self.theirs[0]) / self.theirs[1]
+        if list(images.shape[2:]) != self.size:
+            images = F.interpolate(images, size=self.size, mode="bicubic", antialias=True)
+        with precision(self.amp, self.device):
+            return self.model(images)
+
+
+def load_teacher(run: Run, splits: Splits, device: torch.device) -> Teacher | None:
+    """The external teacher of a run; None where it has none.
+
+    Raises:
+        UsageError: it has other classes than the run.
+        GrowtasError: its weights cannot be loaded, or are not those that the run began with.
+    """
+    config = run.config
+    if config.teacher is None:
+        return None
+    images = preprocessing(config.data, run.space, config.interpolation)
+    moments = (tuple(images["mean"]), tuple(images["std"]))
+    teacher = Teacher(config.teacher, run.num_classes, *moments, device, config.amp, splits.classes)
+    if run.teacher_digest not in (None, teacher.digest):
+        raise GrowtasError(
+            f"The teacher {config.teacher} has other weights than when the run {run.path} began (digest "
+            f"{teacher.digest[:12]}, and it was {run.teacher_digest[:12]}). Put the former ones back."
+        )
+    return teacher
