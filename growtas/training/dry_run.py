@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from growtas import cost
+from growtas.progress import track
 from growtas.space import Subnet
 from growtas.supernet.vit import VisionTransformer
 from growtas.training.optimizer import fill_momentum
@@ -127,8 +127,8 @@ def dry_run(trainer: Trainer) -> DryRun:
         weights["teacher"] = parameters
     if trainer.update.teacher is not None:
         weights["external teacher"] = _bytes(trainer.update.teacher.model.state_dict().values())
-    bar = tqdm(subnets.items(), desc="measure", unit="subnet", leave=False, disable=None)
-    activations = {name: _activations(trainer, subnet) for name, subnet in bar}
+    measured = track(subnets.items(), "measure", "subnet", len(subnets))
+    activations = {name: _activations(trainer, subnet) for name, subnet in measured}
     one_pass = config.accumulate == config.subnets_per_step == 1 and config.method != "shrinking"
     one_pass = one_pass and not config.sandwich and config.distill != "inplace"
     size = max((*config.resolution_sizes(), space.image_size))

@@ -49,15 +49,16 @@ def photographs(tmp_path_factory):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("space", [TINY, MOBILENET], ids=lambda space: space.name)
 def test_a_folder_trains_on_the_default_recipe_and_survives_a_kill(space, photographs, child, tmp_path):
-    settings = {"space": space, "data": f"folder:{photographs}", "epochs": 5, "batch_size": 64}
+    settings = {"space": space, "data": f"folder:{photographs}", "epochs": 5, "batch_size": 128}
     settings |= {"device": "cpu", "workers": 1}
-    run = growtas.train(**settings, out=tmp_path / "whole")
-    steps = [record["loss"] for record in records(run.path) if record["event"] == "step"]
-    assert len(steps) == run.steps == 5 * 25 and None not in steps
-    assert np.mean(steps[-25:]) < np.mean(steps[:25])
-    assert len({record["stage"] for record in records(run.path) if record["event"] == "step"}) == 2
-
     killed, log = child(**settings, out=tmp_path / "killed"), tmp_path / "killed" / "log.jsonl"
-    killed.wait_until(lambda: log.exists() and '"step": 61,' in log.read_text(), limit=600)
+    killed.wait_until(lambda: log.exists() and '"step": 30,' in log.read_text(), limit=600)
     killed.kill()
-    assert_same_result(run.path, growtas.train(resume=tmp_path / "killed").path)
+    run = growtas.train(resume=tmp_path / "killed")
+    steps = [record for record in records(run.path) if record["event"] == "step"]
+    losses = [step["loss"] for step in steps]
+    assert len(steps) == run.steps == 5 * 12 and None not in losses
+    assert np.mean(losses[-12:]) < np.mean(losses[:12])
+    assert {step["stage"] for step in steps} == {0, 1}
+    if space is TINY:  # the other takes minutes
+        assert_same_result(growtas.train(**settings, out=tmp_path / "whole").path, run.path)
