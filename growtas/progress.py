@@ -17,7 +17,7 @@ from typing import TypeVar
 EVERY = 60.0  # seconds between lines where there is no bar
 _REDRAW = 0.1  # seconds between what a bar shows
 _WINDOW = 30.0  # seconds, at least, over which the speed is measured
-_FORMAT = "{desc} {percentage:3.0f}%|{bar}|{postfix}"
+_FORMAT = "{desc} {percentage:3.0f}%|{bar}| "  # and the status
 _LEAST_BAR = 10  # columns
 
 clock = time.monotonic
@@ -146,7 +146,7 @@ class Progress:
             used = len(f"{self.title} 100%||") + _LEAST_BAR
             while parts and used + sum(len(part) + 2 for part in parts) > columns - 1:
                 parts.pop()
-        self._bar.postfix = ", ".join(parts)
+        self._bar.bar_format = _FORMAT + ", ".join(parts).replace("{", "{{").replace("}", "}}")
         self._bar.refresh()
 
 

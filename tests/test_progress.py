@@ -137,6 +137,7 @@ def test_the_bar_has_room_in_a_terminal(columns, kept):
     assert len(bars) > 10 and max(map(len, bars)) <= columns
     assert len(re.search(r"\|(.*?)\|", last)[1]) >= 10
     assert all(word in last for word in kept), last
+    assert "| loss 6.912, " in last
     assert "a sentence" in re.split(r"[\r\n]+", text)
     assert "step 1" not in text  # no lines besides the bar
 
