@@ -166,7 +166,6 @@ class TrainConfig:
     """
 
     space: str
-    recipe: str | None = None
     data: str | None = None
     method: str = "growtas"
     stages: int | str = 2
@@ -239,6 +238,7 @@ class TrainConfig:
     tensorboard: bool = True
     trackers: str | None = None
     initial: str | None = None
+    recipe: str | None = None
 
     def __post_init__(self) -> None:
         self._set("stages", stages_text(self.stages))
