@@ -35,10 +35,10 @@ from torch.utils.data import default_collate
 from growtas.space import load_space
 from growtas.training.config import TrainConfig
 from growtas.training.data import load_splits
-from growtas.training.images import AugmentedImages
-from growtas.training.loader import keep_freed_memory
-from growtas.training.pack import data_pack
-from growtas.training.policies import with_safe_operations
+from growtas.training.data.images import AugmentedImages
+from growtas.training.data.loader import keep_freed_memory
+from growtas.training.data.pack import data_pack
+from growtas.training.data.policies import with_safe_operations
 
 BATCH, PIXELS = 32, 224
 POLICY = "rand-m9-mstd0.5-inc1"

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from growtas.subnet import Subnet
     from growtas.supernet import Supernet
     from growtas.training import train
+    from growtas.training.data.pack import data_pack
     from growtas.training.finetune import finetune
-    from growtas.training.pack import data_pack
     from growtas.tuning.driver import tune
 
 _HOME = {
@@ -36,7 +36,7 @@ _HOME = {
     "Supernet": "growtas.supernet",
     "UsageError": "growtas.errors",
     "compare": "growtas.comparing",
-    "data_pack": "growtas.training.pack",
+    "data_pack": "growtas.training.data.pack",
     "emit": "growtas.searching.emission",
     "extract": "growtas.export",
     "finetune": "growtas.training.finetune",

@@ -11,7 +11,7 @@ from growtas.cli_options import options, positional
 from growtas.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from growtas.training.files import FileData
+    from growtas.training.data.files import FileData
 
 NAMED = 20  # unreadable images that are printed
 
@@ -39,8 +39,8 @@ def check(
     Raises:
         UsageError, GrowtasError: as growtas.training.data.load_splits.
     """
+    from growtas.training.data.files import decoded, keep, read_files
     from growtas.training.embedded import EMBEDDED
-    from growtas.training.files import decoded, keep, read_files
 
     if data.partition(":")[0] in EMBEDDED:
         raise UsageError(f"The data {data!r} is embedded: it has no files to check.")
@@ -89,7 +89,7 @@ def _check(args: Sequence[str]) -> int:
 
 def _pack(args: Sequence[str]) -> None:
     """write images as shards of small ones, to be read fast"""
-    from growtas.training.pack import data_pack
+    from growtas.training.data.pack import data_pack
 
     paths = {"data": positional(str), "out": positional(str)}
     out = data_pack(**options(data_pack, args, "data pack", paths))

@@ -89,9 +89,9 @@ def search(
 
     from growtas.searching.evaluate import Evaluator
     from growtas.training.calibration import calibration
+    from growtas.training.data.loader import worker_count
     from growtas.training.distributed import choose_device
     from growtas.training.external import weights_hash
-    from growtas.training.loader import worker_count
 
     device = choose_device(device)
     net, splits = run.load_net(device, averaged), run.splits()

@@ -12,8 +12,8 @@ from growtas.errors import UsageError, nearest
 from growtas.progress import track_images
 from growtas.subnet import AnySubnet
 from growtas.training.data import evaluation_loader
+from growtas.training.data.loader import worker_count
 from growtas.training.evaluate import precision
-from growtas.training.loader import worker_count
 
 if TYPE_CHECKING:
     from growtas.supernet import AnySupernet

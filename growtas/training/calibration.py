@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Subset
 from growtas.errors import UsageError
 from growtas.space import seeded_rng
 from growtas.training.data import evaluation_loader
-from growtas.training.images import MemoryImages
+from growtas.training.data.images import MemoryImages
 from growtas.training.precision import precision
 
 if TYPE_CHECKING:

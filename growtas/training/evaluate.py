@@ -17,8 +17,8 @@ from growtas.space import Space, seeded_rng
 from growtas.subnet import AnySubnet
 from growtas.training.calibration import kept_statistics, set_statistics, statistics
 from growtas.training.data import Split, evaluation_loader
+from growtas.training.data.images import MemoryImages
 from growtas.training.distributed import Ranks
-from growtas.training.images import MemoryImages
 from growtas.training.precision import precision
 
 if TYPE_CHECKING:

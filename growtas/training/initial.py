@@ -22,8 +22,8 @@ from growtas.supernet.pretrained import PlainViT, load_vit
 from growtas.training import checkpoint
 from growtas.training.config import TrainConfig
 from growtas.training.data import preprocessing
+from growtas.training.data.images import seed_globally
 from growtas.training.external import is_external, plain_vit
-from growtas.training.images import seed_globally
 from growtas.training.run import INITIAL_NAME, Run
 
 

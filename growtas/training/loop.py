@@ -25,15 +25,15 @@ from growtas.space import Subnet
 from growtas.training import checkpoint
 from growtas.training.calibration import calibration
 from growtas.training.data import Splits
+from growtas.training.data.images import seed_globally
+from growtas.training.data.loader import TrainingLoader, worker_count
 from growtas.training.distributed import Ranks
 from growtas.training.evaluate import evaluate, watched_subnets
 from growtas.training.external import Teacher
 from growtas.training.guards import Interrupted, stop_signals
-from growtas.training.images import seed_globally
 from growtas.training.initial import load_into
 from growtas.training.inputs import draw_images
 from growtas.training.interference import InterferenceMonitor
-from growtas.training.loader import TrainingLoader, worker_count
 from growtas.training.log import RunLog
 from growtas.training.optimizer import create_optimizer, create_scheduler, set_schedule
 from growtas.training.precision import precision

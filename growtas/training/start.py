@@ -18,13 +18,13 @@ from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.training import checkpoint, initial
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.data import Splits, splits_of
+from growtas.training.data.loader import TrainingLoader
 from growtas.training.distributed import Ranks, choose_device
 from growtas.training.dry_run import DryRun
 from growtas.training.dry_run import dry_run as estimate
 from growtas.training.embedded import data_for
 from growtas.training.external import load_teacher
 from growtas.training.guards import preserved_generators
-from growtas.training.loader import TrainingLoader
 from growtas.training.log import RunLog
 from growtas.training.loop import Trainer
 from growtas.training.precision import described, resolved, tf32

@@ -11,8 +11,8 @@ from growtas.methods import Method, TrainingContext
 from growtas.space import Subnet
 from growtas.supernet.vit import VisionTransformer
 from growtas.training.calibration import batch_statistics
+from growtas.training.data.images import seed_globally
 from growtas.training.external import Teacher
-from growtas.training.images import seed_globally
 from growtas.training.inputs import at_resolution, checked_resolutions
 from growtas.training.objective import Objective, create_mixup
 from growtas.training.optimizer import fill_momentum

@@ -10,8 +10,8 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 from timm.data.auto_augment import LEVEL_TO_ARG, AugmentOp, RandAugment
 
-from growtas.training.images import seed_globally
-from growtas.training.policies import policy_operations, with_safe_operations
+from growtas.training.data.images import seed_globally
+from growtas.training.data.policies import policy_operations, with_safe_operations
 
 POLICIES = [
     "rand-m9-mstd0.5-inc1",

@@ -13,11 +13,11 @@ from timm.data import create_transform
 from timm.data.auto_augment import LEVEL_TO_ARG, AugmentOp, RandAugment
 from torchvision.transforms import ColorJitter
 
-from growtas.training import augment
 from growtas.training.config import TrainConfig
-from growtas.training.draws import Row, TrainingDraws, _has_batched_form, _note
-from growtas.training.images import AugmentedImages, seed_globally
-from growtas.training.policies import with_safe_operations
+from growtas.training.data import augment
+from growtas.training.data.draws import Row, TrainingDraws, _has_batched_form, _note
+from growtas.training.data.images import AugmentedImages, seed_globally
+from growtas.training.data.policies import with_safe_operations
 
 SIZE = 40
 RECIPE = {"auto_augment": "rand-m9-mstd0.5-inc1", "hflip": 0.5, "color_jitter": 0.0, "reprob": 0.0}

@@ -17,7 +17,7 @@ from growtas.training.calibration import (
     recalibrate,
     statistics,
 )
-from growtas.training.images import MemoryImages
+from growtas.training.data.images import MemoryImages
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "supernet"))
 from mobilenet_cases import SMALL, pictures, trained_like

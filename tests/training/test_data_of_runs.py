@@ -18,7 +18,7 @@ from growtas.errors import GrowtasError, UsageError
 from growtas.training import checkpoint, start
 from growtas.training.config import TrainConfig
 from growtas.training.data import load_splits
-from growtas.training.decode import UnreadableImage
+from growtas.training.data.decode import UnreadableImage
 from growtas.training.distributed import Ranks
 from growtas.training.run import Run
 
@@ -170,7 +170,7 @@ def test_check_finds_nothing_wrong(image_folder, capsys):
 
 
 def test_check_names_what_is_unreadable_and_skip_takes_its_word(image_folder, tmp_path, capsys, monkeypatch):
-    from growtas.training import files
+    from growtas.training.data import files
 
     images, listed = tmp_path / "images", tmp_path / "bad.txt"
     shutil.copytree(image_folder, images)
@@ -190,7 +190,7 @@ def test_check_names_what_is_unreadable_and_skip_takes_its_word(image_folder, tm
 
 
 def test_processes_check_as_one_does(image_folder):
-    from growtas.training.files import decoded, read_files
+    from growtas.training.data.files import decoded, read_files
 
     files = read_files(f"folder:{image_folder}")
     assert list(decoded(files, workers=2)) == list(decoded(files, workers=0))

@@ -12,9 +12,9 @@ from test_training_loop import CPU
 from growtas.space import SearchSpace
 from growtas.training import Run, TrainConfig
 from growtas.training.data import Splits
+from growtas.training.data.images import MemoryImages
 from growtas.training.distributed import Ranks
 from growtas.training.dry_run import dry_run
-from growtas.training.images import MemoryImages
 from growtas.training.loop import Trainer
 
 SPACE = SearchSpace(

@@ -17,11 +17,10 @@ from runs import SMALL, SPACE
 import growtas
 from growtas.errors import GrowtasError, UsageError
 from growtas.space import load_space
-from growtas.training import fonts
 from growtas.training.config import TrainConfig
-from growtas.training.data import load_splits, preprocessing
-from growtas.training.fonts import CELL, CHARACTERS, TEST_FONTS, TRAINING_FONTS, coverage_maps
-from growtas.training.glyphs import contact_sheet, glyph_images
+from growtas.training.data import fonts, load_splits, preprocessing
+from growtas.training.data.fonts import CELL, CHARACTERS, TEST_FONTS, TRAINING_FONTS, coverage_maps
+from growtas.training.data.glyphs import contact_sheet, glyph_images
 from growtas.training.log import read_log
 
 ROOT = Path(__file__).parents[2]

@@ -15,10 +15,10 @@ from runs import SPACE
 
 from growtas.errors import GrowtasError, UsageError
 from growtas.training.data import load_splits
-from growtas.training.decode import UnreadableImage, read_rgb
-from growtas.training.folders import digest, read_folder
-from growtas.training.loader import TrainingLoader
-from growtas.training.named import read_named
+from growtas.training.data.decode import UnreadableImage, read_rgb
+from growtas.training.data.folders import digest, read_folder
+from growtas.training.data.loader import TrainingLoader
+from growtas.training.data.named import read_named
 
 RGB = dataclasses.replace(SPACE, name="rgb", in_channels=3, image_size=16)
 
@@ -326,7 +326,7 @@ def test_skip_leaves_unreadable_images_out_and_the_others_where_they_were(jpegs)
 
 
 def test_the_check_of_skip_is_kept_until_a_file_changes(jpegs, monkeypatch):
-    from growtas.training import files
+    from growtas.training.data import files
 
     calls = []
     decoded = files.decoded

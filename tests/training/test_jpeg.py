@@ -13,10 +13,10 @@ from timm.data import create_transform
 
 from growtas.space import load_space
 from growtas.training.data import evaluation_loader
-from growtas.training.decode import UnreadableImage
-from growtas.training.images import EVALUATION_CROP, FileImages
-from growtas.training.jpeg import jpeg_pixels, resized
-from growtas.training.sources import PathImages
+from growtas.training.data.decode import UnreadableImage
+from growtas.training.data.images import EVALUATION_CROP, FileImages
+from growtas.training.data.jpeg import jpeg_pixels, resized
+from growtas.training.data.sources import PathImages
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,10 @@ import growtas
 from growtas import cli
 from growtas.errors import UsageError
 from growtas.space import load_space
-from growtas.training import pack
 from growtas.training.config import TrainConfig
-from growtas.training.data import load_splits
-from growtas.training.decode import UnreadableImage
-from growtas.training.loader import TrainingLoader
+from growtas.training.data import load_splits, pack
+from growtas.training.data.decode import UnreadableImage
+from growtas.training.data.loader import TrainingLoader
 
 RGB = dataclasses.replace(load_space("digits"), image_size=16, patch_size=4, in_channels=3)
 

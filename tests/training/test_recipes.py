@@ -16,7 +16,7 @@ from growtas.cli import main
 from growtas.errors import GrowtasError, UsageError
 from growtas.training import Run, TrainConfig
 from growtas.training.data import load_splits
-from growtas.training.loader import TrainingLoader
+from growtas.training.data.loader import TrainingLoader
 from growtas.training.recipes import NAMED
 
 SCHEDULE = {"epochs": 8, "warmup_epochs": 3.0, "lr": 1.0, "warmup_lr": 0.1, "min_lr": 0.0}
@@ -156,7 +156,7 @@ def test_repeated_augmentation_counts_as_the_published_sampler():
 
 
 def _generator_of(loader):
-    from growtas.training.images import stream_seed
+    from growtas.training.data.images import stream_seed
 
     return torch.Generator().manual_seed(stream_seed("order", loader.config.seed, 0))
 

@@ -16,8 +16,8 @@ from growtas.errors import UsageError
 from growtas.space import load_space
 from growtas.training.config import TrainConfig
 from growtas.training.data import evaluation_loader, hold_out, load_splits
-from growtas.training.images import AugmentedImages
-from growtas.training.loader import TrainingLoader, _one_ahead, worker_count
+from growtas.training.data.images import AugmentedImages
+from growtas.training.data.loader import TrainingLoader, _one_ahead, worker_count
 
 DIGITS = load_space("digits")
 RGB = dataclasses.replace(SPACE, name="rgb", in_channels=3, image_size=16)

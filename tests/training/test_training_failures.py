@@ -199,9 +199,9 @@ def test_weights_of_a_run_without_a_checkpoint(finished, tmp_path):
 
 
 def test_data_that_changed(half_done, monkeypatch):
-    from growtas.training import data
+    from growtas.training.data import splits
 
-    monkeypatch.setattr(data, "DIGITS_SEARCH_SHARE", 0.3)
+    monkeypatch.setattr(splits, "DIGITS_SEARCH_SHARE", 0.3)
     before = snapshot(half_done)
     with pytest.raises(GrowtasError, match="data 'digits' has changed"):
         growtas.train(resume=half_done)

@@ -11,7 +11,7 @@ from test_training_loop import CPU, one_step, only, trainer
 import growtas
 from growtas.errors import UsageError
 from growtas.training import checkpoint
-from growtas.training.images import seed_globally
+from growtas.training.data.images import seed_globally
 
 LARGEST, SMALLEST = SPACE.largest(), SPACE.smallest()
 PLAIN = {"smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0, "warmup_epochs": 0.0}

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 from growtas import atomic
 from growtas.errors import UsageError, nearest
 from growtas.progress import Progress
-from growtas.training.files import read_files, unreadable_images
-from growtas.training.jpeg import resized
-from growtas.training.loader import begin_loading, worker_count
-from growtas.training.packed import COLUMNS, INDEX, PARTS, key, table_path
-from growtas.training.sources import ImageSource
+from growtas.training.data.files import read_files, unreadable_images
+from growtas.training.data.jpeg import resized
+from growtas.training.data.loader import begin_loading, worker_count
+from growtas.training.data.packed import COLUMNS, INDEX, PARTS, key, table_path
+from growtas.training.data.sources import ImageSource
 
 FORMATS = ("raw", "jpeg")
 JPEG_QUALITY = 95

@@ -18,7 +18,7 @@ from typing import Any
 
 from growtas.errors import GrowtasError, UsageError
 from growtas.progress import track
-from growtas.training.sources import PathImages
+from growtas.training.data.sources import PathImages
 
 TEST_FOLDERS = ("val", "validation", "valid", "eval", "test")
 ENDINGS = frozenset(

@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from growtas import atomic
 from growtas.errors import GrowtasError
 from growtas.progress import Progress
-from growtas.training import folders
-from growtas.training.decode import UnreadableImage
-from growtas.training.named import check_name, read_named
-from growtas.training.packed import read_packed
-from growtas.training.sources import ImageSource
+from growtas.training.data import folders
+from growtas.training.data.decode import UnreadableImage
+from growtas.training.data.named import check_name, read_named
+from growtas.training.data.packed import read_packed
+from growtas.training.data.sources import ImageSource
 
 BATCH = 64  # images that a checking process reports on at once
 
@@ -82,8 +82,8 @@ def read_files(data: str, data_folder: str | None = None, download: bool = False
         download: let timm fetch it.
 
     Raises:
-        UsageError, GrowtasError: as :func:`growtas.training.folders.read_folder` and
-            :func:`growtas.training.named.read_named`.
+        UsageError, GrowtasError: as :func:`growtas.training.data.folders.read_folder` and
+            :func:`growtas.training.data.named.read_named`.
     """
     if data.startswith("folder:"):
         return _folder(data, folders.read_folder(Path(data.removeprefix("folder:")).expanduser()))

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from growtas.training.decode import read_rgb
-from growtas.training.jpeg import jpeg_pixels
+from growtas.training.data.decode import read_rgb
+from growtas.training.data.jpeg import jpeg_pixels
 
 Box = Callable[[int, int], Sequence[int]]  # of height and width: the top, left, height and width of a part
 
@@ -44,7 +44,7 @@ class ImageSource:
         raise NotImplementedError
 
     def image(self, index: int) -> Image.Image:
-        """One image as 8-bit RGB. Raises: growtas.training.decode.UnreadableImage: it cannot be decoded."""
+        """One image as 8-bit RGB. Raises: growtas.training.data.decode.UnreadableImage: it is torn."""
         return read_rgb(self.open(index), self.name(index))
 
     def pixels(self, index: int, box: Box | None = None) -> Tensor:

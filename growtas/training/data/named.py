@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from growtas.errors import UsageError, nearest
-from growtas.training.sources import HeldImages, HubImages, ImageSource, PathImages
+from growtas.training.data.sources import HeldImages, HubImages, ImageSource, PathImages
 
 TIMM_NAMES = (
     "torch/cifar10",

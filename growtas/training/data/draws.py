@@ -3,7 +3,8 @@
 timm's own transforms are asked, in their order, so that an image gets exactly the crop, flip, operations and
 rectangles that ``timm.data.create_transform`` would draw from the same seed. Where every operation of the
 policy has a batched form (RandAugment and colour jitter), only its arguments are noted, for
-:func:`growtas.training.augment.augment`; other policies are applied here, image by image, through Pillow.
+:func:`growtas.training.data.augment.augment`; other policies are applied here, image by image, through
+Pillow.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms import ColorJitter
 
-from growtas.training import augment
-from growtas.training.policies import policy_operations, with_safe_operations
+from growtas.training.data import augment
+from growtas.training.data.policies import policy_operations, with_safe_operations
 
 if TYPE_CHECKING:
     from growtas.training.config import TrainConfig
@@ -35,7 +36,7 @@ _BLENDS = {"Color": augment.COLOR, "Contrast": augment.CONTRAST, "Sharpness": au
 
 
 class Step(NamedTuple):
-    """One operation. Args: kind, numbers, table: as in :class:`growtas.training.augment.Draws`."""
+    """One operation. Args: kind, numbers, table: as in :class:`growtas.training.data.augment.Draws`."""
 
     kind: int
     numbers: tuple[float, ...] = ()
@@ -43,7 +44,7 @@ class Step(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The draws of one image after its crop. Args: as in :class:`growtas.training.augment.Draws`."""
+    """The draws of one image after its crop. Args: as in :class:`growtas.training.data.augment.Draws`."""
 
     flip: bool
     steps: Sequence[Step]

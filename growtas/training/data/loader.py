@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 
 from growtas.errors import UsageError
 from growtas.training.config import TrainConfig
-from growtas.training.data import Split
-from growtas.training.images import AugmentedImages, MemoryImages, stream_seed
+from growtas.training.data.images import AugmentedImages, MemoryImages, stream_seed
+from growtas.training.data.splits import Split
 
 FEW_WORKERS = 8  # more of them hold enough batches in shared memory with one each
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from growtas.errors import UsageError
 from growtas.space import SearchSpace, seeded_rng
-from growtas.training.files import read_files, unreadable_images
-from growtas.training.fonts import CHARACTERS
-from growtas.training.glyphs import PAPER, glyph_images
-from growtas.training.images import EVALUATION_CROP, FileImages, MemoryImages, evaluation_batch
+from growtas.training.data.files import read_files, unreadable_images
+from growtas.training.data.fonts import CHARACTERS
+from growtas.training.data.glyphs import PAPER, glyph_images
+from growtas.training.data.images import EVALUATION_CROP, FileImages, MemoryImages, evaluation_batch
 
 if TYPE_CHECKING:
     from growtas.training.config import TrainConfig

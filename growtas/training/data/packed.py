@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from growtas.errors import GrowtasError, UsageError
-from growtas.training.decode import UnreadableImage
-from growtas.training.sources import Box, ImageSource
+from growtas.training.data.decode import UnreadableImage
+from growtas.training.data.sources import Box, ImageSource
 
 PARTS = ("train", "val")
 INDEX = "index.json"

@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from growtas.space import SearchSpace, seeded_rng
-from growtas.training import augment
-from growtas.training.augment import Draws
-from growtas.training.draws import Row, TrainingDraws
-from growtas.training.jpeg import resized
+from growtas.training.data import augment
+from growtas.training.data.augment import Draws
+from growtas.training.data.draws import Row, TrainingDraws
+from growtas.training.data.jpeg import resized
 
 if TYPE_CHECKING:
     from growtas.training.config import TrainConfig
-    from growtas.training.sources import Box, ImageSource
+    from growtas.training.data.sources import Box, ImageSource
 
 EVALUATION_CROP = 224 / 256
 
@@ -180,7 +180,7 @@ class FileImages(Dataset):
             (H, W, 3) uint8.
 
         Raises:
-            growtas.training.decode.UnreadableImage: it cannot be decoded.
+            growtas.training.data.decode.UnreadableImage: it cannot be decoded.
         """
         return self.source.pixels(self.indices[index], box)
 

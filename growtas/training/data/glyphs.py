@@ -15,7 +15,7 @@ import numpy as np
 from growtas.errors import UsageError
 from growtas.progress import track
 from growtas.space import seeded_rng
-from growtas.training.fonts import (
+from growtas.training.data.fonts import (
     CELL,
     CHARACTERS,
     PIXELS_PER_EM,
