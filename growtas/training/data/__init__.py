@@ -1,4 +1,4 @@
-"""The images of a run: found and divided, read, augmented, and put into batches in an order set by the seed."""
+"""The images of a run: found and divided, read, augmented, and put into batches in the order of the seed."""
 
 from growtas.training.data.splits import (
     Split,

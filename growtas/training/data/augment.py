@@ -1,7 +1,7 @@
 """Augmentation of whole batches of uint8 images, on any device, with Pillow's results.
 
 Nothing is drawn here: a batch comes with its draws, made in the loading processes from the key of each image
-(:mod:`growtas.training.data.draws`). The result for an image depends on its own draws alone, not on its batch.
+(:mod:`growtas.training.data.draws`). The result for an image depends on its own draws, not on its batch.
 """
 
 from __future__ import annotations
