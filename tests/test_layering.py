@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # Lower layers first; a module may import from its own layer's package and from the layers before it.
 LAYERS = [
     {"errors", "version", "progress"},
-    {"atomic"},
+    {"atomic", "locks"},
     {"spaces"},
     {"subnet"},
     {"space"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from growtas.analysis.plan import workspace_for, write_plan
 from growtas.analysis.workspace import SEEDS, SUBNETS, Workspace
 from growtas.comparing.scheduler import Job, run_jobs
 from growtas.errors import UsageError
+from growtas.locks import lock
 from growtas.space import preset_names
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.run import Run
@@ -155,7 +155,7 @@ def _shares(workspace: Workspace, jobs: int | None) -> tuple[int, int]:
 def _locked(folder: Path) -> Iterator[None]:
     with open(folder / ".lock", "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except OSError as error:
             raise UsageError(f"Another process is making the report in {folder.parent}; wait.") from error
         yield

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fcntl
 import math
 import os
 import platform
@@ -24,6 +23,7 @@ from growtas.comparing.specs import MethodSpec
 from growtas.comparing.timing import Stopwatch
 from growtas.comparing.worker import run_worker
 from growtas.errors import GrowtasError, UsageError
+from growtas.locks import lock
 
 if TYPE_CHECKING:
     from growtas.searching.evaluate import Evaluator
@@ -296,7 +296,7 @@ def _locked(path: Path) -> Iterator[None]:
         end = time.monotonic() + _LOCK_WAIT
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
                 break
             except OSError as error:
                 if time.monotonic() > end:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from growtas.comparing.plan import (
 from growtas.comparing.report import Comparison, make_report
 from growtas.comparing.specs import MethodSpec, check_known, common_settings, read_methods
 from growtas.errors import GrowtasError, UsageError
+from growtas.locks import lock
 from growtas.space import load_space, preset_names
 from growtas.training.embedded import data_for
 
@@ -241,7 +241,7 @@ def _shares(plan: Plan, jobs: int | None, device: str) -> tuple[int, int, str]:
 def _locked(path: Path) -> Iterator[None]:
     with open(path / _LOCK_NAME, "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except OSError as error:
             raise UsageError(f"Another process is comparing methods in {path}; wait for it.") from error
         yield

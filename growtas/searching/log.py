@@ -9,7 +9,6 @@ against a power cut. A last line without its line end was being written when the
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from growtas.errors import GrowtasError, UsageError
+from growtas.locks import lock
 
 FORMAT = 1
 
@@ -88,7 +88,7 @@ class SearchLog:
 
     def _lock(self) -> None:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._file)
         except OSError as error:
             raise GrowtasError(
                 f"Another process is writing the search log {self.path}; wait for it or choose another out."

@@ -25,7 +25,6 @@ finish        the run is complete: ``skipped`` steps in total
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import time
@@ -35,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import GrowtasError, UsageError
+from growtas.locks import lock
 
 LOG_NAME = "log.jsonl"
 
@@ -72,7 +72,7 @@ class RunLog:
         except OSError as error:
             raise disk_error(error, self.path) from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._file)
         except OSError as error:
             self._file.close()
             raise UsageError(

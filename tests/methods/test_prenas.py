@@ -344,6 +344,7 @@ def test_a_run_trains_the_chosen_subnets_only(tmp_path):
     space = SearchSpace(**{**SPACE.to_dict(), "in_channels": 1})
     run = growtas.train(
         space=space,
+        data="digits",
         method="prenas",
         method_options="bins=4,data=train,images=16",
         epochs=1,
