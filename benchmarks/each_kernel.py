@@ -29,19 +29,12 @@ from pathlib import Path
 
 import torch
 from common import environment, kernel_report, results, roofline, timing, works
-from common.fused_works import fused_works
-from common.memory_works import attention_works, norm_works
-from common.product_works import product_works, timed
+from common.parts import PARTS
+from common.product_works import timed
 from common.products import SPACES
 from common.works import Layer, Work
 from tqdm import tqdm
 
-PARTS = {
-    "products": product_works,
-    "fused": fused_works,
-    "layer_norm": norm_works,
-    "attention": attention_works,
-}
 CHECK_BATCH = 4
 #: A space of one small layer, for checking this script where there is no GPU.
 TINY = Layer("tiny", d=24, heads=2, hidden=72, D=32, H=3, M=96, e=32, grid=(2, 3), clamp=3)

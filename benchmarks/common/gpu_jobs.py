@@ -20,19 +20,12 @@ import each_kernel
 import torch
 
 from common import environment, gpu_steps, gpu_worker, roofline, steps, timing, works
-from common.fused_works import fused_works
-from common.memory_works import attention_works, norm_works
+from common.parts import PARTS, pick
 from common.poison import poisoned, same_bits, tensors_of
-from common.product_works import product_works, timed
-from common.works import Layer, Work
+from common.product_works import timed
+from common.works import Layer
 from growtas import ops
 
-PARTS = {
-    "products": product_works,
-    "fused": fused_works,
-    "layer_norm": norm_works,
-    "attention": attention_works,
-}
 SPACES = ("T", "S", "B")
 
 
@@ -216,11 +209,6 @@ def _repeat(make: Any, inputs: Any, repeats: int) -> tuple[int, int, bool]:
             again = tensors_of(call())
             changed += not all(same_bits(a, b) for a, b in zip(first, again, strict=True))
     return changed, repeats, any(bool(t.isnan().any()) for t in first if t.is_floating_point())
-
-
-def pick(context: Context, part: str, op: str, subnets: Sequence[str] = ()) -> list[Work]:
-    """The works of an operation in the middle layers, or in those of some subnets of T."""
-    return [work for work in PARTS[part](context.layers(subnets)) if work.op == op]
 
 
 # -- timing ------------------------------------------------------------------------------------------------

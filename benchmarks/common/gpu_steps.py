@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from common import step_bytes, steps, timing
+from common.parts import PARTS, pick
 from common.products import SPACES
 from common.steps import Case, Rival
 from common.works import Layer
@@ -49,19 +50,18 @@ def record(
     candidate: dict | None,
 ) -> dict[str, Any]:
     """The kernel variants that jobs and training steps launch, by key; see ``growtas.warmup``."""
-    from common import gpu_jobs
     from growtas import warmup
     from growtas.kernels import launch
 
     meta = torch.device("meta")
     with launch.recording(target[0]) as found, warmup._on_triton(target):
         if candidate:
-            works = gpu_jobs.pick(context, candidate["part"], candidate["op"])
+            works = pick(context, candidate["part"], candidate["op"])
             with constrained(candidate["part"], candidate["op"], candidate["fields"]):
                 _run_all(works, meta, context.batch, torch.bfloat16)
             return found
         for part in parts:
-            _run_all(gpu_jobs.PARTS[part](context.layers()), meta, context.batch, torch.bfloat16)
+            _run_all(PARTS[part](context.layers()), meta, context.batch, torch.bfloat16)
     for name in () if context.tiny else spaces:
         found = found | record_space(load_space(SPACES[name]), every_signature, context.batch, target)
     return found
