@@ -177,7 +177,11 @@ def evolve(evolution: Evolution, log: SearchLog, evaluate: Callable[[AnySubnet],
             log.sync()
             evolution.tell([evaluation.top1 for evaluation in history[-len(candidates) :]])
             best = best_of(history)
-            found = (f"best {best.top1:.2f} %", f"generation {evolution.generation}", f"{best.params:,}")
+            found = (
+                f"best {best.top1:.2f} %",
+                f"generation {evolution.generation}",
+                f"{best.params:,} parameters",
+            )
             progress.show(*found)
             progress.line()
     if len(replayed) > len(history):

@@ -85,7 +85,8 @@ class DryRun:
     def __str__(self) -> str:
         divided = f" in {self.parts} parts" if self.parts > 1 else ""
         divided += f" on {self.ranks} devices" if self.ranks > 1 else ""
-        rates = ", ".join(f"{self.images_per_second(days):,.0f} for {days} d" for days in DAYS)
+        needed = {days: self.images_per_second(days) for days in DAYS}
+        rates = ", ".join(f"{n:,.{0 if n > 10 else 2}f} for {days} d" for days, n in needed.items())
         held = ", ".join(f"{name} {_size(size)}" for name, size in self.weights.items())
         lines = [
             *self.head,
