@@ -36,7 +36,7 @@ from growtas.space import load_space
 from growtas.training.config import TrainConfig
 from growtas.training.data import load_splits
 from growtas.training.data.images import AugmentedImages
-from growtas.training.data.loader import keep_freed_memory
+from growtas.training.data.workers import keep_freed_memory
 from growtas.training.data.pack import data_pack
 from growtas.training.data.policies import with_safe_operations
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def silent() -> bool:
-    """Whether this process is not the first one of several that work together."""
+    """True in every process but the first of several that work together."""
     rank = os.environ.get("RANK")
     distributed = sys.modules.get("torch.distributed")
     if rank is None and distributed is not None and distributed.is_available():
@@ -74,7 +74,7 @@ class Progress:
 
     @property
     def has_bar(self) -> bool:
-        """Whether there is a bar, so that no lines are written."""
+        """True where a bar is drawn; no lines are written then."""
         return not self._bar.disable
 
     def __enter__(self) -> Progress:

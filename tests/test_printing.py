@@ -1,4 +1,4 @@
-"""What a user sees who prints an object, or whose notebook cell ends in it: a few lines, never the data."""
+"""Printed objects, and those that end a notebook cell: a few lines, never the data."""
 
 from __future__ import annotations
 

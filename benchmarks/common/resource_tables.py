@@ -1,4 +1,4 @@
-"""What the compiler says of every Triton kernel, from the committed tables of two versions of Triton."""
+"""The compiler's report on every Triton kernel, from the committed tables of two versions of Triton."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _worst(rows: list[dict[str, Any]], field: str) -> str:
 
 
 def _by_default(row: dict[str, Any]) -> bool:
-    """Whether training launches a variant by default: with 16-bit operands, and no fp32 weights of a GEMM."""
+    """True for what training launches by default: 16-bit operands, and no fp32 weights of a GEMM."""
     dtypes = row["dtypes"]
     gemm = "PRECISION" in row["constexprs"]
     weights = (dtypes.get("weight_ptr"), dtypes.get("w1_ptr")) if gemm else ()

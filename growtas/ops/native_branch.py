@@ -37,7 +37,7 @@ def _dense(*tensors: Tensor | None) -> bool:
 
 
 def _whole(*vectors: tuple[Tensor | None, int]) -> bool:
-    """Whether every vector has its length: the C++ code reads, and writes gradients of, that many entries."""
+    """True if every vector has its length: the C++ code reads, and writes gradients of, that many entries."""
     for vector, length in vectors:
         if vector is not None and vector.shape != (length,):
             return False

@@ -89,7 +89,7 @@ def search(
 
     from growtas.searching.evaluate import Evaluator
     from growtas.training.calibration import calibration
-    from growtas.training.data.loader import worker_count
+    from growtas.training.data.workers import worker_count
     from growtas.training.distributed import choose_device
     from growtas.training.external import weights_hash
 

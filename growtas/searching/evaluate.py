@@ -12,7 +12,7 @@ from growtas.errors import UsageError, nearest
 from growtas.progress import track_images
 from growtas.subnet import AnySubnet
 from growtas.training.data import evaluation_loader
-from growtas.training.data.loader import worker_count
+from growtas.training.data.workers import worker_count
 from growtas.training.evaluate import precision
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What a run would take, without running it: steps, stages, memory, disk. Nothing is written."""
+"""Estimate of a run: its steps, stages, memory and disk, without running it. Nothing is written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Activations:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would take.
+    """Estimate of a run.
 
     Args:
         head: the data and the precision, in words.
@@ -205,7 +205,7 @@ def _step(trainer: Trainer, subnet: Subnet, count: int) -> None:
 
 
 def _activations(trainer: Trainer, subnet: Subnet) -> Activations:
-    """What the subnet takes, measured on few images.
+    """Activations of a subnet, measured on few images.
 
     A GPU says so itself. On a CPU what is kept is counted, and a transformer's block takes about as much
     again while the backward pass is at it, twice that where it is computed again (both measured).

@@ -27,7 +27,7 @@ FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def is_external(name: str) -> bool:
-    """Whether ``initial`` names a model of others rather than a run."""
+    """True if ``initial`` names a model of others rather than a run."""
     path = Path(name)
     return name.startswith(PREFIX) or path.suffix in FILES or (path / "config.json").is_file()
 

@@ -28,7 +28,7 @@ from growtas.training.run import INITIAL_NAME, Run
 
 
 def open_source(name: str) -> Run | PlainViT:
-    """What ``initial`` names: a run, or a pretrained vision transformer.
+    """Open what ``initial`` names: a run, or a pretrained vision transformer.
 
     Raises:
         UsageError: there is neither.

@@ -26,7 +26,8 @@ from growtas.training import checkpoint
 from growtas.training.calibration import calibration
 from growtas.training.data import Splits
 from growtas.training.data.images import seed_globally
-from growtas.training.data.loader import TrainingLoader, worker_count
+from growtas.training.data.loader import TrainingLoader
+from growtas.training.data.workers import worker_count
 from growtas.training.distributed import Ranks
 from growtas.training.evaluate import evaluate, watched_subnets
 from growtas.training.external import Teacher
@@ -296,7 +297,7 @@ class Trainer:
             self.curves.add(step, train__loss=loss, train__lr=rate, train__stage=stage)
 
     def _status(self, loss: float) -> tuple[str, ...]:
-        """What is shown of the last step, the most important first."""
+        """The status of the last step, the most important part first."""
         step, run = self.progress.step - 1, self.run
         stage, rate = self.method.stage_of(step), self.optimizer.param_groups[0]["lr"]
         skipped = (f"skipped {self.progress.skipped}",) if self.progress.skipped else ()

@@ -12,7 +12,7 @@ BFLOAT16_CAPABILITY = (8, 0)  # older GPUs have no bfloat16 products
 
 
 def resolved(amp: str, device: torch.device) -> str:
-    """What ``auto`` means on a device. Args: amp: of the settings. Returns: none, bfloat16 or float16."""
+    """Resolve ``auto`` for a device. Args: amp: of the settings. Returns: none, bfloat16 or float16."""
     if amp != "auto":
         return amp
     if device.type != "cuda":

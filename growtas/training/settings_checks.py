@@ -1,4 +1,4 @@
-"""What the settings of a training run may be: choices, bounds and types. No torch."""
+"""Choices, bounds and types of the settings of a training run. No torch."""
 
 from __future__ import annotations
 

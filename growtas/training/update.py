@@ -21,7 +21,7 @@ from growtas.training.run import Run
 
 
 class Update:
-    """What an update computes, a function of the run's seed, the step and the rank.
+    """The computation of one update, a function of the run's seed, the step and the rank.
 
     Args:
         run: gives the settings.

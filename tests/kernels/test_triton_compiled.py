@@ -136,7 +136,7 @@ def _operands(row: dict) -> tuple[str, str, str]:
 
 
 def _flaws(row: dict) -> set[str]:
-    """What a main loop waits for that it need not."""
+    """The flaws of a main loop: waits for everything, and serialised products."""
     found = {
         PRODUCTS: row["loop_pendings"] == 0,
         COPIES: row["loop_copies"] == 0,

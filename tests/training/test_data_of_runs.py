@@ -1,4 +1,4 @@
-"""What a run keeps of its data: class names, sizes, a digest; and ``growtas data check``."""
+"""The data of a run as it keeps it: class names, sizes, a digest; and ``growtas data check``."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def train(made, until) -> list[torch.Tensor]:
 
 
 def copied(made) -> dict:
-    """What a checkpoint holds, after its way through a file."""
+    """A checkpoint after its way through a file."""
     owners = {"net": made.net, "optimizer": made.optimizer, "method": made.method}
     buffer = io.BytesIO()
     torch.save({name: owner.state_dict() for name, owner in owners.items()}, buffer)

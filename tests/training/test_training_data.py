@@ -17,7 +17,8 @@ from growtas.space import load_space
 from growtas.training.config import TrainConfig
 from growtas.training.data import evaluation_loader, hold_out, load_splits
 from growtas.training.data.images import AugmentedImages
-from growtas.training.data.loader import TrainingLoader, _one_ahead, worker_count
+from growtas.training.data.loader import TrainingLoader, _one_ahead
+from growtas.training.data.workers import worker_count
 
 DIGITS = load_space("digits")
 RGB = dataclasses.replace(SPACE, name="rgb", in_channels=3, image_size=16)

@@ -21,7 +21,7 @@ KINDS = 13
 
 
 class Draws(NamedTuple):
-    """What is to be done to the images of a batch. All tensors are on the CPU: the host plans by them.
+    """Augmentation drawn for the images of a batch. All tensors are on the CPU: the host plans by them.
 
     Args:
         flips: (B,) bool, which images are mirrored.

@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 
 class TrainingDraws:
-    """What timm's training transforms draw for one image after another, from the global generators.
+    """The draws of timm's training transforms, for one image after another, from the global generators.
 
     Args:
         size: of the images that training takes, in pixels.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -24,6 +23,7 @@ from growtas.training.data.decode import UnreadableImage
 from growtas.training.data.named import check_name, read_named
 from growtas.training.data.packed import read_packed
 from growtas.training.data.sources import ImageSource
+from growtas.training.data.workers import begin_loading, cores
 
 BATCH = 64  # images that a checking process reports on at once
 
@@ -158,25 +158,20 @@ def decoded(
         (part, number), (width, height) in pixels, and why it cannot be read, empty where it can.
     """
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(cores, (len(files.train) + len(files.test)) // (4 * BATCH))
+        workers = min(cores(), (len(files.train) + len(files.test)) // (4 * BATCH))
     images = _Decoded(files)
     loader = DataLoader(
         images,
         BATCH,
         num_workers=workers,
         collate_fn=list,
-        worker_init_fn=_leave_interrupts_to_the_caller,
+        worker_init_fn=begin_loading,
         generator=torch.Generator(),  # of its own, or checking images would move on the global one
     )
     with Progress(len(images), "decode", "image", images=1) as progress:
         for batch in loader:
             yield from batch
             progress.update(len(batch))
-
-
-def _leave_interrupts_to_the_caller(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Decoded(Dataset):

@@ -179,7 +179,7 @@ class _Walk:
 
 
 def _place(path: str | Path) -> tuple[int, int]:
-    """What a folder is, whichever links lead to it."""
+    """The identity of a folder, the same for every link to it."""
     state = os.stat(path)
     return state.st_dev, state.st_ino
 
@@ -210,7 +210,8 @@ def _check_classes(train: Listing, test: Listing, layout: str) -> None:
                 f"{train.folder} has a class folder named {name!r}; rename it to printable text."
             )
     for part, other in ((test, train), (train, test)):
-        unknown = [name for name in part.classes if name not in set(other.classes)]
+        known = set(other.classes)
+        unknown = [name for name in part.classes if name not in known]
         if unknown:
             raise UsageError(
                 f"{part.folder} has {listed(unknown)}, which {other.folder} lacks. Both need the same class "

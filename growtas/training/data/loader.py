@@ -8,11 +8,7 @@ augmentation is done to whole batches, by the GPU where the run has one, and els
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
-import os
-import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,9 +20,9 @@ from growtas.errors import UsageError
 from growtas.training.config import TrainConfig
 from growtas.training.data.images import AugmentedImages, MemoryImages, stream_seed
 from growtas.training.data.splits import Split
+from growtas.training.data.workers import begin_loading, worker_count
 
 FEW_WORKERS = 8  # more of them hold enough batches in shared memory with one each
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class TrainingLoader:
@@ -151,35 +147,3 @@ def _taken(images: Tensor, labels: Tensor, done: torch.cuda.Event) -> tuple[Tens
     images.record_stream(current)
     labels.record_stream(current)
     return images, labels
-
-
-def begin_loading(worker: int) -> None:
-    """What a loading process does first. Args: worker: its number."""
-    _leave_signals_to_training()
-    keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next image: each new page costs a fault, in a VM above all."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # larger pieces, of rare images, are given back
-        libc.mallopt(M_TRIM_THRESHOLD, 2**26)
-
-
-def _leave_signals_to_training() -> None:
-    """A signal often reaches every process of a job; the training process alone decides what it means.
-
-    torch ends training at once, in the middle of whatever it does, when a loading process dies of a signal;
-    one that exits with status 0 is only missed at the next batch.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
-
-
-def worker_count(workers: int | None) -> int:
-    """The loading processes of one rank: as many as were asked for, else its share of the machine's cores."""
-    if workers is not None:
-        return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # torchrun's ranks on this machine

@@ -17,9 +17,9 @@ from growtas.errors import UsageError, nearest
 from growtas.progress import Progress
 from growtas.training.data.files import read_files, unreadable_images
 from growtas.training.data.jpeg import resized
-from growtas.training.data.loader import begin_loading, worker_count
 from growtas.training.data.packed import COLUMNS, INDEX, PARTS, key, table_path
 from growtas.training.data.sources import ImageSource
+from growtas.training.data.workers import begin_loading, worker_count
 
 FORMATS = ("raw", "jpeg")
 JPEG_QUALITY = 95

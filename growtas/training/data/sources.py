@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from growtas.training.data.jpeg import jpeg_pixels
 Box = Callable[[int, int], Sequence[int]]  # of height and width: the top, left, height and width of a part
 
 
-class ImageSource:
+class ImageSource(ABC):
     """Images by number, each with its label.
 
     Args:
@@ -35,13 +36,13 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @abstractmethod
     def name(self, index: int) -> str:
         """How an error names an image: the path of its file, where it has one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open(self, index: int) -> str | IO[bytes] | Image.Image:
         """The path of an image's file, its open file, or the image itself."""
-        raise NotImplementedError
 
     def image(self, index: int) -> Image.Image:
         """One image as 8-bit RGB. Raises: growtas.training.data.decode.UnreadableImage: it is torn."""
