@@ -1,6 +1,6 @@
-"""What one core reads: images per second of CPU time, from JPEG files and packed images, beside others.
+"""Speed of reading: images per second of one core's CPU time, from JPEG files and packed images, with rivals.
 
-    python benchmarks/input.py [--images 64] [--size 500x375] [--rounds 15] [--seconds 90] [--json]
+    python benchmarks/input.py [--images 64] [--size 500x375] [--rounds 15] [--seconds 90] [--out FILE]
 
 Photograph-like JPEGs are generated. The ways take turns in one process with one thread; times are of the
 CPU, all threads of the process together, so that other work on the machine counts little, and freed memory
@@ -15,17 +15,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from common import environment
-from common.table import number, render
+from common import environment, input_report, results
 from common.timing import interleave, ratio, spread
 from PIL import Image
 from timm.data import create_transform
@@ -36,13 +35,12 @@ from growtas.space import load_space
 from growtas.training.config import TrainConfig
 from growtas.training.data import load_splits
 from growtas.training.data.images import AugmentedImages
-from growtas.training.data.workers import keep_freed_memory
 from growtas.training.data.pack import data_pack
 from growtas.training.data.policies import with_safe_operations
+from growtas.training.data.workers import keep_freed_memory
 
 BATCH, PIXELS = 32, 224
 POLICY = "rand-m9-mstd0.5-inc1"
-BASELINE = "timm, everything"
 Way = Callable[[int], object]  # the number of a batch
 
 
@@ -188,27 +186,22 @@ def cpu_seconds(way: Way) -> Callable[[], float]:
     return sample
 
 
-def measure(ways: dict[str, Way], rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+def measure(ways: dict[str, Way], rounds: int, seconds: float) -> list[dict[str, Any]]:
     """Images per second of CPU time, median and quartiles, and times the baseline's, round by round."""
     samplers = {name: cpu_seconds(way) for name, way in ways.items()}
     for sampler in samplers.values():
         sampler()
     samples = interleave(samplers, seconds=seconds, rounds=rounds)
-    found = {}
+    found = []
     for name, each in samples.items():
         middle, low, high = spread(each)
-        times = ratio(samples[BASELINE], each)
-        found[name] = {
-            "median": BATCH / middle,
-            "low": BATCH / high,
-            "high": BATCH / low,
-            "times": times.median,
-        }
+        rates = {"median": BATCH / middle, "low": BATCH / high, "high": BATCH / low}
+        found.append({"way": name, **rates, "times": ratio(samples[input_report.BASELINE], each).median})
     return found
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and print."""
+    """Measure, print, and write the result file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -216,35 +209,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", default="500x375", help="width x height in pixels")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=90)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--out", help="the JSON file (benchmarks/results/<processor>/input.json)")
     given = parser.parse_args(arguments)
     width, height = map(int, given.size.split("x"))
     warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
-    threads = torch.get_num_threads()
+    cpu, threads = torch.device("cpu"), torch.get_num_threads()
+    out = Path(given.out) if given.out else environment.result_folder(cpu) / "input.json"
     torch.set_num_threads(1)
     keep_freed_memory()
+    described = environment.describe(cpu)
     try:
         with all_ways(given.images, width, height) as (ways, sizes):
-            found = measure(ways, given.rounds, given.seconds)
+            records = measure(ways, given.rounds, given.seconds)
     finally:
         torch.set_num_threads(threads)
-    machine = environment.cpu_name()
-    if given.json:
-        print(json.dumps({"images_per_second": found, "bytes_per_image": sizes, "machine": machine}))
-        return 0
-    rows = [
-        [
-            name,
-            number(each["median"]),
-            f"{number(each['low'])} to {number(each['high'])}",
-            number(each["times"]),
-        ]
-        for name, each in found.items()
-    ]
-    print(render(["way", "images/s of a core", "quartiles", "times"], rows, markdown=given.markdown))
-    print("\nbytes per image: " + ", ".join(f"{name} {size:,.0f}" for name, size in sizes.items()))
-    print(f"{machine}, {given.size} pixels, batches of {BATCH}")
+    settings = {"size": given.size, "batch": BATCH, "rounds": given.rounds, "images": given.images}
+    head = {"benchmark": "input", **described, "settings": settings, "bytes_per_image": sizes}
+    results.write(out, head, records)
+    data = results.read(out)
+    print(f"{input_report.table(data)}\n\n{input_report.setting(data)}\nwrote {out}")
     return 0
 
 

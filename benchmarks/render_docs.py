@@ -2,9 +2,8 @@
 
     python benchmarks/render_docs.py [--check]
 
-In docs/benchmarks.md, docs/kernels.md, docs/performance.md and README.md the text between two marks, such as
-``<!-- kernels -->`` and ``<!-- end kernels -->``, is replaced; docs/images/roofline.svg is drawn from the
-same files.
+In the documents of :data:`DOCUMENTS` the text between two marks, such as ``<!-- kernels -->`` and ``<!-- end
+kernels -->``, is replaced; docs/images/roofline.svg is drawn from the same files.
 """
 
 from __future__ import annotations
@@ -15,7 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import environment, performance_docs, product_report, resource_tables, results, roofline_plot
+from common import (
+    environment,
+    input_report,
+    performance_docs,
+    product_report,
+    resource_tables,
+    results,
+    roofline_plot,
+)
 from common.table import geometric_mean, render
 
 from growtas.ops import records
@@ -114,6 +121,8 @@ DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
         "step model": performance_docs.step_model,
     },
     ROOT / "docs" / "kernels.md": {"resources": resource_tables.worst_cases},
+    ROOT / "docs" / "training.md": {"reading": input_report.reading},
+    ROOT / "docs" / "imagenet.md": {"cores": input_report.cores},
     ROOT / "README.md": {"headline": performance_docs.headline},
 }
 """What is generated, by document and mark."""
