@@ -42,7 +42,7 @@ from triton.runtime import driver
 
 import growtas
 from growtas.kernels import launch, mlp_tiles, plan, tiles, workspace
-from growtas.ops import backend
+from growtas.ops import dispatch
 
 #: Builtins and functions that give new memory.
 ALLOCATING = {"empty", "empty_strided", "empty_like", "new_empty", "zeros", "zeros_like", "ones", "full"}
@@ -106,8 +106,8 @@ def stubbed() -> Iterator[list[str]]:
         (plan, "_current_stream", {-1: 0}.get),
         (plan, "_capturing", itertools.repeat(False).__next__),
         (workspace, "allocator", lambda device: empty or allocator(device)),
-        (backend, "_mismatch", lambda *_: ""),
-        (backend, "available", lambda _: backend.Availability(True)),
+        (dispatch, "_mismatch", lambda *_: ""),
+        (dispatch, "available", lambda _: dispatch.Availability(True)),
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in replaced]
     try:
@@ -119,7 +119,7 @@ def stubbed() -> Iterator[list[str]]:
     for place, name, value in replaced:
         setattr(place, name, value)
     try:
-        with backend.use("triton"), tiles.constrained(held=True):
+        with dispatch.use("triton"), tiles.constrained(held=True):
             yield long_way
     finally:
         for place, name, value in before:
@@ -246,19 +246,29 @@ def counts(step: Step, long_way: list[str]) -> dict[str, Any]:
 def each_launcher(step: Step, seconds: float) -> dict[str, dict[str, float]]:
     """CPU microseconds of every launcher function that a step calls, alone, as the step calls it."""
     seen: dict[str, tuple[Callable, tuple, dict]] = {}
-    original = backend.kernel
+    choose = dispatch.Operation.__call__
 
-    def kernel(*arguments: Any) -> Callable:
-        function = original(*arguments)
+    class Noting:
+        """A backend whose steps are noted as they are called."""
 
-        def call(*args: Any, **options: Any) -> Any:
-            seen.setdefault(function.__name__, (function, args, options))
-            return function(*args, **options)
+        def __init__(self, backend: Any) -> None:
+            self.backend = backend
 
-        return call
+        def __getattr__(self, name: str) -> Callable:
+            function = getattr(self.backend, name)
 
-    with _everywhere(original, kernel):
+            def call(*args: Any, **options: Any) -> Any:
+                if name != "unsupported":
+                    seen.setdefault(name, (function, args, options))
+                return function(*args, **options)
+
+            return call
+
+    dispatch.Operation.__call__ = lambda *arguments: Noting(choose(*arguments))
+    try:
         step()
+    finally:
+        dispatch.Operation.__call__ = choose
     found = {}
     for name, (function, args, options) in seen.items():
         with launch.counted() as launched, torch.no_grad():
@@ -272,14 +282,6 @@ def each_launcher(step: Step, seconds: float) -> dict[str, dict[str, float]]:
             "per_launch": microseconds / max(1, len(launched)),
         }
     return found
-
-
-@contextlib.contextmanager
-def _everywhere(function: Callable, other: Callable) -> Iterator[None]:
-    from common.counting import replaced
-
-    with replaced(function, other):
-        yield
 
 
 def where(step: Step, lines: int = 12) -> list[tuple[str, int, float]]:

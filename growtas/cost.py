@@ -39,9 +39,9 @@ def parameters(subnet: AnySubnet, space: Space, num_classes: int = 1000) -> int:
 
 
 def macs(subnet: AnySubnet, space: Space, num_classes: int = 1000, image_size: int | None = None) -> int:
-    """Multiply-accumulates of one image's forward pass, matrix products and convolutions only.
+    """Multiply-accumulates of one image's forward pass, matmuls and convolutions only.
 
-    In a vision transformer the two relative-position products are counted dense, (N, N, head_dim) each per
+    In a vision transformer the two relative-position matmuls are counted dense, (N, N, head_dim) each per
     head, as the published architecture defines them; growtas computes them with far fewer.
 
     Args:

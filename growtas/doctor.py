@@ -75,7 +75,7 @@ def _cpu() -> dict[str, Any]:
     """The processor, its vector level and threads, and how the C++ module was built."""
     import torch
 
-    from growtas.ops import native
+    from growtas import native
 
     built = native.metadata("cpu")
     facts: dict[str, Any] = {
@@ -113,7 +113,7 @@ def _tuning() -> list[dict[str, Any]]:
     """Per device: the tuning record in force, and what it says."""
     import torch
 
-    from growtas.ops import backend, records
+    from growtas.ops import dispatch, records
     from growtas.tuning.report import summaries
 
     devices = [torch.device("cpu")]
@@ -121,7 +121,7 @@ def _tuning() -> list[dict[str, Any]]:
         devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     told = []
     for device in devices:
-        found = backend.record(device)
+        found = dispatch.record(device)
         one: dict[str, Any] = {"device": str(device), "name": records.key(device)["device"], "source": None}
         if found is not None:
             record = found.record
@@ -144,10 +144,11 @@ def _ptxas(gpus: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _backend(name: str) -> dict[str, Any]:
-    from growtas.ops import backend, native
+    from growtas import native
+    from growtas.ops import dispatch
 
     try:
-        state = backend.available(name)
+        state = dispatch.available(name)
     except Exception as error:  # the doctor has to report what is broken, whatever way it broke
         return {"ok": False, "reason": f"asking for it failed ({error!r})", "remedy": native.REBUILD}
     found: dict[str, Any] = {"ok": state.ok, "reason": state.reason, "remedy": state.remedy}
@@ -170,7 +171,7 @@ def collect() -> dict[str, Any]:
         ``ok``, ``reason``, ``remedy``), ``tuning`` (per device the record in force), ``ptxas``,
         ``environment`` (the GROWTAS_ variables set); all of it JSON.
     """
-    from growtas.ops import native
+    from growtas import native
 
     gpus = _gpus()
     return {

@@ -22,7 +22,7 @@ import torch
 
 from growtas import ops
 from growtas.errors import GrowtasError, UsageError, nearest
-from growtas.ops import backend
+from growtas.ops import dispatch
 from growtas.shadow import Shadows
 from growtas.space import SearchSpace, load_space
 
@@ -36,7 +36,7 @@ DTYPES = {
     "fp32": (torch.float32, torch.float32, "highest"),
     "tf32": (torch.float32, torch.float32, "high"),
 }
-"""name -> dtype of products, of parameters and residual stream, and torch's float32_matmul_precision."""
+"""name -> dtype of GEMMs, of parameters and residual stream, and torch's float32_matmul_precision."""
 
 BATCHES = (1, 8, 64, 128, 256, 512)
 """Images per device where the caller names none: tiles depend on the number of rows, in a few classes."""
@@ -55,7 +55,7 @@ def warmup(
     Args:
         space: a search space, the name of a preset or the path of a YAML file.
         batch: images per device, of training and of evaluation.
-        dtype: of products: bf16-autocast, fp16-autocast, bf16, fp32 or tf32.
+        dtype: of GEMMs: bf16-autocast, fp16-autocast, bf16, fp32 or tf32.
         num_classes: outputs of the head.
         arch: compute capabilities to compile for, such as 80 90; the GPU of this machine where not given.
         jobs: compilers at once; the processors of this machine where not given.
@@ -146,15 +146,15 @@ def record(
     try:
         with launch.recording(target[0]) as found:
             for name in dtype:
-                products, parameters, precision = DTYPES[name]
+                gemm_dtype, parameters, precision = DTYPES[name]
                 torch.set_float32_matmul_precision(precision)
                 for preferred in ("triton", "cublas"):
                     with _on_triton(target, preferred):
                         for images in dict.fromkeys(batch):
                             for signature in signatures(space):
-                                run_block(space, *signature, images, products, parameters, shadows)
+                                run_block(space, *signature, images, gemm_dtype, parameters, shadows)
                             for width in space.embed_dim:
-                                run_ends(space, width, num_classes, images, products, parameters, shadows)
+                                run_ends(space, width, num_classes, images, gemm_dtype, parameters, shadows)
     finally:
         torch.set_float32_matmul_precision(before)
     return found
@@ -164,7 +164,7 @@ def record(
 def _on_triton(target: Target, preferred: str = "triton") -> Iterator[None]:
     """Within it, every operation that has Triton kernels takes them, also for tensors on the meta device.
 
-    ``backend.use`` asks whether the tensors' device fits; here nothing is launched. Tiles are picked for the
+    ``dispatch.use`` asks whether the tensors' device fits; here nothing is launched. Tiles are picked for the
     multiprocessors and the shared memory of the target.
 
     Args:
@@ -175,10 +175,10 @@ def _on_triton(target: Target, preferred: str = "triton") -> Iterator[None]:
 
     def choose(op: str, *_: Any) -> str:
         names = (preferred, "triton", "torch")
-        return next(name for name in names if name in backend.KERNELS[op])
+        return next(name for name in names if name in dispatch.OPERATIONS[op].backends)
 
     _, multiprocessors, shared_memory = target
-    replaced = [(backend, "choose", choose)]
+    replaced = [(dispatch, "choose", choose)]
     if multiprocessors is not None:
         replaced.append((launch, "multiprocessors", lambda device: multiprocessors))
     if shared_memory is not None:
@@ -215,7 +215,7 @@ def run_block(
     heads: int,
     hidden: int,
     batch: int,
-    products: torch.dtype,
+    gemm_dtype: torch.dtype,
     parameters: torch.dtype,
     shadows: bool = True,
 ) -> None:
@@ -225,7 +225,7 @@ def run_block(
         space: gives the shared sizes.
         width, heads, hidden: of the block.
         batch: images.
-        products: dtype of products.
+        gemm_dtype: dtype of GEMMs.
         parameters: dtype of parameters and of the residual stream.
         shadows: as :func:`record`.
     """
@@ -247,10 +247,10 @@ def run_block(
     fc2 = parameter(shared, shared_hidden), parameter(shared)
     copies = Shadows([*qkv, *proj, *fc1, *fc2], {0: e, 1: e})
     if shadows:
-        copies.refresh(products, cast)
+        copies.refresh(gemm_dtype, cast)
     for scale in (None, _empty(batch, dtype=torch.float32, leaf=False)):
         x = _empty(batch, space.num_tokens, width, dtype=parameters)
-        arguments = {"scale": scale, "dtype": products}
+        arguments = {"scale": scale, "dtype": gemm_dtype}
         y = ops.attention_branch(x, norm, qkv, tables, proj, heads, e, (side, side), **arguments)
         _both_passes(y, (x, *norm, *qkv, *tables, *proj))
         y = ops.mlp(x, norm, fc1, fc2, hidden, **arguments)
@@ -262,7 +262,7 @@ def run_ends(
     width: int,
     num_classes: int,
     batch: int,
-    products: torch.dtype,
+    gemm_dtype: torch.dtype,
     parameters: torch.dtype,
     shadows: bool = True,
 ) -> None:
@@ -272,21 +272,21 @@ def run_ends(
     from growtas.kernels.shadow import cast
 
     weight, bias = _empty(shared, patch, dtype=parameters), _empty(shared, dtype=parameters)
-    patches = _empty(batch, space.num_tokens - 1, patch, dtype=products, leaf=False)
+    patches = _empty(batch, space.num_tokens - 1, patch, dtype=gemm_dtype, leaf=False)
     copies = Shadows([weight, bias])
     if shadows:
-        copies.refresh(products, cast)
+        copies.refresh(gemm_dtype, cast)
     _both_passes(ops.linear(patches, weight, bias, width), (weight, bias))
 
     scale, shift = _empty(shared, dtype=parameters), _empty(shared, dtype=parameters)
     x = _empty(batch, space.num_tokens, width, dtype=parameters)
-    _both_passes(ops.layer_norm(x, scale, shift, out_dtype=products), (x, scale, shift))
+    _both_passes(ops.layer_norm(x, scale, shift, out_dtype=gemm_dtype), (x, scale, shift))
 
     weight, bias = _empty(num_classes, shared, dtype=parameters), _empty(num_classes, dtype=parameters)
     copies = Shadows([weight, bias])
     if shadows:
-        copies.refresh(products, cast)
-    pooled = _empty(batch, width, dtype=products)
+        copies.refresh(gemm_dtype, cast)
+    pooled = _empty(batch, width, dtype=gemm_dtype)
     _both_passes(ops.linear(pooled, weight, bias, num_classes), (pooled, weight, bias))
 
 

@@ -300,3 +300,6 @@ def norm_qkv_forward(
     heads, mean, rstd = plan.outputs()
     plan.start(x, norm_weight, norm_bias, weight, bias, heads, mean, rstd)
     return heads, mean, rstd
+
+
+from growtas.kernels.norm_qkv_backward import norm_qkv_backward  # noqa: E402, F401

@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
 
 import pytest
 
-from growtas.ops import backend
+from growtas.ops import dispatch
 
 # Autograd starts its threads at the first backward, one for every device it then knows of. torch.compile
 # registers a fake GPU; if that came first, no test that forks could run a backward in its child.
@@ -48,7 +48,7 @@ def _quicken_interpreter() -> None:
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 
 
-if backend.interpreted():
+if dispatch.interpreted():
     _quicken_interpreter()
 
 CPU_BACKENDS = ("torch", "cpu", "triton")
@@ -59,7 +59,7 @@ CPU_BACKENDS = ("torch", "cpu", "triton")
 def _no_records_of_the_users(tmp_path_factory):
     """What somebody tuned on this machine must not change what is tested."""
     os.environ["GROWTAS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    backend.changed()
+    dispatch.changed()
 
 
 @pytest.fixture(autouse=True)
@@ -76,5 +76,5 @@ def cpu_backend(request):
     """Each back end that runs on CPU tensors, in force for the test."""
     if request.param == "triton" and torch.cuda.is_available():
         pytest.skip("triton is compiled for the GPU in this process; its CPU interpreter is off")
-    with backend.use(request.param):
+    with dispatch.use(request.param):
         yield request.param

@@ -5,9 +5,11 @@ Truth is the reference in fp64; a kernel's error may be twice that of the refere
 
 from __future__ import annotations
 
+import reference
 import torch
 
-from growtas.ops import native_products, reference
+from growtas.ops.linear import cuda as linear_cuda
+from growtas.ops.qkv import cuda as qkv_cuda
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 NAN = float("nan")
@@ -69,7 +71,7 @@ def assert_accurate(name: str, *arguments, active: dict[int, tuple[int, ...]] | 
     Returns:
         The results.
     """
-    results = getattr(native_products, f"cuda_{name}")(*arguments)
+    results = getattr(qkv_cuda if name.startswith("qkv") else linear_cuda, name)(*arguments)
     truth = getattr(reference, name)(*wide(arguments))
     peer = getattr(reference, name)(*(a.cpu() if isinstance(a, torch.Tensor) else a for a in arguments))
     alone = isinstance(results, torch.Tensor)

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from growtas import __version__
+from growtas import __version__, native
 from growtas.errors import GrowtasError
-from growtas.ops import native
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # at the end: the installed growtas comes first

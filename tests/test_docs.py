@@ -17,7 +17,7 @@ from growtas.methods import method_names
 from growtas.methods.base import _REGISTRY
 from growtas.methods.schedule import stage_groups, transition_epochs
 from growtas.methods.shrinking import LARGEST_RATE, phases
-from growtas.ops.backend import BACKENDS, KERNELS
+from growtas.ops.dispatch import BACKENDS, OPERATIONS
 from growtas.space import preset_names
 from growtas.training import TrainConfig
 from growtas.training.log import read_log
@@ -64,7 +64,7 @@ def test_the_table_of_back_ends_is_the_codes(page):
     rows = {row[0].strip("`"): row[1:] for row in table(page, "operation")}
     assert rows == {
         operation: ["yes" if name in kernels else "" for name in BACKENDS]
-        for operation, kernels in KERNELS.items()
+        for operation, kernels in ((name, found.backends) for name, found in OPERATIONS.items())
     }
 
 

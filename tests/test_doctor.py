@@ -10,8 +10,8 @@ import sys
 import pytest
 import torch
 
-from growtas import __version__, doctor
-from growtas.ops import backend, native
+from growtas import __version__, doctor, native
+from growtas.ops import dispatch
 
 RUN = "import sys; from growtas import doctor; sys.exit(doctor.main({require!r}, as_json={json}))"
 
@@ -36,7 +36,7 @@ def test_the_facts(facts):
         facts["versions"]["growtas"] == __version__
         and facts["versions"]["torch"] == torch.__version__.split("+")[0]
     )
-    assert set(facts["backends"]) == set(backend.BACKENDS)
+    assert set(facts["backends"]) == set(dispatch.BACKENDS)
     assert facts["backends"]["torch"]["ok"] and facts["backends"]["cpu"]["ok"]
     assert facts["cpu"]["vector_level"] == native.load("cpu").vector_level()
     assert facts["cpu"]["shares_torch_threads"]

@@ -10,10 +10,12 @@ import shutil
 import subprocess
 
 import pytest
+import reference
 import torch
 
-from growtas.errors import UsageError
-from growtas.ops import native, native_attention, reference
+from growtas import native
+from growtas.ops import addresses
+from growtas.ops.relative_attention import cpu
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 NAN = float("nan")
@@ -36,7 +38,7 @@ LAYOUTS = ("interleaved", "contiguous", "token_major", "gaps")
 @pytest.fixture(params=[2, 1, 0], ids=["best", "avx2", "baseline"])
 def level(request, monkeypatch):
     """The code of each instruction set that this processor runs."""
-    monkeypatch.setattr(native_attention, "_LEVEL", request.param)
+    monkeypatch.setattr(addresses, "SIMD_LEVEL", request.param)
     return request.param
 
 
@@ -86,8 +88,8 @@ def make(grid, cls, head_dim, clamp, dtype=FP32, layout="interleaved", batch=2, 
 
 
 def run(qkv, tables, dout, grid):
-    out, lse = native_attention.cpu_relative_attention_forward(qkv, *tables, grid)
-    backward = native_attention.cpu_relative_attention_backward(dout, qkv, *tables, out, lse, grid)
+    out, lse = cpu.relative_attention_forward(qkv, *tables, grid)
+    backward = cpu.relative_attention_backward(dout, qkv, *tables, out, lse, grid)
     return out, lse, *backward
 
 
@@ -148,7 +150,7 @@ def test_large_logits_neither_overflow_nor_vanish(level, poisoned):
 def test_nan_stays_nan():
     qkv, tables, dout, grid = make((6, 6), 1, 64, 14)
     qkv[0, 1, 2, 5] = NAN
-    out, lse = native_attention.cpu_relative_attention_forward(qkv, *tables, grid)
+    out, lse = cpu.relative_attention_forward(qkv, *tables, grid)
     assert out[1, 5, 2 * 64 :].isnan().all() and lse[1, 2, 5].isnan()
     assert out[0].isfinite().all() and out[1, 6].isfinite().all()
 
@@ -178,38 +180,9 @@ def test_no_images(poisoned):
 
 
 def test_unsupported_is_a_clause():
-    assert native_attention.cpu_unsupported(64, (14, 14), FP32) == ""
-    assert "256 channels, not 300" in native_attention.cpu_unsupported(300, (14, 14), FP32)
-    assert "not float64" in native_attention.cpu_unsupported(64, (14, 14), torch.float64)
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda a: a | {"qkv": a["qkv"][0]}, r"takes \(3, B, h, N, e\)"),
-        (lambda a: a | {"qkv": a["qkv"].double()}, "not float64"),
-        (lambda a: a | {"qkv": a["qkv"].to("meta")}, "qkv is on meta"),
-        (lambda a: a | {"grid": (3, 2)}, "a 3 x 2 grid makes 6"),
-        (lambda a: a | {"key_h": a["key_h"][:4]}, r"key_h is \(4, 64\)"),
-        (lambda a: a | {"value_v": a["value_v"][:, :40]}, r"value_v is \(30, 40\)"),
-        (lambda a: a | {"value_h": a["value_h"].to("meta")}, "value_h is on meta"),
-    ],
-)
-def test_wrong_input_is_a_sentence(change, message):
-    qkv, tables, _, grid = make((3, 3), 1, 64, 14)
-    names = ("key_v", "key_h", "value_v", "value_h")
-    arguments = {"qkv": qkv, "grid": grid, **dict(zip(names, tables, strict=True))}
-    with pytest.raises(UsageError, match=message):
-        native_attention.cpu_relative_attention_forward(**change(arguments))
-
-
-def test_backward_wants_what_the_forward_pass_gave():
-    qkv, tables, dout, grid = make((3, 3), 1, 64, 14)
-    out, lse = native_attention.cpu_relative_attention_forward(qkv, *tables, grid)
-    with pytest.raises(UsageError, match="dout is"):
-        native_attention.cpu_relative_attention_backward(dout[:1], qkv, *tables, out, lse, grid)
-    with pytest.raises(UsageError, match="lse must be"):
-        native_attention.cpu_relative_attention_backward(dout, qkv, *tables, out, lse.double(), grid)
+    assert cpu.unsupported(64, (14, 14), FP32) == ""
+    assert "256 channels, not 300" in cpu.unsupported(300, (14, 14), FP32)
+    assert "not float64" in cpu.unsupported(64, (14, 14), torch.float64)
 
 
 def test_the_native_function_refuses_impossible_sizes():

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import reference
 import torch
 
-from growtas.ops import native, native_linear, reference
+from growtas import native
+from growtas.ops import addresses
+from growtas.ops.linear import cpu
+from growtas.ops.qkv import cpu as qkv_cpu
 
 pytestmark = pytest.mark.skipif(not native.status("cpu").ok, reason="growtas._cpu was not built")
 NAN = float("nan")
@@ -17,8 +21,8 @@ SHAPES += [(33, 840, 240), (450, 13, 7)]
 @pytest.fixture(params=[2, 1, 0], ids=["best", "v3", "baseline"])
 def level(request, monkeypatch):
     """Every instruction set; products of any size take the kernel; new tensors hold NaN."""
-    monkeypatch.setattr(native_linear, "_LEVEL", request.param)
-    monkeypatch.setattr(native_linear, "MIN_OPERATIONS", 0)
+    monkeypatch.setattr(addresses, "SIMD_LEVEL", request.param)
+    monkeypatch.setattr(cpu, "MIN_OPERATIONS", 0)
     new_empty = torch.Tensor.new_empty
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(NAN))
 
@@ -50,7 +54,7 @@ def compare(name: str, terms: int, *arguments) -> None:
     """One function beside the reference in fp32 and in fp64."""
     wider = [a.double() if isinstance(a, torch.Tensor) else a for a in arguments]
     results = (
-        getattr(native_linear, f"cpu_{name}")(*arguments),
+        getattr(cpu, name)(*arguments),
         getattr(reference, name)(*arguments),
         getattr(reference, name)(*wider),
     )
@@ -81,13 +85,13 @@ def test_qkv_matches_the_reference(level, layout):
     torch.manual_seed(0)
     weight, bias = shared(3 * 2 * 16, 37)
     x = torch.randn(2, 9, 37)
-    qkv = native_linear.cpu_qkv_forward(x, weight, bias, 2, 16, layout)
+    qkv = qkv_cpu.qkv_forward(x, weight, bias, 2, 16, layout)
     torch.testing.assert_close(qkv, reference.qkv_forward(x, weight, bias, 2, 16, layout))
     assert qkv.stride() == reference.qkv_forward(x, weight, bias, 2, 16, layout).stride()
     dqkv = reference.interleaved(torch.randn(qkv.shape))
-    dx = native_linear.cpu_qkv_backward_input(dqkv, weight, 37)
+    dx = qkv_cpu.qkv_backward_input(dqkv, weight, 37)
     torch.testing.assert_close(dx, reference.qkv_backward_input(dqkv, weight, 37))
-    got = native_linear.cpu_qkv_backward_weight(dqkv, x, weight, bias, layout)
+    got = qkv_cpu.qkv_backward_weight(dqkv, x, weight, bias, layout)
     wanted = reference.qkv_backward_weight(dqkv, x, weight, bias, layout)
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -97,14 +101,14 @@ def test_gradients_can_be_added_to(level):
     torch.manual_seed(0)
     a, b, out = torch.randn(30, 500), torch.randn(500, 21), torch.randn(30, 21)
     plain, truth = out + a @ b, out.double() + a.double() @ b.double()
-    native_linear.product(a, b, out, accumulate=True)
+    cpu.gemm(a, b, out, accumulate=True)
     assert_close(out, plain, truth, 500, "out")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_other_dtypes_are_left_to_torch(dtype):
     x, (weight, bias) = torch.randn(20, 16, dtype=dtype), shared(24, 16)
-    y = native_linear.cpu_linear_forward(x, weight, bias, 24)
+    y = cpu.linear_forward(x, weight, bias, 24)
     assert torch.equal(y, reference.linear_forward(x, weight, bias, 24))
 
 
@@ -115,18 +119,18 @@ def test_the_same_bits_for_any_number_of_threads_and_in_any_batch():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            y = native_linear.cpu_linear_forward(x, weight, bias, 500)
-            results.append((y, *native_linear.cpu_linear_backward_weight(dy, x, weight, bias)))
+            y = cpu.linear_forward(x, weight, bias, 500)
+            results.append((y, *cpu.linear_backward_weight(dy, x, weight, bias)))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-    assert torch.equal(native_linear.cpu_linear_forward(x[50:120], weight, bias, 500), results[0][0][50:120])
+    assert torch.equal(cpu.linear_forward(x[50:120], weight, bias, 500), results[0][0][50:120])
 
 
 def test_impossible_sizes_are_refused():
     x = torch.randn(4, 4)
     with pytest.raises(ValueError, match="must be 1 or more"):
-        native_linear.product(x[:, :0], x[:0], torch.empty(4, 4))
+        cpu.gemm(x[:, :0], x[:0], torch.empty(4, 4))
     with pytest.raises(ValueError, match="finish 1 needs another matrix"):
-        native_linear.product(x, x, torch.empty(4, 4), native_linear.Finish.GELU)
+        cpu.gemm(x, x, torch.empty(4, 4), addresses.Epilogue.GELU)

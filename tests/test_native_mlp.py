@@ -9,12 +9,15 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import reference
 import torch
 from cuda_on_cpu import emulated
 from cuda_on_cpu.emulated import emulate
 from product_cases import BF16, FP16, FP32, NAN, Inputs
 
-from growtas.ops import backend, native_mlp, reference
+from growtas.ops import dispatch
+from growtas.ops.mlp import cuda
+from growtas.ops.mlp.weights import MLPWeights
 
 # (d, m): the corners of AutoFormer-T's space, and of widths between the kernel's instances
 SIZES = [(192, 672), (216, 756), (240, 840), (256, 1024), (216, 864), (8, 20), (200, 70)]
@@ -25,11 +28,11 @@ def device(request, monkeypatch):
     """Where the kernel runs: "cpu" is the emulated GPU."""
     if request.param == "emulated":
         emulate(emulated.emulated_module(), monkeypatch)
-        monkeypatch.setattr(native_mlp, "_unsupported_here", lambda device: "")
+        monkeypatch.setattr(cuda, "_unsupported_here", lambda device: "")
         return "cpu"
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    if problem := native_mlp._unsupported_here(torch.device("cuda", torch.cuda.current_device())):
+    if problem := cuda._unsupported_here(torch.device("cuda", torch.cuda.current_device())):
         pytest.skip(problem)
     return "cuda"
 
@@ -64,6 +67,20 @@ def branch(
     )
 
 
+def weights_of(case) -> MLPWeights:
+    return MLPWeights(*(getattr(case, name) for name in MLPWeights._fields))
+
+
+def images(case, rows):
+    return rows.view(len(rows) // case.tokens, case.tokens, rows.shape[1])
+
+
+def forward(case):
+    """The branch by the kernel; y as rows."""
+    y, *rest = cuda.mlp_forward(images(case, case.x), weights_of(case), case.hidden_dim, case.eps, case.dtype)
+    return y.flatten(0, 1), *rest
+
+
 def composed(case, wide=None):
     """The same on the CPU from reference operations, all of it in a wider dtype if one is given."""
 
@@ -87,9 +104,9 @@ def composed(case, wide=None):
 
 
 def run(case):
-    problem = native_mlp.unsupported(case.x, case.w1, case.w2, case.hidden_dim, case.dtype)
+    problem = cuda.unsupported(case.x, case.w1, case.w2, case.hidden_dim, case.dtype)
     assert not problem, problem
-    *results, hidden = native_mlp.cuda_mlp_forward(**vars(case))
+    *results, hidden = forward(case)
     assert hidden.numel() == 0
     return [r.cpu() for r in results]
 
@@ -149,7 +166,7 @@ def test_the_order_of_threads_does_not_matter(monkeypatch):
     for device in (0, 1):
         with monkeypatch.context() as patch:
             emulate(emulated.emulated_module(), patch, device)
-            patch.setattr(native_mlp, "_unsupported_here", lambda device: "")
+            patch.setattr(cuda, "_unsupported_here", lambda device: "")
             results.append(run(case))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -163,7 +180,7 @@ def test_rows_that_are_far_from_zero(device):
 @pytest.mark.parametrize(
     "change, problem",
     [
-        (lambda c: {"dtype": FP32}, "the products are in"),
+        (lambda c: {"dtype": FP32}, "the GEMMs are in"),
         (lambda c: {"w1": c.w1.float()}, "the weights are"),
         (lambda c: {"x": c.x.double()}, "the residual stream is"),
         (lambda c: {"x": c.x[:, :20].contiguous()}, "the width is 20"),
@@ -175,7 +192,7 @@ def test_rows_that_are_far_from_zero(device):
 def test_a_branch_that_the_kernel_does_not_take_is_named(device, change, problem):
     case = branch(device, 1, 9, 24, 72)
     case.__dict__.update(change(case))
-    assert problem in native_mlp.unsupported(case.x, case.w1, case.w2, case.hidden_dim, case.dtype)
+    assert problem in cuda.unsupported(case.x, case.w1, case.w2, case.hidden_dim, case.dtype)
 
 
 def test_such_a_branch_is_composed(device, monkeypatch):
@@ -183,11 +200,11 @@ def test_such_a_branch_is_composed(device, monkeypatch):
     case = branch(device, 2, 9, 24, 72)
     case.w1, case.w2 = case.w1.float(), case.w2.float()
     case.w1[72:], case.w2[24:], case.w1[:, 24:], case.w2[:, 72:] = 0, 0, 0, 0
-    with backend.use("torch"):
-        y, mean, rstd, hidden = native_mlp.cuda_mlp_forward(**vars(case))
-    assert hidden.numel() == 0 and not native_mlp.cuda_mlp_keeps_hidden(24, BF16)
+    with dispatch.use("torch"):
+        y, mean, rstd, hidden = forward(case)
+    assert hidden.numel() == 0 and not cuda.mlp_keeps_hidden(24, BF16)
     torch.testing.assert_close(y.cpu(), composed(case, torch.float64)[0].float(), atol=0.1, rtol=0.05)
-    assert native_mlp.cuda_mlp_keeps_hidden(320, BF16) and native_mlp.cuda_mlp_keeps_hidden(24, FP32)
+    assert cuda.mlp_keeps_hidden(320, BF16) and cuda.mlp_keeps_hidden(24, FP32)
 
 
 def test_the_gradient_computes_the_hidden_layer_again(device):
@@ -196,10 +213,12 @@ def test_the_gradient_computes_the_hidden_layer_again(device):
         weight[rows:], weight[:, cols:] = 0, 0
     case.norm_weight, case.norm_bias = case.norm_weight[:24], case.norm_bias[:24]
     dy = torch.ones_like(case.x)
-    with backend.use("torch"):
-        y, mean, rstd, hidden = native_mlp.cuda_mlp_forward(**vars(case))
-        rest = {k: v for k, v in vars(case).items() if k not in ("x", "eps")}
-        dx, *_ = native_mlp.cuda_mlp_backward(dy, case.x, mean, rstd, hidden, **rest)
+    with dispatch.use("torch"):
+        y, mean, rstd, hidden = forward(case)
+        dx, *_ = cuda.mlp_backward(
+            images(case, dy), images(case, case.x), weights_of(case), mean, rstd, hidden, case.hidden_dim,
+            case.dtype,
+        )  # fmt: skip
     x = case.x.cpu().double().requires_grad_()
     wide = SimpleNamespace(**{**vars(case), "x": x})
     z = torch.nn.functional.layer_norm(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from growtas.ops import native
+from growtas import native
 
 needs_build = pytest.mark.skipif(not native.status("cuda").ok, reason="growtas._cuda was not built")
 

@@ -11,7 +11,7 @@ from timm.utils import ModelEmaV3
 
 import growtas
 from growtas import shadow
-from growtas.ops.reference import qkv_rows
+from growtas.ops.qkv.reference import qkv_rows
 from growtas.shadow import Shadows, read, read_qkv
 
 BF16 = torch.bfloat16

@@ -103,12 +103,9 @@ def count_launches(run: Callable[[], Any]) -> int:
 @contextlib.contextmanager
 def eager_operations() -> Iterator[None]:
     """Within it, operations of growtas.ops run directly although a dispatch mode is on."""
-    from growtas.ops import registration
+    from growtas.ops import registry
 
-    def direct_call(direct: Callable, _operator: Callable, *args: Any) -> Any:
-        return direct(*args)
-
-    with replaced(registration.call, direct_call):
+    with _set(registry, "eager", lambda: True):
         yield
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common.product_works import _merge, _qkv_slice, _then
 from common.works import Call, Inputs, Layer, Work, differentiate, launcher, normal, shadows_of
+from growtas.ops.mlp.weights import MLPWeights
 
 EPS = 1e-5
 BACKENDS = ("triton", "cublas", "cuda", "cpu", "torch")
@@ -225,16 +226,19 @@ def _norm_qkv_backward_dense(layer: Layer, i: Inputs) -> Call:
 # -- MLP -----------------------------------------------------------------------------------------------------
 
 
-def _mlp_arguments(i: Inputs) -> tuple:
-    return i.gamma, i.beta, EPS, i.w1, i.b1, i.w2, i.b2
+def _images(i: Inputs, rows: Tensor) -> Tensor:
+    """Rows (B * N, d) as (B, N, d)."""
+    return rows.view(-1, i.tokens, rows.shape[1])
+
+
+def _mlp_forward_call(layer: Layer, launch: Callable, i: Inputs) -> Callable:
+    weights = MLPWeights(i.gamma, i.beta, i.w1, i.b1, i.w2, i.b2, i.scale)
+    return lambda: launch(_images(i, i.x), weights, layer.hidden, EPS, i.dtype)
 
 
 def _mlp(layer: Layer, backend: str, i: Inputs) -> Call:
     launch = launcher(backend, "mlp_forward")
-    return _then(
-        lambda: launch(i.x, *_mlp_arguments(i), layer.hidden, i.scale, i.tokens, i.dtype),
-        lambda found: found[:1],
-    )
+    return _then(_mlp_forward_call(layer, launch, i), lambda found: (found[0].flatten(0, 1),))
 
 
 def _mlp_of(i: Inputs, leaves: list[Tensor]) -> Tensor:
@@ -253,18 +257,16 @@ def _mlp_dense(layer: Layer, i: Inputs) -> Call:
 
 def _mlp_backward(layer: Layer, backend: str, i: Inputs) -> Call:
     forward, launch = launcher(backend, "mlp_forward"), launcher(backend, "mlp_backward")
-    _, mean, rstd, hidden = forward(i.x, *_mlp_arguments(i), layer.hidden, i.scale, i.tokens, i.dtype)
+    _, mean, rstd, hidden = _mlp_forward_call(layer, forward, i)()
     d, m = layer.d, layer.hidden
 
     def plain(found):
         dx, dgamma, dbeta, dw1, db1, dw2, db2 = found
-        return dx, dgamma[:d], dbeta[:d], dw1[:m, :d], db1[:m], dw2[:d, :m], db2[:d]
+        return dx.flatten(0, 1), dgamma[:d], dbeta[:d], dw1[:m, :d], db1[:m], dw2[:d, :m], db2[:d]
 
-    weights = (i.gamma, i.beta, i.w1, i.b1, i.w2, i.b2)
-    return _then(
-        lambda: launch(i.dy, i.x, mean, rstd, hidden, *weights, layer.hidden, i.scale, i.tokens, i.dtype),
-        plain,
-    )
+    weights = MLPWeights(i.gamma, i.beta, i.w1, i.b1, i.w2, i.b2, i.scale)
+    dy, x = _images(i, i.dy), _images(i, i.x)
+    return _then(lambda: launch(dy, x, weights, mean, rstd, hidden, layer.hidden, i.dtype), plain)
 
 
 def _mlp_backward_dense(layer: Layer, i: Inputs) -> Call:

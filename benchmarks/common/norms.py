@@ -11,7 +11,7 @@ from torch import Tensor
 from common.products import Inputs
 from common.ways import Way, leaf
 from growtas import ops
-from growtas.ops import backend
+from growtas.ops import dispatch
 
 LAYER = "dense"
 
@@ -60,7 +60,7 @@ class Norm:
 def names(device: torch.device) -> list[str]:
     """torch's layer, and growtas with each back end that runs on the device."""
     kinds = {"cpu": ("torch", "cpu"), "cuda": ("torch", "triton", "cuda")}[device.type]
-    return [LAYER, *(f"growtas {name}" for name in kinds if backend.available(name).ok)]
+    return [LAYER, *(f"growtas {name}" for name in kinds if dispatch.available(name).ok)]
 
 
 def build(name: str, norm: Norm, inputs: Inputs) -> Way:

@@ -18,7 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from common import counting
-from growtas.ops import backend
+from growtas.ops import dispatch
 
 GROUPS = ("products", "attention", "LayerNorm", "GELU", "copies", "rest", "Python and autograd")
 MARK = "growtas::"
@@ -69,8 +69,8 @@ def marks() -> Iterator[None]:
         stack.enter_context(counting.native_wrapped(marked))
         for function in functions.values():
             stack.enter_context(counting.replaced(function, marked(function.__name__, function)))
-        backend.changed()  # it remembers the functions that stood there before
-        stack.callback(backend.changed)
+        dispatch.changed()  # it remembers the functions that stood there before
+        stack.callback(dispatch.changed)
         yield
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from common import published
 from common.products import Inputs, Product
 from growtas import ops
-from growtas.ops import backend
+from growtas.ops import dispatch
 
 
 @dataclass
@@ -170,7 +170,7 @@ def names(device: torch.device) -> list[str]:
     usable = [
         name
         for name in kinds
-        if any(name in backend.KERNELS[op] for op in ("linear", "qkv")) and backend.available(name).ok
+        if name in dispatch.OPERATIONS["linear"].backends and dispatch.available(name).ok
     ]
     return [*LIMITS, *(f"growtas {name}" for name in usable)]
 
@@ -203,8 +203,8 @@ def active(name: str, op: str, width: int, device: torch.device, dtype: torch.dt
     if not name.startswith("growtas "):
         yield
         return
-    with backend.use(short(name)):
-        backend.choose(op, device, dtype, width)
+    with dispatch.use(short(name)):
+        dispatch.choose(op, device, dtype, width)
         yield
 
 

@@ -7,7 +7,6 @@ ends share, so that one that is missing costs that way alone.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,53 +16,25 @@ from torch import Tensor
 
 from common.products import SPACES
 from growtas import load_space
-from growtas.ops.backend import IMPLEMENTATIONS
+from growtas.ops.dispatch import OPERATIONS
 from growtas.shadow import Shadows
 
 Call = Callable[[], Sequence[Tensor]]
-TRITON = ("linear", "linear_backward", "qkv", "norm_qkv", "layer_norm", "relative_attention", "mlp")
-NATIVE = ("native_products", "native", "native_attention", "native_mlp")
-
-
-def step(op: str, backend: str, name: str) -> Callable | None:
-    """A function of an operation's implementation, by the name that all back ends share; None without one."""
-    modules, _, prefix = IMPLEMENTATIONS[op][backend].partition(":")
-    for module in modules.split():
-        found = getattr(importlib.import_module(module), prefix + name, None)
-        if found is not None:
-            return found
-    return None
 
 
 def launcher(backend: str, name: str) -> Callable:
-    """A launcher of a back end, wherever it is defined.
+    """A launcher of a backend, by the name that all backends share.
 
     Args:
         backend: ``torch``, ``cpu``, ``cublas``, ``triton`` or ``cuda``.
-        name: as all back ends share it, such as ``linear_gelu_forward``.
+        name: such as ``linear_gelu_forward``.
 
     Raises:
-        LookupError: this back end has no such launcher.
+        LookupError: this backend has no such launcher.
     """
-    for op, table in IMPLEMENTATIONS.items():
-        found = step(op, backend, name) if backend in table else None
-        if found is not None:
-            return found
-    if backend not in ("triton", "cuda"):
-        raise LookupError(f"{backend} has no {name}")
-    # Kernels that are there, and that no operation uses yet.
-    package, modules, prefix = (
-        ("growtas.kernels", TRITON, "") if backend == "triton" else ("growtas.ops", NATIVE, f"{backend}_")
-    )
-    for module in modules:
-        try:
-            found = getattr(importlib.import_module(f"{package}.{module}"), prefix + name, None)
-        except ModuleNotFoundError as error:
-            if error.name != f"{package}.{module}":  # something else is missing, which should be heard of
-                raise
-            continue
-        if found is not None:
-            return found
+    for operation in OPERATIONS.values():
+        if backend in operation.backends and hasattr(operation.load(backend), name):
+            return getattr(operation.load(backend), name)
     raise LookupError(f"{backend} has no {name}")
 
 

@@ -1,7 +1,7 @@
 """Convolutions on slices of shared weights: pointwise, depthwise with elastic kernel, squeeze-and-excite.
 
 Activations are (B, C, H, W) in channels_last memory throughout. Their pixels then are the rows of a matrix
-and a pointwise convolution is a product with a corner of the shared matrix, which growtas' sliced kernels
+and a pointwise convolution is a GEMM with a corner of the shared matrix, which growtas' sliced kernels
 read through its strides: no weight is copied. The leading filters of a depthwise convolution lie side by
 side, so they are a view of the shared weight too; only a smaller kernel is a new, small tensor, since it is
 the larger one's centre times a learned matrix.

@@ -31,7 +31,7 @@ class SlicedLinear(nn.Linear):
 
 
 class PartialLayerNorm(nn.LayerNorm):
-    """``nn.LayerNorm`` over inputs of any width up to its own; the result is in the dtype of products.
+    """``nn.LayerNorm`` over inputs of any width up to its own; the result is in the dtype of GEMMs.
 
     Args of forward:
         x: (..., d), d <= normalized_shape.
@@ -48,7 +48,7 @@ class PatchEmbedding(nn.Module):
     """Cut images into patches and project each to the first d channels.
 
     The shared weight is a convolution's, (D, C, p, p), as published; since kernel and stride are equal the
-    convolution is a product, which takes the sliced linear kernel.
+    convolution is a GEMM, which takes the sliced linear kernel.
 
     Args:
         in_channels: C, of the images.

@@ -1,4 +1,4 @@
-"""The dtype that products run in."""
+"""The dtype that GEMMs run in."""
 
 from __future__ import annotations
 

@@ -1,7 +1,13 @@
-"""Operations on slices of shared weights: each with its autograd, registration and back ends."""
+"""Operations on slices of shared weights, one folder each.
+
+A folder holds the public function and the table of its backends (``__init__``), and one module per language:
+``reference`` (or ``unfused``, a composition of other operations), ``cpu``, ``cublas``, ``cuda``; Triton
+kernels lie in ``kernels/<operation>``. Beside them: ``dispatch`` (which backend), ``registry`` (autograd and
+torch.library), ``checks`` (of arguments), ``records`` (of tuning).
+"""
 
 from growtas.ops.attention_branch import attention_branch
-from growtas.ops.backend import available, use
+from growtas.ops.dispatch import available, use
 from growtas.ops.layer_norm import layer_norm
 from growtas.ops.linear import linear
 from growtas.ops.mlp import mlp

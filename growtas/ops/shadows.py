@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from growtas.ops import backend
+from growtas.ops import dispatch
 from growtas.shadow import Shadows, copy
 
 
@@ -20,6 +20,6 @@ def refresh(shadows: Shadows, dtype: torch.dtype, device: torch.device) -> bool:
         Whether the weights were cast.
     """
     cast = copy
-    if device.type == "cuda" and backend.available("triton").ok and not backend.interpreted():
+    if device.type == "cuda" and dispatch.available("triton").ok and not dispatch.interpreted():
         from growtas.kernels.shadow import cast
     return shadows.refresh(dtype, cast)

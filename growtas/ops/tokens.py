@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from growtas.ops.registration import classic, eager
+from growtas.ops.registry import classic, eager
 
 
 def tokens(patches: Tensor, cls_token: Tensor, pos_embed: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def _forward(patches: Tensor, cls_token: Tensor, pos_embed: Tensor) -> Tensor:
 
 
 def _keep(ctx, inputs, output) -> None:
-    """What the backward pass needs: dtypes and widths."""
+    """Save the dtypes and widths that the backward pass needs."""
     patches, cls_token, pos_embed = inputs
     ctx.dtypes = tuple(t.dtype for t in inputs)
     ctx.full = cls_token.shape[-1], pos_embed.shape[-1]

@@ -12,7 +12,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from growtas.errors import UsageError
-from growtas.ops.reference import qkv_bias_rows, qkv_rows
+from growtas.ops.qkv.reference import qkv_bias_rows, qkv_rows
 from growtas.space import Subnet
 from growtas.supernet.vit import VisionTransformer
 

@@ -20,9 +20,9 @@ from growtas.errors import UsageError, nearest
 from growtas.nn.block import Block
 from growtas.nn.linear import PartialLayerNorm, PatchEmbedding, SlicedLinear
 from growtas.nn.precision import compute_dtype
-from growtas.ops.qkv import BIAS_LAYOUTS
-from growtas.ops.reference import qkv_bias_rows, qkv_rows
-from growtas.ops.registration import eager
+from growtas.ops.checks import BIAS_LAYOUTS
+from growtas.ops.qkv.reference import qkv_bias_rows, qkv_rows
+from growtas.ops.registry import eager
 from growtas.ops.shadows import refresh
 from growtas.ops.tokens import tokens
 from growtas.shadow import SHADOW_DTYPES, Shadows

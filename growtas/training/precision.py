@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-BFLOAT16_CAPABILITY = (8, 0)  # older GPUs have no bfloat16 products
+BFLOAT16_CAPABILITY = (8, 0)  # older GPUs have no bfloat16 GEMMs
 
 
 def resolved(amp: str, device: torch.device) -> str:
@@ -36,7 +36,7 @@ def described(amp: str, device: torch.device) -> str:
 
 @contextmanager
 def tf32(amp: str, device: torch.device) -> Iterator[None]:
-    """Inside, products that stay in float32 on a GPU take TF32, unless ``amp`` is ``none``."""
+    """Inside, GEMMs that stay in float32 on a GPU take TF32, unless ``amp`` is ``none``."""
     before = torch.get_float32_matmul_precision()
     convolutions = torch.backends.cudnn.allow_tf32
     try:

@@ -242,7 +242,7 @@ def versions() -> dict[str, str]:
     import timm
     import torch
 
-    from growtas.ops import native
+    from growtas import native
 
     made_from = commit() or native.metadata("cpu").get("commit")  # a wheel knows what it was built from
     return {

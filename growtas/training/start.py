@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from growtas.errors import GrowtasError, UsageError, nearest
-from growtas.ops import backend
+from growtas.ops import dispatch
 from growtas.space import Space, load_space
 from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.training import checkpoint, initial
@@ -159,12 +159,12 @@ def _create(run: Run, weights: Mapping[str, Tensor] | None) -> None:
 
 
 def _tune(run: Run, device: torch.device, ranks: Ranks) -> None:
-    """Race back ends where the device has no record: rank 0 does, and all ranks follow what it found."""
+    """Race backends where the device has no record: rank 0 does, and all ranks follow what it found."""
     config = run.config
     batch = max(1, config.batch_size // ranks.world // config.accumulate)
     found = ranks.on_first(lambda: tune_before_training(run.space, device, config.amp, batch, config.tune))
     if found is not None and ranks.world > 1:
-        backend.adopt(device, found)
+        dispatch.adopt(device, found)
 
 
 def _load_data(load: Callable[[], Splits], config: TrainConfig, device: torch.device, ranks: Ranks) -> Splits:

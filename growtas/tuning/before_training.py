@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from growtas.errors import GrowtasError
-from growtas.ops import backend, records
+from growtas.ops import dispatch, records
 from growtas.space import Space
 from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.tuning.driver import plan, rivals, tune
@@ -32,7 +32,7 @@ def tune_before_training(
     """
     if mode == "off" or device.type != "cuda" or isinstance(space, MobileNetSpace):
         return None
-    if backend.requested() != "auto" or backend.interpreted():
+    if dispatch.requested() != "auto" or dispatch.interpreted():
         return None
     dtype = "float32" if amp == "none" else amp
     missing = _missing(space, device, dtype, batch)
@@ -48,13 +48,13 @@ def tune_before_training(
             tune(space, str(device), (dtype,), SECONDS, batch)
         except (GrowtasError, OSError, RuntimeError) as error:
             warnings.warn(f"Tuning failed ({error}); what has no record runs on torch.", stacklevel=2)
-    return backend.record(device)
+    return dispatch.record(device)
 
 
 def _missing(space: Space, device: torch.device, dtype: str, batch: int) -> int:
     """How many classes with a rival to torch the record in force does not know."""
     _, place, wanted = plan(space, str(device), (dtype,), batch)
-    found = backend.record(place)
+    found = dispatch.record(place)
     exact = found is not None and (found.source == "user" or found.record["key"] == records.key(place))
     finished = found.record["finished"] if exact else []
     known = {(one["op"], one["dtype"], one["class"]) for one in finished}

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from growtas.ops import backend, native_branch
+from growtas.ops import dispatch, one_call
 from growtas.space import SearchSpace
 
 HALF = ("bfloat16", "float16")
@@ -70,7 +70,7 @@ class Case:
     """What one choice is decided by.
 
     Args:
-        op: key of growtas.ops.backend.KERNELS.
+        op: key of growtas.ops.dispatch.OPERATIONS.
         dtype, width_class: as the record's choices have them.
         jobs: to check and to time.
         checks: only to check: the branches where the operation's other steps run.
@@ -113,7 +113,7 @@ def cases(space: SearchSpace, batch: int, dtypes: Sequence[str], kind: str) -> l
     found: dict[tuple[str, str, str], tuple[list[Job], list[Job]]] = {}
     for dtype in dtypes:
         for op, key_dtype, width, jobs, checks in _of_dtype(space, batch, dtype, kind):
-            own = found.setdefault((op, key_dtype, backend.shape_class(width)), ([], []))
+            own = found.setdefault((op, key_dtype, dispatch.shape_class(width)), ([], []))
             for kept, new in zip(own, (jobs, checks), strict=True):
                 kept.extend(job for job in new if job not in kept)
     order = ("qkv", "relative_attention", "layer_norm", "linear", "linear_gelu", "mlp", "norm_qkv")
@@ -137,7 +137,7 @@ def _of_dtype(space: SearchSpace, batch: int, dtype: str, kind: str) -> Iterator
     # Under autocast the residual stream is in fp32, and the result in the dtype of the GEMMs.
     norms = [sizes.job("layer_norm", d, *layers[0][1:], x_dtype="float32") for d in space.embed_dim]
     rows = batch * space.num_tokens
-    if kind == "cpu" and dtype == "float32" and rows * D * M <= native_branch.MOST_OPERATIONS:
+    if kind == "cpu" and dtype == "float32" and rows * D * M <= one_call.MOST_OPERATIONS:
         # There LayerNorm in C++ means whole branches in one call: that is what a choice of it decides.
         yield "layer_norm", "float32", D, [*mlps, *attentions], norms
     else:

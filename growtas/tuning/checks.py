@@ -15,10 +15,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from growtas.ops import backend
+from growtas.ops import dispatch
 from growtas.tuning.calls import Call
 
-TORCH = dict.fromkeys(backend.KERNELS, "torch")
+TORCH = dict.fromkeys(dispatch.OPERATIONS, "torch")
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def poisoned() -> Iterator[None]:
 
 def truth(call: Call) -> list[Tensor]:
     """The result and the gradients in fp64, by torch's reference."""
-    with backend.assigned(TORCH):
+    with dispatch.assigned(TORCH):
         return call.double().step()
 
 
@@ -72,7 +72,7 @@ def compare(call: Call, candidate: Callable[[], contextmanager]) -> str:
         Why it fails; empty where it passes.
     """
     expected = truth(call)
-    with backend.assigned(TORCH):
+    with dispatch.assigned(TORCH):
         yardstick = errors(call.step(), expected)
     with candidate(), poisoned():
         found = errors(call.step(), expected)

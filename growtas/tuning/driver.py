@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from growtas.errors import GrowtasError, UsageError, nearest
-from growtas.ops import backend, records
+from growtas.ops import dispatch, records
 from growtas.space import SearchSpace, load_space
 from growtas.tuning import compiling
 from growtas.tuning.cases import BATCH, DTYPES, Case, cases, torch_dtype
@@ -86,7 +86,7 @@ def tune(
         elif session.copy:
             session.write()
     finally:
-        backend.changed()
+        dispatch.changed()
     print(table(summaries(session.record)))
     return path
 
@@ -124,9 +124,9 @@ def _device(name: str) -> torch.device:
 
 def rivals(case: Case, device: torch.device) -> list[str]:
     """The backends other than torch that a case has on a device."""
-    own = [name for name in KINDS[device.type] if name in backend.KERNELS[case.op]]
-    own = [name for name in own if backend.suits(name, device, torch_dtype(case.dtype))]
-    return [] if backend.interpreted() and device.type == "cuda" else own
+    own = [name for name in KINDS[device.type] if name in dispatch.OPERATIONS[case.op].backends]
+    own = [name for name in own if dispatch.suits(name, device, torch_dtype(case.dtype))]
+    return [] if dispatch.interpreted() and device.type == "cuda" else own
 
 
 class Session:
@@ -210,7 +210,7 @@ class Session:
         return {
             "case": case.to_dict(),
             "backend": name,
-            "place": backend.IMPLEMENTATIONS[case.op][name],
+            "place": dispatch.place_of(dispatch.OPERATIONS[case.op].backends[name]),
             "choices": self.record["choices"],
             "device": str(self.device),
             "threads": torch.get_num_threads(),

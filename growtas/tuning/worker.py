@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 import torch
 
-from growtas.ops import backend
+from growtas.ops import dispatch
 from growtas.tuning import calls, checks, clock, decide
 from growtas.tuning.cases import Case, Job, torch_dtype
 
@@ -49,7 +49,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         ``measurements``, one per job; or ``refused`` and ``kind``.
     """
     case, name = Case.parse(request["case"]), request["backend"]
-    backend.IMPLEMENTATIONS[case.op][name] = request["place"]
+    dispatch.OPERATIONS[case.op].backends[name] = dispatch.Lazy(request["place"])
     device = torch.device(request["device"])
     torch.set_num_threads(request["threads"])
     if device.type == "cuda":
@@ -86,8 +86,8 @@ def _case(
 ) -> list[dict[str, Any]]:
     """All measurements of a candidate that passes every check."""
     rest = {op: choices[op] for op in choices if op != case.op}
-    own = partial(backend.assigned, {case.op: name}, rest)
-    torchs = partial(backend.assigned, {case.op: "torch"}, rest)
+    own = partial(dispatch.assigned, {case.op: name}, rest)
+    torchs = partial(dispatch.assigned, {case.op: "torch"}, rest)
     _check_support(case, own, device)
     begin = time.monotonic()
     for job in (*case.jobs, *case.checks):
@@ -108,7 +108,7 @@ def _case(
 def _run_once(case: Case, name: str, device: torch.device) -> list[dict[str, Any]]:
     """Run every job, so that its kernels are compiled."""
     for job in (*case.jobs, *case.checks):
-        with backend.assigned({case.op: name}):
+        with dispatch.assigned({case.op: name}):
             calls.make(job, device, 0).step()
     return []
 
@@ -124,7 +124,7 @@ def _check_support(case: Case, own: Callable[[], AbstractContextManager], device
         return
     job, x = case.jobs[0], torch.empty(0, device=device, dtype=torch_dtype(case.dtype))
     with own():
-        ask = backend.kernel(case.op, "unsupported", x, job.e)
+        ask = dispatch.OPERATIONS[case.op](x, job.e).unsupported
     if reason := ask(job.e, (job.side, job.side), x.dtype):
         raise Refused("unsupported", reason)
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import reference
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,7 +32,7 @@ from growtas.kernels import shadow as cast_kernel
 from growtas.nn import Block
 from growtas.nn import block as block_module
 from growtas.nn import linear as linear_module
-from growtas.ops import backend, cublas, reference, shadows
+from growtas.ops import cublas, dispatch, shadows
 from growtas.subnet import Subnet
 from growtas.supernet import vit
 
@@ -273,7 +274,7 @@ def traced() -> list[tuple[str, int, int]]:
     layers = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
     made = shadow.Shadows([weight for layer in layers for weight in (layer.weight, layer.bias)])
     made.refresh(torch.float16)  # bfloat16 has no products in the interpreter
-    with backend.use("triton"), torch.autocast("cpu", torch.float16):
+    with dispatch.use("triton"), torch.autocast("cpu", torch.float16):
         block(x, 4, SUBNET.hidden_dims[0], (7, 7)).sum().backward()
     return found
 

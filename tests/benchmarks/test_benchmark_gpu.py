@@ -214,7 +214,7 @@ def test_the_overlay_holds_growtas_and_its_kernels(tmp_path, monkeypatch):
     folder = gpu.overlay()
     (tmp_path / "growtas" / "_cuda.so").write_text("built since")
     assert folder == gpu.overlay() and (folder / "growtas" / "_cuda.so").exists()
-    code = "import growtas.kernels.linear as k, growtas.ops.backend as b; print(k.here, b.here)"
+    code = "import growtas.kernels.linear as k, growtas.ops.dispatch as b; print(k.here, b.here)"
     env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [

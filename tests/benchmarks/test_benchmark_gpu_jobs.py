@@ -11,7 +11,7 @@ from common.dense_vit import dense_vit
 from common.masked_vit import MaskedViT, masks_of
 
 import growtas
-from growtas.ops import backend
+from growtas.ops import dispatch
 from growtas.space import Subnet
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton is compiled in this process")
@@ -101,11 +101,13 @@ def test_steps_of_every_rival_are_timed_with_their_bound(context):
 
 
 def test_a_step_on_cublas_takes_triton_for_what_is_no_gemm(context, monkeypatch):
-    monkeypatch.setattr(backend, "_mismatch", lambda *_: "")
-    monkeypatch.setattr(backend, "available", lambda _: backend.Availability(True))
+    monkeypatch.setattr(dispatch, "_mismatch", lambda *_: "")
+    monkeypatch.setattr(dispatch, "available", lambda _: dispatch.Availability(True))
     monkeypatch.setattr(context, "tiny", False)
     with gpu_steps.backend(context, "growtas cublas"):
-        found = {op: backend.choose(op, torch.device("cuda"), torch.bfloat16, 256) for op in backend.KERNELS}
+        found = {
+            op: dispatch.choose(op, torch.device("cuda"), torch.bfloat16, 256) for op in dispatch.OPERATIONS
+        }
     assert {op for op, name in found.items() if name == "triton"} == {"relative_attention", "layer_norm"}
     assert set(found.values()) == {"triton", "cublas"}
 

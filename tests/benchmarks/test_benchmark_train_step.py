@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+import reference
 import torch
 import train_step
 from common import counting, step_profile, step_report, steps
@@ -14,7 +15,6 @@ from common.published_vit import PublishedViT, relative_embedding
 from torch.utils.flop_counter import FlopCounterMode
 
 import growtas
-from growtas.ops import reference
 from growtas.space import Subnet
 
 aten = torch.ops.aten

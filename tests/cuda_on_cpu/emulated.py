@@ -18,7 +18,7 @@ from types import ModuleType
 import pybind11
 import torch
 
-from growtas.ops import native
+from growtas import native
 
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = (".h", ".cuh", ".cu", ".cpp")
@@ -75,8 +75,6 @@ def emulate(module: ModuleType, monkeypatch, device: int = 0) -> None:
         monkeypatch: undoes it.
         device: 1 runs blocks, warps and lanes in reverse order, and copies to shared memory at once.
     """
-    check = native._check
-    monkeypatch.setattr(native, "_check", lambda x, name, device_type: check(x, name, "cpu"))
     monkeypatch.setattr(native, "load", lambda kind: module)
-    monkeypatch.setattr(native, "_cuda_place", lambda x: (device, 0))
+    monkeypatch.setattr(native, "cuda_place", lambda x: (device, 0))
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())

@@ -26,8 +26,8 @@ def trained_like(space="digits", num_classes=10, qkv_bias="interleaved", seed=0)
 @pytest.mark.parametrize("qkv_bias", ["interleaved", "published"])
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 def test_the_logits_are_the_slices(backend, qkv_bias):
-    if not ops.backend.available(backend).ok:
-        pytest.fail(ops.backend.available(backend).reason)
+    if not ops.available(backend).ok:
+        pytest.fail(ops.available(backend).reason)
     net, rng = trained_like(qkv_bias=qkv_bias), random.Random(1)
     subnets = [DIGITS.smallest(), DIGITS.largest(), *(DIGITS.sample(rng) for _ in range(20))]
     images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(2))

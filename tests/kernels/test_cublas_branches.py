@@ -6,8 +6,14 @@ import pytest
 import torch
 from kernel_cases import GPU, assert_as_good_as_torch, needs_gpu, parameter, poisoned_outputs
 
-from growtas.ops import composed, cublas
-from growtas.ops.backend import use
+from growtas.ops.dispatch import use
+from growtas.ops.linear import cublas as linear_cublas
+from growtas.ops.linear import reference as linear_reference
+from growtas.ops.mlp import cublas as mlp_cublas
+from growtas.ops.mlp import unfused as mlp_unfused
+from growtas.ops.mlp.weights import MLPWeights
+from growtas.ops.norm_qkv import cublas as norm_qkv_cublas
+from growtas.ops.norm_qkv import unfused as norm_qkv_unfused
 from growtas.shadow import Shadows
 
 DTYPES = [
@@ -17,9 +23,15 @@ DTYPES = [
 B, N = (128, 197) if GPU else (2, 10)
 
 
+def _wide(argument):
+    if isinstance(argument, MLPWeights):
+        return MLPWeights(*map(_wide, argument))
+    return argument.double() if isinstance(argument, torch.Tensor) else argument
+
+
 def truth_of(function, *arguments):
     """The composition of torch calls in fp64."""
-    wide = [a.double() if isinstance(a, torch.Tensor) else a for a in arguments]
+    wide = [_wide(a) for a in arguments]
     wide = [torch.float64 if isinstance(a, torch.dtype) else a for a in wide]
     with use("torch"):
         return function(*wide)
@@ -35,8 +47,8 @@ def compare(names, own, torch_way, truth, reductions):
 @pytest.mark.parametrize("width, hidden", [(216, 756), (24, 60)])
 def test_mlp(dtype, scaled, width, hidden, device):
     torch.manual_seed(0)
-    x = torch.randn(B * N, width, device=device)
-    dy = torch.randn(B * N, width, device=device)
+    x = torch.randn(B, N, width, device=device)
+    dy = torch.randn(B, N, width, device=device)
     full, full_hidden = width + 40, hidden + 12
     norm = [parameter((full,), (width,), torch.float32, device, 1.0) for _ in range(2)]
     w1 = parameter((full_hidden, full), (hidden, width), torch.float32, device, 0.1)
@@ -46,22 +58,23 @@ def test_mlp(dtype, scaled, width, hidden, device):
     scale = torch.rand(B, device=device) if scaled else None
     shadows = Shadows([w1, b1, w2, b2])
     shadows.refresh(dtype)
-    forward = (x, *norm, 1e-5, w1, b1, w2, b2, hidden, scale, N, dtype)
+    weights = MLPWeights(*norm, w1, b1, w2, b2, scale)
+    forward = (x, weights, hidden, 1e-5, dtype)
     with poisoned_outputs():
-        y, mean, rstd, h = cublas.mlp_forward(*forward)
+        y, mean, rstd, h = mlp_cublas.mlp_forward(*forward)
     assert h.stride(0) % 8 == 0
     with use("torch"):
-        expected = composed.mlp_forward(*forward)
-    truth = truth_of(composed.mlp_forward, *forward)
+        expected = mlp_unfused.mlp_forward(*forward)
+    truth = truth_of(mlp_unfused.mlp_forward, *forward)
     compare(("y", "mean", "rstd", "h"), (y, mean, rstd, h), expected, truth, (hidden, width, width, width))
 
     with poisoned_outputs():
-        gradients = cublas.mlp_backward(dy, x, mean, rstd, h, *norm, *forward[4:])
-        again = cublas.mlp_backward(dy, x, mean, rstd, h[:0], *norm, *forward[4:])
+        gradients = mlp_cublas.mlp_backward(dy, x, weights, mean, rstd, h, hidden, dtype)
+        again = mlp_cublas.mlp_backward(dy, x, weights, mean, rstd, h[:0], hidden, dtype)
     with use("torch"):
-        expected = composed.mlp_backward(dy, x, *expected[1:], *norm, *forward[4:])
+        expected = mlp_unfused.mlp_backward(dy, x, weights, *expected[1:], hidden, dtype)
     exact = [truth[i] if i < 3 else h for i in range(1, 4)]
-    truth = truth_of(composed.mlp_backward, dy, x, *exact, *norm, *forward[4:])
+    truth = truth_of(mlp_unfused.mlp_backward, dy, x, weights, *exact, hidden, dtype)
     names = ("dx", "dnorm_weight", "dnorm_bias", "dw1", "db1", "dw2", "db2")
     compare(names, gradients, expected, truth, (hidden, *[B * N] * 6))
     assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True)), "h made again differs"
@@ -81,10 +94,10 @@ def test_all_gradients_of_a_linear_layer(dtype, scaled, device):
     shadows.refresh(dtype)
     arguments = (dy, x, weight, bias, scale, N)
     with poisoned_outputs():
-        own = cublas.linear_backward(*arguments)
+        own = linear_cublas.linear_backward(*arguments)
     with use("torch"):
-        expected = composed.linear_backward(*arguments)
-    truth = truth_of(composed.linear_backward, *arguments)
+        expected = linear_reference.linear_backward(*arguments)
+    truth = truth_of(linear_reference.linear_backward, *arguments)
     compare(("dx", "dweight", "dbias"), own, expected, truth, (width, B * N, B * N))
 
 
@@ -103,23 +116,23 @@ def test_norm_qkv(dtype, layout, device):
     shadows = Shadows([weight, bias], head_dims, sort=True)
     forward = (x, *norm, 1e-5, weight, bias, heads, head_dim, layout, dtype)
     with use("torch"):
-        expected = composed.norm_qkv_forward(*forward)
-    truth = truth_of(composed.norm_qkv_forward, *forward)
+        expected = norm_qkv_unfused.norm_qkv_forward(*forward)
+    truth = truth_of(norm_qkv_unfused.norm_qkv_forward, *forward)
     shadows.refresh(dtype)
     with poisoned_outputs():
-        qkv, mean, rstd = cublas.norm_qkv_forward(*forward)
+        qkv, mean, rstd = norm_qkv_cublas.norm_qkv_forward(*forward)
     assert qkv.stride(-1) == 1 and qkv.shape == (3, B, heads, N, head_dim)
     compare(("qkv", "mean", "rstd"), (qkv, mean, rstd), expected, truth, (width, width, width))
 
     dqkv = torch.randn(qkv.shape, device=device).to(dtype)
     backward = (x, mean, rstd, *norm, weight, bias, layout, residual)
     with poisoned_outputs():
-        own = cublas.norm_qkv_backward(dqkv, *backward)
-        in_place = cublas.norm_qkv_backward(torch.empty_like(qkv).copy_(dqkv), *backward)
+        own = norm_qkv_cublas.norm_qkv_backward(dqkv, *backward)
+        in_place = norm_qkv_cublas.norm_qkv_backward(torch.empty_like(qkv).copy_(dqkv), *backward)
     shadows = None  # the torch backend on the weights themselves
     with use("torch"):
-        expected = composed.norm_qkv_backward(dqkv, *backward)
-    truth = truth_of(composed.norm_qkv_backward, dqkv, *backward)
+        expected = norm_qkv_unfused.norm_qkv_backward(dqkv, *backward)
+    truth = truth_of(norm_qkv_unfused.norm_qkv_backward, dqkv, *backward)
     names = ("dx", "dnorm_weight", "dnorm_bias", "dweight", "dbias")
     compare(names, own, expected, truth, (active, *[B * N] * 4))
     assert all(torch.equal(a, b) for a, b in zip(own, in_place, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import reference
 import torch
 from kernel_cases import (
     DTYPES,
@@ -19,7 +20,6 @@ from kernel_cases import (
 
 from growtas.errors import UsageError
 from growtas.kernels import launch, layer_norm, tiles
-from growtas.ops import reference
 
 # rows, width, super width, gap between rows
 CASES = [

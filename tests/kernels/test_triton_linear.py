@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import reference
 import torch
 from kernel_cases import (
     DTYPES,
@@ -23,7 +24,6 @@ from kernel_cases import (
 from growtas import kernels
 from growtas.errors import UsageError
 from growtas.kernels import launch, linear, tiles
-from growtas.ops import reference
 
 # rows, in, out, super in, super out, gap between rows
 CASES = [

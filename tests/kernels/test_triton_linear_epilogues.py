@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import reference
 import torch
 from kernel_cases import (
     DTYPES,
@@ -20,7 +21,6 @@ from kernel_cases import (
 
 from growtas.errors import UsageError
 from growtas.kernels import launch, linear, tiles
-from growtas.ops import reference
 
 # images, tokens, in, out, super in, super out, gap between rows
 CASES = [

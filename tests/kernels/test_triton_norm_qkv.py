@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import reference
 import torch
 from kernel_cases import (
     DTYPES,
@@ -22,7 +23,6 @@ from growtas.errors import UsageError
 from growtas.kernels import launch, tiles
 from growtas.kernels.norm_qkv import norm_qkv_forward
 from growtas.kernels.norm_qkv_backward import norm_qkv_backward
-from growtas.ops import reference
 
 # images, tokens, embed_dim, heads, head_dim, super embed_dim, super heads, layout of the bias
 CASES = [

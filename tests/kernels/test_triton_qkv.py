@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import reference
 import torch
 from kernel_cases import (
     DTYPES,
@@ -21,7 +22,6 @@ from kernel_cases import (
 
 from growtas.errors import UsageError
 from growtas.kernels import qkv, tiles
-from growtas.ops import reference
 
 # images, tokens, embed_dim, heads, head_dim, super embed_dim, super heads, layout of the bias
 CASES = [

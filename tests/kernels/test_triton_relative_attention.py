@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+import reference
 import torch
 from kernel_cases import (
     DTYPES,
@@ -21,7 +22,6 @@ from kernel_cases import (
 
 from growtas.errors import UsageError
 from growtas.kernels import relative_attention as attention
-from growtas.ops import reference
 
 NAMES = ("out", "lse", "dqkv", "dkey_v", "dkey_h", "dvalue_v", "dvalue_h")
 

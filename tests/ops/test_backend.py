@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,8 @@ import torch
 
 from growtas import ops
 from growtas.errors import GrowtasError, UsageError
-from growtas.ops import backend, records
-from growtas.ops.reference import products
+from growtas.ops import dispatch, records
+from growtas.ops.linear import LINEAR, cpu, reference
 
 CPU = torch.device("cpu")
 
@@ -22,22 +25,22 @@ def table(monkeypatch):
     def replace(choices: dict) -> None:
         found = records.Found({"choices": choices}, Path("of-the-test.json"), "user")
         monkeypatch.setattr(records, "find", lambda device: found)
-        backend.changed()
+        dispatch.changed()
 
     yield replace
     monkeypatch.undo()
-    backend.changed()
+    dispatch.changed()
 
 
 def test_use_restores_what_was_in_force():
-    before = backend.requested()
+    before = dispatch.requested()
     with ops.use("torch"):
-        assert backend.requested() == "torch"
+        assert dispatch.requested() == "torch"
         with ops.use("cpu"):
-            assert backend.choose("layer_norm", CPU, torch.float32, 64) == "cpu"
-            assert backend.choose("mlp", CPU, torch.float32, 64) == "torch"  # no C++ kernel: a composition
-        assert backend.requested() == "torch"
-    assert backend.requested() == before
+            assert dispatch.choose("layer_norm", CPU, torch.float32, 64) == "cpu"
+            assert dispatch.choose("mlp", CPU, torch.float32, 64) == "torch"  # no C++ kernel: a composition
+        assert dispatch.requested() == "torch"
+    assert dispatch.requested() == before
 
 
 def test_unknown_name():
@@ -47,107 +50,126 @@ def test_unknown_name():
 
 def test_explicit_request_fails_loudly():
     with ops.use("cpu"), pytest.raises(UsageError, match="float64, which it has no kernel for"):
-        backend.choose("layer_norm", CPU, torch.float64, 64)
+        dispatch.choose("layer_norm", CPU, torch.float64, 64)
     if not torch.cuda.is_available():
         with pytest.raises(GrowtasError, match="Backend 'cuda' cannot run here: .+ .+"):
             ops.use("cuda")
     with ops.use("cpu"), pytest.raises(UsageError, match="the tensors are on 'meta'"):
-        backend.choose("layer_norm", torch.device("meta"), torch.float32, 64)
+        dispatch.choose("layer_norm", torch.device("meta"), torch.float32, 64)
 
 
-def test_a_kernel_is_looked_up_once_until_something_changes(monkeypatch):
+def test_a_backend_is_looked_up_once_until_something_changes(monkeypatch):
     asked, x = [], torch.zeros(2, 8)
-    choose = backend.choose
-    monkeypatch.setattr(backend, "choose", lambda *which: asked.append(which) or choose(*which))
+    choose = dispatch.choose
+    monkeypatch.setattr(dispatch, "choose", lambda *which: asked.append(which) or choose(*which))
     with ops.use("torch"):
-        found = [backend.kernel("linear", "linear_forward", x, 8) for _ in range(3)]
+        found = [LINEAR(x, 8) for _ in range(3)]
         assert len(asked) == 1
-        assert found == [products.linear_forward] * 3
-        assert backend.kernel("linear", "linear_backward_weight", x, 8) is products.linear_backward_weight
-        backend.kernel("linear", "linear_forward", x, 8, torch.bfloat16)
-        backend.kernel("linear", "linear_forward", x, 16)
-        assert len(asked) == 4
-    with ops.use("torch"):
-        backend.kernel("linear", "linear_forward", x, 8)
-    assert len(asked) == 5
+        assert found == [reference] * 3
+        LINEAR(x, 8, torch.bfloat16)
+        LINEAR(x, 16)
+        assert len(asked) == 3
+    with ops.use("cpu"):
+        assert LINEAR(x, 8) is cpu
+    assert len(asked) == 4
+
+
+def test_every_backend_offers_every_step():
+    """A Protocol names the steps; each module of a table has them, with parameters of the same names."""
+    for name, operation in dispatch.OPERATIONS.items():
+        home = importlib.import_module(f"growtas.ops.{name.removesuffix('_gelu')}")
+        steps = [step for step in vars(home.Backend) if not step.startswith("_")]
+        assert steps
+        for backend in operation.backends:
+            module = operation.load(backend)
+            for step in steps:
+                wanted = list(inspect.signature(getattr(home.Backend, step)).parameters)[1:]
+                given = list(inspect.signature(getattr(module, step)).parameters)
+                assert len(given) == len(wanted), f"{module.__name__}.{step} takes {given}, not {wanted}"
+
+
+def test_tables_name_modules_that_another_process_can_import():
+    for operation in dispatch.OPERATIONS.values():
+        for backend, module in operation.backends.items():
+            assert pkgutil.resolve_name(dispatch.place_of(module)) is operation.load(backend)
 
 
 @pytest.mark.parametrize(("value", "expected"), [("torch", "torch"), ("", "auto"), (None, "auto")])
 def test_environment_request(value, expected, monkeypatch):
-    monkeypatch.setattr(backend, "_request", None)  # as in a fresh process
+    monkeypatch.setattr(dispatch, "_request", None)  # as in a fresh process
     if value is None:
         monkeypatch.delenv("GROWTAS_BACKEND", raising=False)
     else:
         monkeypatch.setenv("GROWTAS_BACKEND", value)
-    assert backend.requested() == expected
+    assert dispatch.requested() == expected
 
 
 def test_wrong_environment_request(monkeypatch):
-    monkeypatch.setattr(backend, "_request", None)
+    monkeypatch.setattr(dispatch, "_request", None)
     monkeypatch.setenv("GROWTAS_BACKEND", "gpu")
     with pytest.raises(UsageError, match="There is no backend 'gpu'. Did you mean 'cpu'"):
-        backend.requested()
+        dispatch.requested()
 
 
 def test_auto_follows_the_table(table):
     table({"layer_norm": {"float32": {"256": "cpu"}}})
     with ops.use("auto"):
-        assert backend.choose("layer_norm", CPU, torch.float32, 216) == "cpu"
-        assert backend.choose("layer_norm", CPU, torch.float32, 448) == "torch"
-        assert backend.choose("layer_norm", CPU, torch.bfloat16, 216) == "torch"
-        assert backend.choose("layer_norm", CPU, torch.float64, 216) == "torch"
+        assert dispatch.choose("layer_norm", CPU, torch.float32, 216) == "cpu"
+        assert dispatch.choose("layer_norm", CPU, torch.float32, 448) == "torch"
+        assert dispatch.choose("layer_norm", CPU, torch.bfloat16, 216) == "torch"
+        assert dispatch.choose("layer_norm", CPU, torch.float64, 216) == "torch"
 
 
 def test_auto_falls_back_quietly(table, monkeypatch):
     table({"layer_norm": {"float32": {"256": "cpu"}}, "linear": {"float32": {"256": "cpu"}}})
     monkeypatch.setattr(
-        backend, "available", lambda name: backend.Availability(name == "torch", "it was not built", "")
+        dispatch, "available", lambda name: dispatch.Availability(name == "torch", "it was not built", "")
     )
-    with backend._Use(backend.requested()):
-        backend._set("auto")
-        assert backend.choose("layer_norm", CPU, torch.float32, 216) == "torch"
-        assert backend.choose("linear", CPU, torch.float32, 216) == "torch"  # no such kernel
+    with dispatch._Use(dispatch.requested()):
+        dispatch._set("auto")
+        assert dispatch.choose("layer_norm", CPU, torch.float32, 216) == "torch"
+        assert dispatch.choose("linear", CPU, torch.float32, 216) == "torch"  # no such kernel
 
 
 @pytest.mark.parametrize(
     ("width", "expected"), [(1, "64"), (64, "64"), (65, "128"), (840, "1024"), (4000, "1024")]
 )
 def test_shape_class(width, expected):
-    assert backend.shape_class(width) == expected
+    assert dispatch.shape_class(width) == expected
 
 
 def test_a_choice_may_name_a_tile(table):
     table({"layer_norm": {"float32": {"256": {"backend": "cpu", "tile": {"rows": 4}}, "64": "cpu"}}})
     with ops.use("auto"):
-        assert backend.choose("layer_norm", CPU, torch.float32, 216) == "cpu"
-        assert backend.tile("layer_norm", CPU, torch.float32, 216) == {"rows": 4}
-        assert backend.tile("layer_norm", CPU, torch.float32, 64) is None
+        assert dispatch.choose("layer_norm", CPU, torch.float32, 216) == "cpu"
+        assert dispatch.tile("layer_norm", CPU, torch.float32, 216) == {"rows": 4}
+        assert dispatch.tile("layer_norm", CPU, torch.float32, 64) is None
     with ops.use("cpu"):
-        assert backend.tile("layer_norm", CPU, torch.float32, 216) is None  # of the record, not of a request
+        assert dispatch.tile("layer_norm", CPU, torch.float32, 216) is None  # of the record, not of a request
 
 
 def test_the_epoch_changes_with_every_answer(table):
-    seen = {backend.epoch()}
+    seen = {dispatch.epoch()}
     with ops.use("torch"):
-        seen.add(backend.epoch())
-        assert backend.choose("layer_norm", CPU, torch.float32, 64) == "torch"
-        with backend.assigned({"layer_norm": "cpu"}, {"qkv": {"float32": {"64": "triton"}}}):
-            seen.add(backend.epoch())
+        seen.add(dispatch.epoch())
+        assert dispatch.choose("layer_norm", CPU, torch.float32, 64) == "torch"
+        with dispatch.assigned({"layer_norm": "cpu"}, {"qkv": {"float32": {"64": "triton"}}}):
+            seen.add(dispatch.epoch())
             meta = torch.device("meta")  # who assigns is not asked whether it runs
-            assert backend.choose("layer_norm", meta, torch.float64, 64) == "cpu"
-            assert backend.choose("qkv", meta, torch.float32, 64) == "triton"
-            assert backend.choose("qkv", meta, torch.float32, 65) == "torch"
-        seen.add(backend.epoch())
-        assert backend.choose("layer_norm", CPU, torch.float32, 64) == "torch"
+            assert dispatch.choose("layer_norm", meta, torch.float64, 64) == "cpu"
+            assert dispatch.choose("qkv", meta, torch.float32, 64) == "triton"
+            assert dispatch.choose("qkv", meta, torch.float32, 65) == "torch"
+        seen.add(dispatch.epoch())
+        assert dispatch.choose("layer_norm", CPU, torch.float32, 64) == "torch"
     table({})
-    seen |= {backend.epoch()}
+    seen |= {dispatch.epoch()}
     assert len(seen) == 5
 
 
 def test_adopted_records_come_first(table, monkeypatch):
     table({})
-    monkeypatch.setattr(backend, "_adopted", {})
+    monkeypatch.setattr(dispatch, "_adopted", {})
     choices = {"layer_norm": {"float32": {"64": "cpu"}}}
-    backend.adopt(CPU, records.Found({"choices": choices}, Path("of-rank-0.json"), "user"))
+    dispatch.adopt(CPU, records.Found({"choices": choices}, Path("of-rank-0.json"), "user"))
     with ops.use("auto"):
-        assert backend.choose("layer_norm", CPU, torch.float32, 64) == "cpu"
+        assert dispatch.choose("layer_norm", CPU, torch.float32, 64) == "cpu"

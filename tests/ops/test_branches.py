@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import growtas
 from growtas import ops
 from growtas.errors import UsageError
-from growtas.ops import backend
+from growtas.ops import dispatch
 from growtas.subnet import Subnet
 
 GRID, HEADS, HEAD_DIM = (2, 3), 2, 8
@@ -18,7 +18,7 @@ BATCH, TOKENS, WIDTH, HIDDEN = 2, 7, 12, 20
 
 @pytest.fixture(params=["torch", "cpu"])
 def back_end(request):
-    with backend.use(request.param):
+    with dispatch.use(request.param):
         yield request.param
 
 
@@ -76,12 +76,12 @@ def test_branches_equal_their_parts(back_end, dropped):
     wide_x = x.detach().double().requires_grad_()
     scale = torch.tensor([0.0, 1.25]) if dropped else None
     y = block(x, p, scale)
-    with backend.use("torch"):
+    with dispatch.use("torch"):
         truth = parts(wide_x, wide, None if scale is None else scale.double())
     torch.testing.assert_close(y.double(), truth, rtol=1e-4, atol=1e-5)
     seed = torch.randn_like(truth)
     got = torch.autograd.grad((y * seed.float()).sum(), (x, *p.values()))
-    with backend.use("torch"):
+    with dispatch.use("torch"):
         wanted = torch.autograd.grad((truth * seed).sum(), (wide_x, *wide.values()))
     for name, a, b in zip(("x", *p), got, wanted, strict=True):
         torch.testing.assert_close(

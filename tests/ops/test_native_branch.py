@@ -9,7 +9,11 @@ import torch
 
 import growtas
 from growtas import ops
-from growtas.ops import backend, native_branch
+from growtas.ops import dispatch, one_call
+from growtas.ops.attention_branch import one_call as attention_call
+from growtas.ops.linear import one_call as linear_call
+from growtas.ops.mlp import one_call as mlp_call
+from growtas.ops.mlp.weights import MLPWeights
 
 GRID, HEADS, HEAD_DIM, TOKENS, WIDTH, HIDDEN = (2, 3), 2, 8, 7, 12, 20
 FULL_WIDTH, FULL_HIDDEN, FULL_HEADS = 16, 24, 3
@@ -17,7 +21,7 @@ FULL_WIDTH, FULL_HIDDEN, FULL_HEADS = 16, 24, 3
 
 @pytest.fixture(autouse=True)
 def cpp():
-    with backend.use("cpu"):
+    with dispatch.use("cpu"):
         yield
 
 
@@ -93,15 +97,15 @@ def test_a_linear_layer_is_one_call_too(bias, monkeypatch):
 def compare(branch: str, given: dict, tensors: list[torch.Tensor], monkeypatch) -> None:
     """One call forward, one backward, the same bits each time, and the numbers of the steps."""
     calls = []
-    for name in [f"{op}_{way}" for op in ("linear", "mlp", "attention") for way in ("forward", "backward")]:
-        own = getattr(native_branch, name)
-        monkeypatch.setattr(
-            native_branch, name, lambda *a, own=own, name=name: (calls.append(name), own(*a))[1]
-        )
+    places = {"linear": linear_call, "mlp": mlp_call, "attention": attention_call}
+    for name in [f"{op}_{way}" for op in places for way in ("forward", "backward")]:
+        place = places[name.split("_")[0]]
+        own = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *a, own=own, name=name: (calls.append(name), own(*a))[1])
     found = run(branch, given, tensors)
     assert [name.split("_")[1] for name in calls] == ["forward", "backward"]
     again = run(branch, given, tensors)
-    monkeypatch.setattr(native_branch, "MOST_OPERATIONS", 0)
+    monkeypatch.setattr(one_call, "MOST_OPERATIONS", 0)
     expected = run(branch, given, tensors)
     assert len(calls) == 4, "the steps are not one call"
     for one, twice, steps in zip(found, again, expected, strict=True):
@@ -126,23 +130,22 @@ def test_threads_change_no_bits(branch):
 
 def test_it_is_left_to_small_branches_in_fp32_on_cpp():
     given, _ = arguments("mlp", bias=True)
-    x, weights = given["x"], (*given["norm"], *given["fc1"], *given["fc2"], None)
-    takes = native_branch.takes_mlp
+    x, weights = given["x"], MLPWeights(*given["norm"], *given["fc1"], *given["fc2"], None)
+    takes = mlp_call.takes_mlp
     assert takes(x, weights, HIDDEN, torch.float32)
     assert not takes(x, weights, HIDDEN, torch.bfloat16)
     assert not takes(x.double(), weights, HIDDEN, torch.float32)
     assert not takes(x[:0], weights, HIDDEN, torch.float32)
-    assert not takes(
-        x, (*weights[:2], given["fc1"][0].t().contiguous().t(), *weights[3:]), HIDDEN, torch.float32
-    )
+    strided = weights._replace(w1=weights.w1.t().contiguous().t())
+    assert not takes(x, strided, HIDDEN, torch.float32)
     large = torch.empty(256, 197, 12).expand(256, 197, 12)
     assert not takes(large, weights, HIDDEN * 2, torch.float32)
-    with backend.use("torch"):
+    with dispatch.use("torch"):
         assert not takes(x, weights, HIDDEN, torch.float32)
 
 
 def test_a_slice_larger_than_its_weight_is_refused():
-    module = growtas.ops.native.load("cpu")
+    module = growtas.native.load("cpu")
     addresses = (1,) * 7
     with pytest.raises(ValueError, match="fc1 needs a slice of 25 x 12, and the weight is 24 x 16"):
         module.mlp_forward((3, TOKENS, WIDTH, 25, 16, 24, 16, 24), addresses, (1,) * 5, 1e-5)
@@ -178,14 +181,14 @@ def test_a_warm_step_binds_no_signature(monkeypatch):
 def test_a_vector_of_another_length_is_not_taken():
     """The C++ code would read, and write the gradient of, memory behind it."""
     x, weight = torch.randn(2, 5, 8), torch.randn(12, 8)
-    assert native_branch.takes_linear(x, weight, torch.randn(12), 10)
-    assert not native_branch.takes_linear(x, weight, torch.randn(11), 10)
+    assert linear_call.takes_linear(x, weight, torch.randn(12), 10)
+    assert not linear_call.takes_linear(x, weight, torch.randn(11), 10)
     vectors = {"shift": 8, "b1": 12, "b2": 8, "scale": 2}
 
     def takes(**lengths):
         shift, b1, b2, scale = (torch.randn(lengths.get(name, n)) for name, n in vectors.items())
-        weights = (torch.ones(8), shift, weight, b1, torch.randn(8, 12), b2, scale)
-        return native_branch.takes_mlp(x, weights, 12, torch.float32)
+        weights = MLPWeights(torch.ones(8), shift, weight, b1, torch.randn(8, 12), b2, scale)
+        return mlp_call.takes_mlp(x, weights, 12, torch.float32)
 
     assert takes()
     for name, length in vectors.items():

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import reference
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from growtas import ops
 from growtas.errors import UsageError
-from growtas.ops import backend, reference
+from growtas.ops import dispatch
 
 
 @pytest.fixture(autouse=True)
 def _torch_backend():
-    with backend.use("torch"):
+    with dispatch.use("torch"):
         yield
 
 

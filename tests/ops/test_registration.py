@@ -11,13 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import growtas
 from growtas.nn import Block
-from growtas.ops import backend
-from growtas.ops.attention_branch import AttentionBranch
-from growtas.ops.layer_norm import LayerNorm
-from growtas.ops.linear import Linear
-from growtas.ops.mlp import MLPBranch
-from growtas.ops.qkv import QKV
-from growtas.ops.relative_attention import RelativeAttention
+from growtas.ops import dispatch
+from growtas.ops.registry import FUNCTIONS
 
 HEADS, HEAD_DIM, GRID = 2, 3, (2, 3)
 TOKENS = GRID[0] * GRID[1] + 1
@@ -54,21 +49,21 @@ def _arguments(name: str, dtype: torch.dtype = torch.float32) -> tuple:
 
 
 OPERATORS = {
-    "layer_norm": (torch.ops.growtas.layer_norm, LayerNorm),
-    "linear": (torch.ops.growtas.linear, Linear),
-    "qkv-interleaved": (torch.ops.growtas.qkv, QKV),
-    "qkv-published": (torch.ops.growtas.qkv, QKV),
-    "relative_attention": (torch.ops.growtas.relative_attention, RelativeAttention),
-    "attention_branch-interleaved": (torch.ops.growtas.attention_branch, AttentionBranch),
-    "attention_branch-published": (torch.ops.growtas.attention_branch, AttentionBranch),
-    "mlp": (torch.ops.growtas.mlp, MLPBranch),
-    "mlp-scaled": (torch.ops.growtas.mlp, MLPBranch),
+    "layer_norm": (torch.ops.growtas.layer_norm, FUNCTIONS["layer_norm"]),
+    "linear": (torch.ops.growtas.linear, FUNCTIONS["linear"]),
+    "qkv-interleaved": (torch.ops.growtas.qkv, FUNCTIONS["qkv"]),
+    "qkv-published": (torch.ops.growtas.qkv, FUNCTIONS["qkv"]),
+    "relative_attention": (torch.ops.growtas.relative_attention, FUNCTIONS["relative_attention"]),
+    "attention_branch-interleaved": (torch.ops.growtas.attention_branch, FUNCTIONS["attention_branch"]),
+    "attention_branch-published": (torch.ops.growtas.attention_branch, FUNCTIONS["attention_branch"]),
+    "mlp": (torch.ops.growtas.mlp, FUNCTIONS["mlp"]),
+    "mlp-scaled": (torch.ops.growtas.mlp, FUNCTIONS["mlp"]),
 }
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_opcheck(name):
-    with backend.use("torch"):
+    with dispatch.use("torch"):
         torch.library.opcheck(OPERATORS[name][0].default, _arguments(name))
 
 
@@ -78,7 +73,7 @@ def test_gradcheck_in_float64(name):
         out = OPERATORS[name][1].apply(*args)
         return out[0] if isinstance(out, tuple) else out
 
-    with backend.use("torch"):
+    with dispatch.use("torch"):
         assert torch.autograd.gradcheck(run, _arguments(name, torch.float64))
 
 
@@ -88,7 +83,7 @@ def test_operator_and_function_agree(bias):
     x, weight, shift, width = _arguments("linear")
     shift = shift if bias else None
     results = []
-    for run in (Linear.apply, torch.ops.growtas.linear):
+    for run in (FUNCTIONS["linear"].apply, torch.ops.growtas.linear):
         inputs = [t for t in (x, weight, shift) if t is not None]
         y = run(x, weight, shift, width)
         results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))

@@ -18,7 +18,7 @@ from growtas.kernels import launch
 from growtas.nn import Block
 from growtas.nn import block as block_module
 from growtas.nn import linear as linear_module
-from growtas.ops import backend
+from growtas.ops import dispatch
 from growtas.subnet import Subnet
 from growtas.supernet import vit as vit_module
 
@@ -49,7 +49,7 @@ def around_the_kernels() -> dict[str, int]:
     """Tensor operations of a step under autocast with drop path, outside growtas' operators."""
     net = growtas.Supernet("autoformer-tiny", drop_path_rate=0.1).train()
     images, labels = torch.randn(1, 3, 224, 224), torch.zeros(1, dtype=torch.long)
-    with backend.use("torch"), Counter() as counter:
+    with dispatch.use("torch"), Counter() as counter:
         with torch.autocast("cpu", torch.bfloat16):
             loss = torch.nn.functional.cross_entropy(net(images, SUBNET), labels)
         loss.backward()
@@ -59,11 +59,11 @@ def around_the_kernels() -> dict[str, int]:
 def pretend_to_have_a_gpu() -> None:
     """Meta tensors stand for CUDA's: every operation runs its Triton launcher, in bfloat16."""
     torch._C._len_torch_dispatch_stack = lambda: 0  # not as one opaque operator
-    backend._mismatch = lambda *_: ""
-    backend.available = lambda _: backend.Availability(True)
+    dispatch._mismatch = lambda *_: ""
+    dispatch.available = lambda _: dispatch.Availability(True)
     for module in (block_module, linear_module, vit_module):
         module.compute_dtype = lambda _: torch.bfloat16
-    backend.use("triton")
+    dispatch.use("triton")
 
 
 def launches() -> dict[str, int]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import growtas
-from growtas.ops import backend
+from growtas.ops import dispatch
 
 pytestmark = [
     pytest.mark.cuda,
@@ -19,7 +19,7 @@ pytestmark = [
 
 @pytest.fixture(params=["torch", "triton", "cuda", "auto"])
 def gpu_backend(request):
-    with backend.use(request.param):
+    with dispatch.use(request.param):
         yield request.param
 
 
@@ -46,7 +46,7 @@ def error(ours, truth):
 def test_training_step_matches_the_cpu(net, gpu_backend):
     subnet = net.space.sample(random.Random(0))
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    with backend.use("torch"):
+    with dispatch.use("torch"):
         truth, wanted = run(copy.deepcopy(net).double(), images.double(), subnet)
     on_gpu, images = copy.deepcopy(net).cuda(), images.cuda()
     logits, gradients = run(on_gpu, images, subnet)

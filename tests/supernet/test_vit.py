@@ -10,7 +10,7 @@ import torch
 
 import growtas
 from growtas.errors import UsageError
-from growtas.ops import backend
+from growtas.ops import dispatch
 from growtas.supernet import VisionTransformer
 
 
@@ -141,7 +141,7 @@ def test_inference_is_the_same_on_every_back_end(net, images, cpu_backend):
     subnet = growtas.Subnet(36, 4, (2, 3, 2, 3), (2, 3, 3, 2))
     with torch.no_grad():
         got = net(images, subnet)
-        with backend.use("torch"):
+        with dispatch.use("torch"):
             truth = copy.deepcopy(net).double()(images.double(), subnet)
     torch.testing.assert_close(got.double(), truth, rtol=1e-5, atol=1e-6)
 

@@ -11,7 +11,7 @@ import yaml
 from runs import SPACE, records
 
 import growtas
-from growtas.ops import native
+from growtas import native
 from growtas.space import Subnet
 from growtas.supernet import Supernet
 from growtas.training import Run, TrainConfig, checkpoint

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # workers import fake_backends b
 from fake_gpu import GPU, KEY
 
 from growtas import load_space
-from growtas.ops import backend, records
+from growtas.ops import dispatch, records
 from growtas.tuning import driver
 from growtas.tuning.cases import Case, cases
 
@@ -29,10 +29,10 @@ def norm() -> Case:
 def cache(tmp_path, monkeypatch):
     """A cache folder of the test's own."""
     monkeypatch.setenv("GROWTAS_CACHE", str(tmp_path / "cache"))
-    backend.changed()
+    dispatch.changed()
     yield tmp_path / "cache"
     monkeypatch.undo()
-    backend.changed()
+    dispatch.changed()
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def fake(monkeypatch):
     """Puts a fake in the place of the C++ LayerNorm."""
 
     def replace(prefix: str) -> None:
-        table = {**backend.IMPLEMENTATIONS["layer_norm"], "cpu": f"fake_backends:{prefix}_"}
-        monkeypatch.setitem(backend.IMPLEMENTATIONS, "layer_norm", table)
+        table = dispatch.OPERATIONS["layer_norm"].backends
+        monkeypatch.setitem(table, "cpu", dispatch.Lazy(f"fake_backends:{prefix}"))
 
     return replace
 
@@ -51,8 +51,8 @@ def gpu(cache, monkeypatch):
     """A GPU on which all backends are available, and nothing to compile."""
     monkeypatch.setattr(records, "key", lambda device: KEY)
     monkeypatch.setattr(driver, "_device", lambda name: GPU)
-    monkeypatch.setattr(backend, "available", lambda name: backend.Availability(True))
-    monkeypatch.setattr(backend, "interpreted", lambda: False)
+    monkeypatch.setattr(dispatch, "available", lambda name: dispatch.Availability(True))
+    monkeypatch.setattr(dispatch, "interpreted", lambda: False)
     monkeypatch.setattr(driver.compiling, "compile_ahead", lambda *_: None)
     monkeypatch.setattr(driver.compiling, "processes", lambda *_: 1)
-    backend.changed()
+    dispatch.changed()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from growtas import load_space
-from growtas.ops import backend, records
+from growtas.ops import dispatch, records
 from growtas.space import SearchSpace
 from growtas.tuning import calls, checks, clock, decide, driver, worker
 from growtas.tuning.cases import Case, cases
@@ -35,8 +35,9 @@ def answer(monkeypatch):
     """The worker's answer, in this process."""
 
     def ask(case: Case, prefix: str, **more) -> dict:
-        monkeypatch.setitem(backend.IMPLEMENTATIONS, case.op, dict(backend.IMPLEMENTATIONS[case.op]))
-        return worker.answer(request(case, f"fake_backends:{prefix}_", **more))
+        operation = dispatch.OPERATIONS[case.op]
+        monkeypatch.setattr(operation, "backends", dict(operation.backends))
+        return worker.answer(request(case, f"fake_backends:{prefix}", **more))
 
     return ask
 
@@ -49,7 +50,7 @@ def answer(monkeypatch):
         ("unwritten", "wrong", "is inf, over"),
         ("changing", "bits", "3 runs gave different bits"),
         ("broken", "error", "RuntimeError: ptxas fatal: register allocation failed"),
-        ("missing", "error", "AttributeError: none of fake_backends has missing_layer_norm_forward"),
+        ("missing", "error", "AttributeError: module 'fake_backends' has no attribute 'missing'"),
     ],
 )
 def test_a_candidate_that_must_not_win_is_refused(norm, answer, prefix, kind, reason):
@@ -84,16 +85,16 @@ def test_what_would_win_is_repeated(norm, answer, monkeypatch):
 
 
 def test_what_does_not_fit_is_unsupported(monkeypatch):
-    from growtas.ops import native_attention
+    from growtas.ops.relative_attention import cpu
 
     (case,) = [c for c in cases(load_space("digits"), 1, ("float32",), "cpu") if c.op == "relative_attention"]
-    monkeypatch.setattr(native_attention, "cpu_unsupported", lambda *_: "the head is too wide")
-    asked = request(case, backend.IMPLEMENTATIONS[case.op]["cpu"])
-    backend.changed()
+    monkeypatch.setattr(cpu, "unsupported", lambda *_: "the head is too wide")
+    asked = request(case, dispatch.place_of(cpu))
+    dispatch.changed()
     try:
         assert worker.answer(asked) == {"refused": "the head is too wide", "kind": "unsupported"}
     finally:
-        backend.changed()
+        dispatch.changed()
 
 
 def test_memory_that_does_not_suffice_is_told(norm, answer, monkeypatch):
@@ -108,10 +109,10 @@ def test_memory_that_does_not_suffice_is_told(norm, answer, monkeypatch):
 def test_every_operation_passes_with_its_own_kernels(dtype):
     """All cases of the digits, in C++ where there is some, or torch against itself; no job misses a check."""
     for case in cases(load_space("digits"), 2, (dtype,), "cpu"):
-        name = "cpu" if "cpu" in backend.KERNELS[case.op] else "torch"
+        name = "cpu" if "cpu" in dispatch.OPERATIONS[case.op].backends else "torch"
 
         def way(case=case, name=name):
-            return backend.assigned({case.op: name})
+            return dispatch.assigned({case.op: name})
 
         for job in (*case.jobs, *case.checks):
             with way():
@@ -163,10 +164,10 @@ def test_each_is_left_out_with_one_notice_and_its_reason_kept(
 def test_after_a_crash_the_next_class_runs(norm):
     child = Child("cpu", 60.0)
     try:
-        assert child.ask(request(norm, "fake_backends:crash_"))["kind"] == "crash"
-        assert "measurements" in child.ask(request(norm, "fake_backends:printing_"))
+        assert child.ask(request(norm, "fake_backends:crash"))["kind"] == "crash"
+        assert "measurements" in child.ask(request(norm, "fake_backends:printing"))
         child.failures = 3
-        assert child.ask(request(norm, "fake_backends:right_")) == {
+        assert child.ask(request(norm, "fake_backends:right")) == {
             "refused": "not tried after 3 crashes",
             "kind": "untried",
         }
@@ -213,7 +214,7 @@ def test_what_is_timed_within_a_branch_has_a_smaller_margin():
 def test_the_kernels_of_a_gpu_pass_the_checks_of_a_race(name):
     """Interpreted, at small sizes: results, gradients and bits, on NaN memory, with NaN around the slices."""
     pytest.importorskip("triton")
-    if not backend.interpreted():
+    if not dispatch.interpreted():
         pytest.skip("Triton compiles for the GPU in this process")
     space = SearchSpace(
         "small", embed_dim=(16, 32), mlp_ratio=(1, 2), num_heads=(1, 2), depth=(1, 2), image_size=8,
@@ -221,11 +222,11 @@ def test_the_kernels_of_a_gpu_pass_the_checks_of_a_race(name):
     )  # fmt: skip
     raced = set()
     for case in cases(space, 2, ("float16",), "cuda"):
-        if name not in backend.KERNELS[case.op]:
+        if name not in dispatch.OPERATIONS[case.op].backends:
             continue
 
         def way(op=case.op):
-            return backend.assigned({op: name})
+            return dispatch.assigned({op: name})
 
         for job in (case.jobs[0], *case.checks[:1]):
             with way():
@@ -233,4 +234,4 @@ def test_the_kernels_of_a_gpu_pass_the_checks_of_a_race(name):
             assert checks.compare(call, way) == ""
             assert checks.same_bits(call, way, 2) == ""
         raced.add(case.op)
-    assert raced == {op for op, names in backend.KERNELS.items() if name in names}
+    assert raced == {op for op, found in dispatch.OPERATIONS.items() if name in found.backends}

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from growtas import load_space
-from growtas.ops import backend, records
+from growtas.ops import dispatch, records
 from growtas.tuning import children, driver
 from growtas.tuning.cases import cases
 from growtas.tuning.decide import decide
@@ -33,12 +33,12 @@ WINS = {"mlp": {"float32": {"64": "cpu"}}, "linear": {"float32": {"64": "cpu"}}}
 
 def test_the_users_record_comes_first(cache):
     records.write(records.path_of(records.key(CPU)), record(WINS))
-    backend.changed()
-    found = backend.record(CPU)
+    dispatch.changed()
+    found = dispatch.record(CPU)
     assert found.source == "user" and found.path.is_relative_to(cache)
-    with backend.use("auto"):
-        assert backend.choose("linear", CPU, torch.float32, 48) == "cpu"
-        assert backend.choose("mlp", CPU, torch.float32, 48) == "torch"  # there is no such kernel
+    with dispatch.use("auto"):
+        assert dispatch.choose("linear", CPU, torch.float32, 48) == "cpu"
+        assert dispatch.choose("mlp", CPU, torch.float32, 48) == "torch"  # there is no such kernel
 
 
 @pytest.mark.parametrize("field", sorted(records.key(CPU)))
@@ -46,7 +46,7 @@ def test_a_change_of_the_key_puts_it_out_of_force(cache, monkeypatch, field):
     records.write(records.path_of(records.key(CPU)), record(WINS))
     other = {**records.key(CPU), field: "another"}
     monkeypatch.setattr(records, "key", lambda device: other)
-    backend.changed()
+    dispatch.changed()
     found = records.find(CPU)
     assert found is None or found.source == "shipped"
 
@@ -85,12 +85,12 @@ def test_where_the_cache_lies(monkeypatch, tmp_path):
 def test_a_processor_without_a_record_takes_its_vendors(cache, monkeypatch, vendor, expected, gemms):
     other = {**records.key(CPU), "device": "x", "vendor": vendor, "family": "0", "model": "0"}
     monkeypatch.setattr(records, "key", lambda device: other)
-    backend.changed()
-    assert backend.record(CPU).path.name == expected
-    with backend.use("auto"):
-        assert backend.choose("linear", CPU, torch.float32, 256) == gemms
-        assert backend.choose("layer_norm", CPU, torch.float32, 256) == "cpu"
-        assert backend.choose("relative_attention", CPU, torch.float32, 64) == "cpu"
+    dispatch.changed()
+    assert dispatch.record(CPU).path.name == expected
+    with dispatch.use("auto"):
+        assert dispatch.choose("linear", CPU, torch.float32, 256) == gemms
+        assert dispatch.choose("layer_norm", CPU, torch.float32, 256) == "cpu"
+        assert dispatch.choose("relative_attention", CPU, torch.float32, 64) == "cpu"
 
 
 def test_a_gpus_shipped_record_fits_its_capability_and_best_its_name(monkeypatch, tmp_path):
@@ -122,7 +122,7 @@ def test_shipped_choices_name_existing_kernels_and_follow_from_measurements():
         for op, by_dtype in one["choices"].items():
             for dtype, by_class in by_dtype.items():
                 for width, choice in by_class.items():
-                    assert records.name_of(choice) in backend.KERNELS[op]
+                    assert records.name_of(choice) in dispatch.OPERATIONS[op].backends
                     where = (op, dtype, width, records.name_of(choice))
                     # cpu.json keeps some of the choices measured on the AMD processor, and says which.
                     source = measured if name == "cpu" else one
@@ -169,7 +169,7 @@ def test_ctrl_c_keeps_finished_classes_and_the_next_run_goes_on(cache, monkeypat
     assert asked and done.isdisjoint(asked)
     whole = records.read(path)
     assert whole["finished"][:3] == kept["finished"]
-    assert backend.record(CPU).source == "user"  # in force at once
+    assert dispatch.record(CPU).source == "user"  # in force at once
     asked.clear()
     copy = cache / "sent" / "mine.json"
     driver.tune("digits", "cpu", out=str(copy))
@@ -257,8 +257,8 @@ def test_a_real_tuning_survives_a_kill_and_auto_follows_it(cache):
     assert not [one for one in whole["measurements"] if "refused" in one], whole["measurements"]
     code = (
         "import json, torch\nfrom growtas.ops import backend\n"
-        "asked = json.loads(input())\nfound = backend.record(torch.device('cpu'))\n"
-        "print(found.source, *(backend.choose(op, torch.device('cpu'), torch.float32, int(width)) "
+        "asked = json.loads(input())\nfound = dispatch.record(torch.device('cpu'))\n"
+        "print(found.source, *(dispatch.choose(op, torch.device('cpu'), torch.float32, int(width)) "
         "for op, width in asked))\n"
     )
     asked = [(one["op"], one["class"]) for one in whole["finished"]]

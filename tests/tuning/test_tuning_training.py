@@ -11,7 +11,7 @@ from fake_gpu import GPU, KEY
 import growtas
 from growtas import cli, doctor, load_space
 from growtas.errors import GrowtasError, UsageError
-from growtas.ops import backend, records
+from growtas.ops import dispatch, records
 from growtas.training import start
 from growtas.training.distributed import Ranks
 from growtas.tuning import before_training, children, ptxas
@@ -45,9 +45,9 @@ def test_a_gpu_without_a_record_is_tuned_once(asked, capsys):
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "--tune off" in line]
     assert line.startswith("Test GPU has no tuning record for 8 classes of autoformer-tiny in bfloat16")
     assert str(records.path_of(KEY)) in line
-    with backend.use("auto"):
-        assert backend.choose("mlp", GPU, torch.bfloat16, 240) in ("triton", "cublas")
-        assert backend.choose("mlp", GPU, torch.float16, 240) == "torch"
+    with dispatch.use("auto"):
+        assert dispatch.choose("mlp", GPU, torch.bfloat16, 240) in ("triton", "cublas")
+        assert dispatch.choose("mlp", GPU, torch.float16, 240) == "torch"
     asked.clear()
     again = tune_before_training(SPACE, GPU, "bfloat16", 64, "auto")  # another batch needs no new record
     assert asked == [] and again.path == found.path
@@ -70,7 +70,7 @@ def test_nothing_is_tuned_where_nothing_is_to_be(asked, why):
         device = torch.device("cpu")
     elif why == "convolutions":
         space = load_space("ofa-mobilenetv3")
-    with backend.use("torch" if why == "requested" else "auto"):
+    with dispatch.use("torch" if why == "requested" else "auto"):
         assert tune_before_training(space, device, "bfloat16", 128, mode) is None
     assert asked == []
 
@@ -80,12 +80,12 @@ def test_a_shipped_record_of_the_same_key_is_enough(asked, monkeypatch, tmp_path
     (tmp_path / "shipped").mkdir()
     records.path_of(KEY).rename(tmp_path / "shipped" / "gpu.json")
     monkeypatch.setattr(records, "SHIPPED", tmp_path / "shipped")
-    backend.changed()
+    dispatch.changed()
     asked.clear()
     assert tune_before_training(SPACE, GPU, "bfloat16", 128, "auto").source == "shipped"
     assert asked == []
     monkeypatch.setattr(records, "key", lambda device: {**KEY, "torch": "another"})
-    backend.changed()
+    dispatch.changed()
     tune_before_training(SPACE, GPU, "bfloat16", 128, "auto")
     assert asked  # that one is looser than what a race here would say
 
@@ -127,15 +127,15 @@ def test_every_rank_follows_what_rank_0_found(asked, monkeypatch):
     """Rank 1 of two, whose machine has no record: what it gets is rank 0's."""
     theirs = records.Found({"choices": {"mlp": {"bfloat16": {"256": "triton"}}}}, Path("x.json"), "user")
     monkeypatch.setattr(Ranks, "on_first", lambda self, work: theirs)
-    monkeypatch.setattr(backend, "_adopted", {})
+    monkeypatch.setattr(dispatch, "_adopted", {})
 
     class Run:
         space = SPACE
         config = growtas.training.TrainConfig("autoformer-tiny", batch_size=256)
 
     start._tune(Run, GPU, Ranks(1, 2))
-    with backend.use("auto"):
-        assert backend.choose("mlp", GPU, torch.bfloat16, 240) == "triton"
+    with dispatch.use("auto"):
+        assert dispatch.choose("mlp", GPU, torch.bfloat16, 240) == "triton"
     assert asked == []
 
 
@@ -189,7 +189,7 @@ def test_the_doctor_tells_what_is_chosen_and_why(cache):
     }  # fmt: skip
     path = records.path_of(own["key"])
     records.write(path, own)
-    backend.changed()
+    dispatch.changed()
     text = doctor.report(doctor.collect(), [])
     assert f"your record, 2026-11-28, {path}" in text
     assert "1.50 (1.50), 1.25 (1.25)" in text and "left out: 3 runs gave different bits" in text

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from growtas import atomic
+from growtas import atomic, native
 from growtas.version import __version__
 
 FORMAT = 1
@@ -128,8 +128,6 @@ def _kernels_digest() -> str:
 
 def _native_digest(kind: str) -> str:
     """Of the sources that a native module was built from."""
-    from growtas.ops import native
-
     return str(native.metadata(kind).get("sources"))[:12] if native.status(kind).ok else "none"
 
 
