@@ -22,6 +22,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,13 +37,15 @@ from triton.compiler import ASTSource
 
 from growtas import atomic, warmup
 from growtas.errors import GrowtasError
-from growtas.kernels import launch
+from growtas.kernels.common import launch
 from growtas.kernels.compiled_code import binary_resources, loop_waits, serialised, widest_copy
 from growtas.space import SearchSpace, load_space
 
 SPACES = ("autoformer-tiny", "autoformer-small", "autoformer-base")
 #: Classes of the head.
 CLASSES = 1000
+#: Of the kernels.
+FOLDER = Path(__file__).parent
 #: Shared memory one block may use, in bytes, by compute capability.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 
@@ -146,8 +149,8 @@ def _begin(cache: str | None) -> None:
     """In every compiling process: import the kernels, which are named in what is sent to it."""
     if cache:
         os.environ["TRITON_CACHE_DIR"] = cache
-    for path in Path(__file__).parent.glob("*.py"):
-        importlib.import_module(f"growtas.kernels.{path.stem}")
+    for module in pkgutil.walk_packages([str(FOLDER)], "growtas.kernels."):
+        importlib.import_module(module.name)
 
 
 def _compile_item(item: tuple[launch.Variant, int]) -> dict[str, Any]:
@@ -171,7 +174,7 @@ def sources_digest() -> str:
     Docstrings, comments and blank space do not count, so that a better sentence does not cost a compilation.
     """
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(FOLDER.rglob("*.py")):
         code = path.read_text()
         code = re.sub(r'""".*?"""', "", code, flags=re.DOTALL)
         code = re.sub(r"(^|\s)#.*$", "", code, flags=re.MULTILINE)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 import triton.language as tl
 
-from growtas.kernels import launch
+from growtas.kernels.common import launch
 from growtas.shadow import Work
 
 BLOCK = 4096

@@ -46,8 +46,8 @@ def modules() -> dict[str, Path]:
     found = {}
     for path in (ROOT / "growtas").rglob("*.py"):
         found[".".join(path.relative_to(ROOT / "growtas").with_suffix("").parts)] = path
-    for path in (ROOT / "kernels").glob("*.py"):
-        found[f"kernels.{path.stem}"] = path
+    for path in (ROOT / "kernels").rglob("*.py"):
+        found[".".join(path.relative_to(ROOT).with_suffix("").parts)] = path
     found.pop("__init__")  # the public names, loaded on use
     return found
 

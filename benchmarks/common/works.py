@@ -21,7 +21,7 @@ from growtas.ops.backend import IMPLEMENTATIONS
 from growtas.shadow import Shadows
 
 Call = Callable[[], Sequence[Tensor]]
-TRITON = ("linear", "linear_backward", "qkv", "norm_qkv", "layer_norm", "relative_attention", "mlp")
+TRITON = ("linear", "qkv", "norm_qkv", "layer_norm", "relative_attention", "mlp")
 NATIVE = ("native_products", "native", "native_attention", "native_mlp")
 
 

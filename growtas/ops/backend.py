@@ -60,7 +60,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "norm_qkv": {
         "torch": "growtas.ops.composed:",
         "cublas": "growtas.ops.cublas:",
-        "triton": "growtas.kernels.norm_qkv growtas.kernels.norm_qkv_backward:",
+        "triton": "growtas.kernels.norm_qkv:",
     },
     "relative_attention": {
         "torch": _REFERENCE,

@@ -105,7 +105,7 @@ def linear_backward(
     if chosen == "torch":
         dy, scale = reference.scaled_rows(dy, scale, tokens, x.dtype), None
     elif chosen == "triton":
-        from growtas.kernels.rows import in_dtype
+        from growtas.kernels.common.rows import in_dtype
 
         dy, scale = in_dtype(dy, scale, tokens, x.dtype)
     dweight, dbias = backend.kernel("linear", "linear_backward_weight", x, width)(

@@ -3,7 +3,7 @@
 Plain GEMMs go to cuBLAS as they lie: activations and shadows by their row strides, weight gradients in fp32
 straight into the slice of the full-size gradient. Triton does the rest in as few passes over memory as there
 are dependencies: LayerNorm, drop path and cast of a branch's gradient with its column sums (the bias
-gradient), GELU's backward pass likewise (``kernels/rows.py``).
+gradient), GELU's backward pass likewise (``kernels/common/rows.py``).
 
 Shapes: x (B, N, d) or rows (M, d), M = B * N; weights, biases and norms at the full size of the supernet.
 Saved: as in ``composed``. Recomputed: the normalised rows, and GELU's result.
@@ -16,9 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from growtas.kernels.layer_norm import layer_norm_backward, layer_norm_forward
-from growtas.kernels.mlp import normalised
-from growtas.kernels.rows import gelu_backward, scaled_rows
+from growtas.kernels.common.rows import gelu_backward, scaled_rows
+from growtas.kernels.layer_norm import layer_norm_backward, layer_norm_forward, normalised
 from growtas.ops import reference
 from growtas.ops.reference import (
     full_size,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from growtas.kernels import launch
+from growtas.kernels.common import launch
 
 NAN = float("nan")
 GPU = torch.cuda.is_available()

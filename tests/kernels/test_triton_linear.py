@@ -22,7 +22,8 @@ from kernel_cases import (
 
 from growtas import kernels
 from growtas.errors import UsageError
-from growtas.kernels import launch, linear, tiles
+from growtas.kernels import linear
+from growtas.kernels.common import launch, tiles
 from growtas.ops import reference
 
 # rows, in, out, super in, super out, gap between rows
@@ -61,7 +62,7 @@ def test_matches_fp64(m, k, n, k_max, n_max, gap, dtype, parameter_dtype, device
         with tiles.constrained(splits=3, depth=16), launch.counted() as launched:
             gradients["split"] = linear.linear_backward_weight(dy, x, weight, bias)
 
-    assert launched == ["linear_backward._weight"], "the parts of a split sum are added in the same launch"
+    assert launched == ["linear.backward._weight"], "the parts of a split sum are added in the same launch"
 
     wide = [tensor.double() for tensor in (x, weight, bias, dy)]
     x64, weight64, bias64, dy64 = wide
@@ -226,7 +227,7 @@ def test_new_widths_do_not_compile_new_kernels(device):
 
     run(216, 840)
     before = kernels.compiled_variants()
-    assert before["linear._forward"] > 0
+    assert before["linear.forward._forward"] > 0
     for k, n in ((192, 768), (240, 840), (200, 912), (248, 888)):
         run(k, n)
     assert kernels.compiled_variants() == before

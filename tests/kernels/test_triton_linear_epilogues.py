@@ -19,7 +19,8 @@ from kernel_cases import (
 )
 
 from growtas.errors import UsageError
-from growtas.kernels import launch, linear, tiles
+from growtas.kernels import linear
+from growtas.kernels.common import launch, tiles
 from growtas.ops import reference
 
 # images, tokens, in, out, super in, super out, gap between rows
@@ -188,7 +189,7 @@ def test_each_is_one_launch(device):
         linear.linear_residual_forward(x, weight, bias, dy, scale, 11)
         linear.linear_gelu_backward_input(dy, weight, x, scale, 11)
         linear.linear_backward_weight(dy, x, weight, bias, scale, 11)
-    assert launched == ["linear._forward"] * 2 + ["linear_backward._input", "linear_backward._weight"]
+    assert launched == ["linear.forward._forward"] * 2 + ["linear.backward._input", "linear.backward._weight"]
 
 
 def test_no_images(device):

@@ -21,7 +21,13 @@ from kernel_cases import (
 )
 
 from growtas.errors import UsageError
-from growtas.kernels import launch, mlp, mlp_tiles, tiles
+from growtas.kernels import mlp
+from growtas.kernels.common import launch, tiles
+from growtas.kernels.mlp import tiles as mlp_tiles
+from growtas.kernels.mlp.backward import wide_backward
+from growtas.kernels.mlp.forward import wide_forward
+from growtas.kernels.mlp.fused_backward import fused_backward
+from growtas.kernels.mlp.fused_forward import fused_forward
 
 EPS = 1e-5
 GRADIENTS = ("dx", "dnorm_weight", "dnorm_bias", "dw1", "db1", "dw2", "db2")
@@ -97,8 +103,8 @@ def _small_tiles(monkeypatch):
 def _run(form, x, dy, p, m, scale, tokens, dtype):
     """y, then the gradients as GRADIENTS names them, of the form that is asked for."""
     forward, backward = {
-        "fused": (lambda *a: (*mlp.fused_forward(*a), torch.empty(0)), lambda *a: mlp.fused_backward(*a)),
-        "wide": (mlp.wide_forward, mlp.wide_backward),
+        "fused": (lambda *a: (*fused_forward(*a), torch.empty(0)), fused_backward),
+        "wide": (wide_forward, wide_backward),
     }[form]
     y, mean, rstd, hidden = forward(x, *p[:2], EPS, *p[2:], m, scale, tokens, dtype)
     kept = (mean, rstd, hidden) if form == "wide" else (mean, rstd)
@@ -284,7 +290,7 @@ def test_form_and_launches_follow_from_the_width(d, device):
 def test_backward_takes_either_hidden_layer(d, device):
     """It may come from another back end, which kept h where this one would not, or did not where it would."""
     x, dy, p, scale = _inputs(2, 5, d, 24, 288, 32, 0, torch.float32, torch.float32, device)
-    _, mean, rstd, hidden = mlp.wide_forward(x, *p[:2], EPS, *p[2:], 24, scale, 5, torch.float32)
+    _, mean, rstd, hidden = wide_forward(x, *p[:2], EPS, *p[2:], 24, scale, 5, torch.float32)
     kept = mlp.mlp_backward(dy, x, mean, rstd, hidden, *p, 24, scale, 5, torch.float32)
     again = mlp.mlp_backward(dy, x, mean, rstd, hidden.new_empty(0), *p, 24, scale, 5, torch.float32)
     for name, a, b in zip(GRADIENTS, kept, again, strict=True):

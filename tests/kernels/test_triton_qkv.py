@@ -20,7 +20,8 @@ from kernel_cases import (
 )
 
 from growtas.errors import UsageError
-from growtas.kernels import qkv, tiles
+from growtas.kernels import qkv
+from growtas.kernels.common import tiles
 from growtas.ops import reference
 
 # images, tokens, embed_dim, heads, head_dim, super embed_dim, super heads, layout of the bias

@@ -34,12 +34,12 @@ import triton.language as tl
 
 from growtas import shadow
 from growtas.errors import UsageError
-from growtas.kernels import launch, mlp_tiles, tiles
-from growtas.kernels.gelu import gelu
-from growtas.kernels.launch import known_multiple
-from growtas.kernels.layer_norm import check_norm
-from growtas.kernels.plan import Plan, ceil, planned
-from growtas.kernels.slices import check_bias, check_matrix, check_scale, check_slice
+from growtas.kernels.common import launch, tiles
+from growtas.kernels.common.checks import check_bias, check_matrix, check_norm, check_scale, check_slice
+from growtas.kernels.common.gelu import gelu
+from growtas.kernels.common.launch import known_multiple
+from growtas.kernels.common.plan import Plan, ceil, planned
+from growtas.kernels.mlp import tiles as mlp_tiles
 
 
 @triton.jit

@@ -21,15 +21,15 @@ import triton.language as tl
 
 from growtas import shadow
 from growtas.errors import UsageError
-from growtas.kernels import launch, tiles
-from growtas.kernels.launch import known_multiple
-from growtas.kernels.layer_norm import backward_rows, check_norm_parameters, layer_norm_backward
-from growtas.kernels.mlp import normalised
-from growtas.kernels.parts import add_columns, leave_columns, write_columns
-from growtas.kernels.plan import Plan, ceil, planned
-from growtas.kernels.qkv_backward import input_product, qkv_backward_input, weight_gradient
-from growtas.kernels.qkv_layout import check_batch, check_gradient, check_heads, even_rows, rows_of
-from growtas.kernels.slices import check_same_shape, check_slice
+from growtas.kernels.common import launch, tiles
+from growtas.kernels.common.checks import check_norm_parameters, check_same_shape, check_slice
+from growtas.kernels.common.launch import known_multiple
+from growtas.kernels.common.plan import Plan, ceil, planned
+from growtas.kernels.common.split_k import add_columns, leave_columns, write_columns
+from growtas.kernels.layer_norm.backward import backward_rows, layer_norm_backward
+from growtas.kernels.layer_norm.normalise import normalised
+from growtas.kernels.qkv.backward import input_product, qkv_backward_input, weight_gradient
+from growtas.kernels.qkv.layout import check_batch, check_gradient, check_heads, even_rows, rows_of
 
 
 @launch.kernel

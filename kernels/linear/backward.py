@@ -26,14 +26,8 @@ import triton.language as tl
 
 from growtas import shadow
 from growtas.errors import UsageError
-from growtas.kernels import launch, tiles
-from growtas.kernels.gelu import gelu_and_slope
-from growtas.kernels.launch import known_multiple
-from growtas.kernels.matmul import accumulate, accumulate_over_rows, tile_of
-from growtas.kernels.parts import leave_gradient, outside_tile
-from growtas.kernels.plan import Plan, ceil, planned
-from growtas.kernels.rows import in_dtype
-from growtas.kernels.slices import (
+from growtas.kernels.common import launch, tiles
+from growtas.kernels.common.checks import (
     check_bias,
     check_gradients,
     check_matrix,
@@ -41,6 +35,12 @@ from growtas.kernels.slices import (
     check_scale,
     check_slice,
 )
+from growtas.kernels.common.gelu import gelu_and_slope
+from growtas.kernels.common.launch import known_multiple
+from growtas.kernels.common.matmul import accumulate, accumulate_over_rows, tile_of
+from growtas.kernels.common.plan import Plan, ceil, planned
+from growtas.kernels.common.rows import in_dtype
+from growtas.kernels.common.split_k import leave_gradient, outside_tile
 
 
 @launch.kernel

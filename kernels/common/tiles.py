@@ -15,7 +15,7 @@ from math import isqrt
 import torch
 
 from growtas.errors import UsageError
-from growtas.kernels import launch
+from growtas.kernels.common import launch
 
 #: Classes of alignment, in elements. 8 elements of 16 bits are one 16-byte access; 756 = 4 * 189 gets 8
 #: bytes.

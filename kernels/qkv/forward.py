@@ -15,27 +15,18 @@ import torch
 import triton.language as tl
 
 from growtas import shadow
-from growtas.kernels import launch, tiles
-from growtas.kernels.launch import known_multiple
-from growtas.kernels.matmul import accumulate, tile_of
-from growtas.kernels.plan import Plan, ceil, planned
-from growtas.kernels.qkv_backward import qkv_backward_input, qkv_backward_weight
-from growtas.kernels.qkv_layout import (
-    BIAS_LAYOUTS,
+from growtas.kernels.common import launch, tiles
+from growtas.kernels.common.checks import check_bias, check_slice
+from growtas.kernels.common.launch import known_multiple
+from growtas.kernels.common.matmul import accumulate, tile_of
+from growtas.kernels.common.plan import Plan, ceil, planned
+from growtas.kernels.qkv.layout import (
     bias_steps,
     check_heads,
     even_rows,
     store_heads,
     weight_rows,
 )
-from growtas.kernels.slices import check_bias, check_slice
-
-__all__ = [
-    "BIAS_LAYOUTS",
-    "qkv_backward_input",
-    "qkv_backward_weight",
-    "qkv_forward",
-]
 
 
 @launch.kernel

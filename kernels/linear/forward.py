@@ -1,4 +1,4 @@
-"""Sliced linear with its epilogues: forward. Its gradients are in ``linear_backward``.
+"""Sliced linear with its epilogues: forward. Its gradients are in ``linear.backward``.
 
 Shapes (one subnet's layer; M = rows of the batch, images of ``tokens`` rows):
     x (M, K)   weight (N_max, K_max), of which [:N, :K] is active   bias (N_max,), [:N] active   y (M, N)
@@ -20,26 +20,12 @@ import torch
 import triton.language as tl
 
 from growtas import shadow
-from growtas.kernels import launch, tiles
-from growtas.kernels.gelu import gelu
-from growtas.kernels.launch import known_multiple
-from growtas.kernels.linear_backward import (
-    linear_backward_input,
-    linear_backward_weight,
-    linear_gelu_backward_input,
-)
-from growtas.kernels.matmul import accumulate, tile_of
-from growtas.kernels.plan import Plan, ceil, planned
-from growtas.kernels.slices import check_bias, check_matrix, check_same_shape, check_scale, check_slice
-
-__all__ = [
-    "linear_backward_input",
-    "linear_backward_weight",
-    "linear_forward",
-    "linear_gelu_backward_input",
-    "linear_gelu_forward",
-    "linear_residual_forward",
-]
+from growtas.kernels.common import launch, tiles
+from growtas.kernels.common.checks import check_bias, check_matrix, check_same_shape, check_scale, check_slice
+from growtas.kernels.common.gelu import gelu
+from growtas.kernels.common.launch import known_multiple
+from growtas.kernels.common.matmul import accumulate, tile_of
+from growtas.kernels.common.plan import Plan, ceil, planned
 
 
 @launch.kernel

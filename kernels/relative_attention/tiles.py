@@ -18,7 +18,7 @@ import torch
 from triton.runtime import driver
 
 from growtas.errors import UsageError
-from growtas.kernels import launch
+from growtas.kernels.common import launch
 
 MAX_HEAD_DIM = 128
 #: Classes of grids: the longer side and two columns more must fit, one more without a cls token.

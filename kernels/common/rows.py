@@ -16,12 +16,12 @@ import torch
 import triton.language as tl
 
 from growtas.errors import UsageError
-from growtas.kernels import launch, tiles
-from growtas.kernels.gelu import gelu_and_slope
-from growtas.kernels.launch import known_multiple
-from growtas.kernels.parts import add_columns, leave_columns
-from growtas.kernels.plan import Plan, ceil, planned
-from growtas.kernels.slices import check_same_shape, check_scale
+from growtas.kernels.common import launch, tiles
+from growtas.kernels.common.checks import check_same_shape, check_scale
+from growtas.kernels.common.gelu import gelu_and_slope
+from growtas.kernels.common.launch import known_multiple
+from growtas.kernels.common.plan import Plan, ceil, planned
+from growtas.kernels.common.split_k import add_columns, leave_columns
 
 BLOCK_COLS = 256
 BLOCK_ROWS = 8

@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from growtas.errors import UsageError
-from growtas.kernels.workspace import counters, one  # noqa: F401 - launchers say launch.counters
+from growtas.kernels.common.workspace import counters, one  # noqa: F401 - launchers say launch.counters
 
 #: Triton decides at decoration time whether a kernel is interpreted; the variable is read once, here.
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
@@ -64,7 +64,7 @@ def kernel(function: Callable) -> Any:
     sizes = [name for name in parameters if name not in constants and name not in pointers]
     assert list(parameters) == [*pointers, *sizes, *constants], "pointers, sizes, constexprs: in this order"
     jitted = triton.jit(function, do_not_specialize=sizes)
-    name = f"{function.__module__.rsplit('.', 1)[-1]}.{function.__name__}"
+    name = f"{function.__module__.removeprefix('growtas.kernels.')}.{function.__name__}"
     KERNELS[name] = jitted
     _constexprs[name] = constants
     return jitted
@@ -87,7 +87,7 @@ def is_recording() -> bool:
 
 
 def name_of(jitted: Any) -> str:
-    """The name under which :func:`kernel` registered a kernel, such as ``linear._forward``."""
+    """The name under which :func:`kernel` registered a kernel, such as ``linear.forward._forward``."""
     return next(name for name, registered in KERNELS.items() if registered is jitted)
 
 

@@ -30,20 +30,21 @@ import triton
 import triton.language as tl
 
 from growtas import shadow
-from growtas.kernels import launch, mlp_tiles, tiles
-from growtas.kernels.gelu import gelu_and_slope
-from growtas.kernels.launch import known_multiple
-from growtas.kernels.linear_backward import linear_backward_weight
-from growtas.kernels.mlp_fused import (
+from growtas.kernels.common import launch, tiles
+from growtas.kernels.common.checks import check_same_shape
+from growtas.kernels.common.gelu import gelu_and_slope
+from growtas.kernels.common.launch import known_multiple
+from growtas.kernels.common.plan import Plan, ceil, planned
+from growtas.kernels.common.split_k import add_columns, leave_columns, write_columns
+from growtas.kernels.linear.backward import linear_backward_weight
+from growtas.kernels.mlp import tiles as mlp_tiles
+from growtas.kernels.mlp.fused_forward import (
     check_branch,
     load_columns,
     load_entries,
     mlp_constants,
     store_columns,
 )
-from growtas.kernels.parts import add_columns, leave_columns, write_columns
-from growtas.kernels.plan import Plan, ceil, planned
-from growtas.kernels.slices import check_same_shape
 
 
 @triton.jit

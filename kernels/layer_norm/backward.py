@@ -1,23 +1,15 @@
-"""LayerNorm over the first d channels of super-sized parameters: forward, input and parameter gradients.
+"""LayerNorm over the first d channels of shared parameters: gradients of input and parameters.
 
-Shapes (M = rows of the batch):
-    x (M, d), any row stride   weight (D,), bias (D,), of which [:d] is active   y (M, d)
-    mean (M,), rstd (M,) fp32
-
-    xhat = (x - mean) * rstd              y = xhat * weight + bias
+Shapes as in ``layer_norm.forward``; dy, dx (M, d), and:
     g = dy * weight                       dx = rstd * (g - average(g) - xhat * average(g * xhat))
     dweight[:d] = sum over rows of dy * xhat, dbias[:d] = sum over rows of dy, both zero elsewhere
     where x also went past the LayerNorm, the gradient that came that way is added to dx: + dresidual
 
-Everything is computed in fp32 whatever the dtypes of x, y and the parameters, which need not agree. A row
-fits into one warp (up to 1024 channels, else into one program), so x is read once and its sums pass no
-barrier. Every thread has four consecutive channels of each tensor, whatever its dtype, so no layout is
-converted. Warps of a multiprocessor, 16 in the backward pass, are at different places of their loops: that is
-what hides the latency of their loads, 2 to 6 KB each. Lanes past d are masked *before* the variance: x - mean
-of a padded zero is not zero. Saved for backward: mean and rstd (8 bytes per row); xhat is recomputed from x.
-The parameter gradients take no atomics but integer counters: each program of the backward pass keeps the sums
-of its own rows and leaves them as fp32 parts, and the last to finish adds these in order and writes the
-full-size gradients, zeros included (``parts``). So it is one launch, and the bits are the same in every run.
+The 16 warps of a multiprocessor are at different places of their loops, which hides the latency of their
+loads, 2 to 6 KB each. The parameter gradients take integer counters instead of float atomics: each program
+keeps the sums of its own rows and stores them as fp32 partial sums, and the last program to finish adds these
+in order and writes the full-size gradients, zeros included (``split_k``). So it is one launch, and the bits
+are the same in every run.
 """
 
 from __future__ import annotations
@@ -27,91 +19,12 @@ import triton
 import triton.language as tl
 
 from growtas.errors import UsageError
-from growtas.kernels import launch, tiles
-from growtas.kernels.launch import known_multiple
-from growtas.kernels.parts import add_columns, leave_columns, write_columns
-from growtas.kernels.plan import Plan, ceil, planned
-from growtas.kernels.slices import check_same_shape
-
-#: Whether the rows are the first axis of a tile (rows, pieces of a row, 128 columns), else the second. A warp
-#: should have whole rows, so that no sum along a row leaves it. Triton gives warps to the axes in the order
-#: of how contiguous their addresses are; rows and pieces are alike, and versions break the tie differently.
-ROWS_FIRST = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7))
-
-
-@triton.jit
-def columns(BLOCK_COLS: tl.constexpr):
-    """Column numbers, the pieces of a row and the columns of a piece, to lie beside :func:`along_rows`."""
-    PIECE: tl.constexpr = BLOCK_COLS if BLOCK_COLS < 128 else 128
-    pieces = tl.arange(0, BLOCK_COLS // PIECE) * PIECE
-    if ROWS_FIRST:
-        at = pieces[None, :, None]
-    else:
-        at = pieces[:, None, None]
-    return at + tl.arange(0, PIECE)[None, None, :]
-
-
-@triton.jit
-def along_rows(x):
-    """A vector with one entry per row as a tile with one column."""
-    if ROWS_FIRST:
-        x = x[:, None, None]
-    else:
-        x = x[None, :, None]
-    return x
-
-
-@triton.jit
-def row_sums(x):
-    """Sums along the rows of a tile, one column: first over what a thread holds, then over its warp."""
-    return tl.sum(tl.sum(x, axis=1 if ROWS_FIRST else 0, keep_dims=True), axis=2, keep_dims=True)
-
-
-@triton.jit
-def column_sums(x, BLOCK_COLS: tl.constexpr):
-    """(BLOCK_COLS,) sums over the rows of a tile."""
-    return tl.reshape(tl.sum(x, axis=0 if ROWS_FIRST else 1), (BLOCK_COLS,))
-
-
-@launch.kernel
-def _forward(
-    x_ptr,  # (M, d), row stride stride_x
-    weight_ptr,  # (D,)
-    bias_ptr,  # (D,)
-    y_ptr,  # (M, d), row stride stride_y
-    mean_ptr,  # (M,) fp32
-    rstd_ptr,  # (M,) fp32
-    M,
-    width,  # d
-    stride_x,
-    stride_y,
-    eps,
-    ALIGN: tl.constexpr,  # divides d, stride_x and stride_y
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
-):
-    """Grid: (tiles over M,)."""
-    QUAD: tl.constexpr = ALIGN if ALIGN < 4 else 4
-    width = known_multiple(width, ALIGN)
-    stride_x = known_multiple(stride_x, QUAD)
-    stride_y = known_multiple(stride_y, QUAD)
-    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    row_ok = rows < M
-    cols = columns(BLOCK_COLS)
-    col_ok = cols < width
-    ok = along_rows(row_ok) & col_ok
-    at = along_rows(rows.to(tl.int64))
-    x = tl.load(x_ptr + at * stride_x + cols, mask=ok, other=0.0).to(tl.float32)
-    entries = cols + tl.zeros_like(at).to(tl.int32)  # for every row, so that their layout is that of x
-    weight = tl.load(weight_ptr + entries, mask=col_ok, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + entries, mask=col_ok, other=0.0).to(tl.float32)
-    mean = row_sums(x) / width
-    centred = tl.where(col_ok, x - mean, 0.0)
-    rstd = 1.0 / tl.sqrt(row_sums(centred * centred) / width + eps)
-    y = centred * rstd * weight + bias
-    tl.store(y_ptr + at * stride_y + cols, y.to(y_ptr.dtype.element_ty), mask=ok)
-    tl.store(mean_ptr + at, mean, mask=along_rows(row_ok))
-    tl.store(rstd_ptr + at, rstd, mask=along_rows(row_ok))
+from growtas.kernels.common import launch, tiles
+from growtas.kernels.common.checks import check_norm, check_same_shape
+from growtas.kernels.common.launch import known_multiple
+from growtas.kernels.common.plan import Plan, ceil, planned
+from growtas.kernels.common.split_k import add_columns, leave_columns, write_columns
+from growtas.kernels.layer_norm.layout import along_rows, column_sums, columns, row_sums
 
 
 @triton.jit
@@ -213,77 +126,6 @@ def _backward(
     dweight_sum, dbias_sum, last = add_columns(partial_ptr, counter_ptr, program, programs, BLOCK_COLS, PARTS)
     if last:
         write_columns(dweight_sum, dbias_sum, dweight_ptr, dbias_ptr, full_width, BLOCK_COLS)
-
-
-def check_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
-    """Refuse rows that are no matrix, and parameters that are not of one length, at least theirs."""
-    if x.ndim != 2:
-        raise UsageError(f"x has shape {tuple(x.shape)}, but (M, d) is needed. Flatten the rows first.")
-    check_norm_parameters(x.shape[1], weight, bias)
-
-
-def check_norm_parameters(channels: int, weight: torch.Tensor, bias: torch.Tensor) -> None:
-    """Refuse parameters that are not of one length, at least ``channels``."""
-    width = weight.shape[0] if weight.ndim == 1 else 0
-    if weight.ndim != 1 or bias.shape != weight.shape or not 0 < channels <= width:
-        raise UsageError(
-            f"LayerNorm over {channels} channels needs weight and bias of one length, at least that, "
-            f"but theirs are {tuple(weight.shape)} and {tuple(bias.shape)}. Pass the super parameters whole."
-        )
-
-
-@planned
-def _plan_forward(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, out_dtype: torch.dtype
-) -> Plan:
-    """Check and plan; writes y, mean and rstd."""
-    check_norm(x, weight, bias)
-    device = launch.check(x=x, weight=weight, bias=bias)
-    launch.check_dtype("y", out_dtype)
-    m, width = x.shape
-    tile = tiles.pick_norm(width)
-    return Plan(
-        _forward,
-        (ceil(m, tile.rows),),
-        device,
-        (m, width, x.stride(0), width, eps),
-        {
-            "ALIGN": tiles.alignment(width, x.stride(0)),
-            "BLOCK_ROWS": tile.rows,
-            "BLOCK_COLS": tile.cols,
-            "num_warps": tile.warps,
-        },
-        outputs=(((m, width), out_dtype), ((m,), torch.float32), ((m,), torch.float32)),
-    )
-
-
-def layer_norm_forward(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float = 1e-5,
-    out_dtype: torch.dtype | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Normalise each row over its d channels, scale and shift by the first d parameters.
-
-    Args:
-        x: (M, d), any row stride; copied where the last stride is not 1.
-        weight, bias: (D,), D >= d; any of the three dtypes, independent of x.
-        eps: added to the variance.
-        out_dtype: of y; None means x's.
-
-    Returns:
-        y (M, d) contiguous, and mean and rstd, (M,) fp32 each, for the backward pass.
-
-    Raises:
-        UsageError: d is over D or over ``tiles.MAX_NORM_WIDTH``, or a tensor cannot be read (see
-        ``launch.check``).
-    """
-    x = launch.activation(x)
-    plan = _plan_forward(x, weight, bias, eps, out_dtype or x.dtype)
-    y, mean, rstd = plan.outputs()
-    plan.start(x, weight, bias, y, mean, rstd)
-    return y, mean, rstd
 
 
 @planned

@@ -15,13 +15,13 @@ import triton
 import triton.language as tl
 
 from growtas import shadow
-from growtas.kernels import launch, tiles
-from growtas.kernels.launch import known_multiple
-from growtas.kernels.matmul import accumulate_over_rows, load_tile, tile_of
-from growtas.kernels.parts import add_tiles, outside_tile
-from growtas.kernels.plan import Plan, ceil, planned
-from growtas.kernels.qkv_layout import bias_steps, check_batch, check_gradient, check_heads, even_rows
-from growtas.kernels.slices import check_bias, check_slice
+from growtas.kernels.common import launch, tiles
+from growtas.kernels.common.checks import check_bias, check_slice
+from growtas.kernels.common.launch import known_multiple
+from growtas.kernels.common.matmul import accumulate_over_rows, load_tile, tile_of
+from growtas.kernels.common.plan import Plan, ceil, planned
+from growtas.kernels.common.split_k import add_tiles, outside_tile
+from growtas.kernels.qkv.layout import bias_steps, check_batch, check_gradient, check_heads, even_rows
 
 
 @triton.jit

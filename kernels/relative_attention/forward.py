@@ -11,18 +11,23 @@ Products are in qkv's dtype with fp32 sums. Saved: out and lse (natural logarith
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
-from growtas.kernels import launch
-from growtas.kernels.launch import known_multiple
-from growtas.kernels.relative_attention_places import (
+from growtas.kernels.common import launch, tiles
+from growtas.kernels.common.launch import known_multiple
+from growtas.kernels.common.plan import Plan, planned
+from growtas.kernels.relative_attention.places import (
     load_padded,
     load_rows,
     load_tables,
     place_terms,
+    places,
     store_rows,
 )
+from growtas.kernels.relative_attention.problem import Planned, check
+from growtas.kernels.relative_attention.tiles import pick, tail_of
 
 
 @triton.jit
@@ -161,3 +166,77 @@ def _forward(
     store_rows(out_ptr, acc, queries, N, known_multiple(heads * HEAD_DIM, ALIGN), HEAD_DIM, BLOCK_E)
     lse = (top + tl.log2(total)) * 0.6931471805599453
     tl.store(lse_ptr + pair.to(tl.int64) * N + queries, lse, mask=queries < N)
+
+
+@planned
+def _plan_forward(
+    qkv: torch.Tensor,
+    key_v: torch.Tensor,
+    key_h: torch.Tensor,
+    value_v: torch.Tensor,
+    value_h: torch.Tensor,
+    grid: tuple[int, int],
+    precision: str,
+) -> Planned:
+    """Check and plan; writes out and lse."""
+    tables = (key_v, key_h, value_v, value_h)
+    at = check(qkv, tables, grid)
+    tile, precision, _ = pick("forward", qkv.dtype, at.block_e, at.side, at.device)
+    pairs = at.batch * at.heads
+    strides = qkv.stride()[:4]
+    plan = Plan(
+        _forward,
+        (-(-at.tokens // tile.queries) * pairs,),
+        at.device,
+        (at.heads, at.tokens, *strides, *(table.stride(0) for table in tables)),
+        {
+            "HEAD_DIM": at.head_dim,
+            "BLOCK_E": at.block_e,
+            "SIDE": at.side,
+            "ALIGN": tiles.alignment(at.head_dim, *strides),
+            "PRECISION": precision,
+            "BLOCK_Q": tile.queries,
+            "BLOCK_K": tile.keys,
+            # two bodies of fp32 products spill on sm_80
+            "TAIL": -1 if qkv.dtype is torch.float32 else tail_of(at.tokens, tile.keys),
+            "CHUNK": tile.chunk,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+        },
+        outputs=(
+            ((at.batch, at.tokens, at.heads * at.head_dim), qkv.dtype),
+            ((at.batch, at.heads, at.tokens), torch.float32),
+        ),
+    )
+    return Planned((plan,), at.places(grid, qkv.dtype))
+
+
+def relative_attention_forward(
+    qkv: torch.Tensor,
+    key_v: torch.Tensor,
+    key_h: torch.Tensor,
+    value_v: torch.Tensor,
+    value_h: torch.Tensor,
+    grid: tuple[int, int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention with relative position.
+
+    Args:
+        qkv: (3, B, h, N, E), any strides; copied where the last one is not 1.
+        key_v, key_h, value_v, value_h: (2m + 2, E) tables of one dtype, any row stride; converted on load.
+        grid: rows R and columns C; N is R * C, or one more with a cls token in front.
+
+    Returns:
+        out (B, N, h * E) contiguous, heads side by side, in qkv's dtype; and the log-sum-exp of the logits,
+        (B, h, N) fp32, for the backward pass.
+
+    Raises:
+        UsageError: the sizes do not fit each other or the kernels (see :func:`unsupported`), or a tensor
+            cannot be read (see ``launch.check``).
+    """
+    qkv = launch.activation(qkv)
+    tables = (key_v, key_h, value_v, value_h)
+    (plan,), of_grid = _plan_forward(qkv, *tables, tuple(grid), launch.dot_precision(qkv.dtype))
+    out, lse = plan.outputs()
+    plan.start(qkv, *tables, *places(*of_grid), out, lse)
+    return out, lse

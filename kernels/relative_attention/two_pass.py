@@ -21,17 +21,21 @@ No mask is needed on queries past the last one: their q, dout and place terms ar
 
 from __future__ import annotations
 
+import torch
 import triton.language as tl
 
-from growtas.kernels import launch
-from growtas.kernels.launch import known_multiple
-from growtas.kernels.relative_attention_places import (
+from growtas.kernels.common import launch, tiles
+from growtas.kernels.common.launch import known_multiple
+from growtas.kernels.common.plan import Plan
+from growtas.kernels.relative_attention.places import (
     load_padded,
     load_rows,
     load_tables,
     place_terms,
     store_rows,
 )
+from growtas.kernels.relative_attention.problem import Problem, backward_outputs
+from growtas.kernels.relative_attention.tiles import pick, pick_programs
 
 
 @launch.kernel
@@ -264,53 +268,53 @@ def _backward_keys(
     store_rows(dk_ptr + stride_part.to(tl.int64), dv, keys, N, stride_n, HEAD_DIM, BLOCK_E)
 
 
-@launch.kernel
-def _add_tables(
-    partial_ptr,  # (programs, 2, 4 * SIDE, BLOCK_E) fp32
-    dkey_v_ptr,  # (2m + 2, E) contiguous, as the other three
-    dkey_h_ptr,
-    dvalue_v_ptr,
-    dvalue_h_ptr,
-    programs,
-    rows,
-    columns,
-    m,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    SIDE: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    """Grid: (2m + 2, 4): one table row each. Distances that no two places have get zeros."""
-    row = tl.program_id(0)
-    horizontal = tl.program_id(1) % 2
-    size = tl.where(horizontal == 1, columns, rows)
-    distance = row - m - 1
-    # the steps of table space that are clamped to this row: one, or at the ends of the table all beyond
-    low = tl.where(distance == -m, -(size - 1), distance)
-    high = tl.where(distance == m, size - 1, distance)
-    low = tl.maximum(low, -(size - 1)) + size - 1 + horizontal * (2 * SIDE)
-    high = tl.minimum(high, size - 1) + size - 1 + horizontal * (2 * SIDE)
-    cls_at = (horizontal + 1) * (2 * SIDE) - 1
-    low = tl.where(row == 0, cls_at, low)
-    high = tl.where(row == 0, cls_at, high)
-    cols = tl.arange(0, BLOCK_E)
-    parts = tl.arange(0, BLOCK_P)
-    total = tl.zeros((BLOCK_P, BLOCK_E), tl.float32)
-    stride: tl.constexpr = 2 * 4 * SIDE * BLOCK_E  # elements of one program's sums
-    partial_ptr += (tl.program_id(1) // 2) * (4 * SIDE * BLOCK_E) + cols[None, :]
-    for at in range(low, high + 1):
-        for start in range(0, programs, BLOCK_P):
-            part = start + parts
-            ptrs = partial_ptr + at * BLOCK_E + part[:, None] * stride
-            total += tl.load(ptrs, mask=(part < programs)[:, None], other=0.0)
-    result = tl.sum(total, axis=0).to(dkey_v_ptr.dtype.element_ty)
-    offsets = row * HEAD_DIM + cols
-    ok = cols < HEAD_DIM
-    if tl.program_id(1) == 0:
-        tl.store(dkey_v_ptr + offsets, result, mask=ok)
-    elif tl.program_id(1) == 1:
-        tl.store(dkey_h_ptr + offsets, result, mask=ok)
-    elif tl.program_id(1) == 2:
-        tl.store(dvalue_v_ptr + offsets, result, mask=ok)
-    else:
-        tl.store(dvalue_h_ptr + offsets, result, mask=ok)
+def plan_two_passes(
+    at: Problem, qkv: torch.Tensor, tables: tuple[torch.Tensor, ...], strides: tuple[int, ...]
+) -> tuple[list[Plan], int]:
+    """Queries first, then keys and values; returns what :func:`one_pass.plan_one_pass` does."""
+    pairs = at.batch * at.heads
+    common = {
+        "HEAD_DIM": at.head_dim,
+        "BLOCK_E": at.block_e,
+        "SIDE": at.side,
+        "ALIGN": tiles.alignment(at.head_dim, *strides),
+    }
+    tile, precision, in_registers = pick("backward_queries", qkv.dtype, at.block_e, at.side, at.device)
+    work = pairs * -(-at.tokens // tile.queries)
+    per_program = -(-work // max(1, pick_programs(work, at.device, 2)))
+    programs = -(-work // max(1, per_program))
+    delta = ((at.batch, at.heads, at.tokens), torch.float32)
+    terms = ((2, pairs, at.tokens, 2 * at.side), qkv.dtype)
+    queries = Plan(
+        _backward_queries,
+        (programs,),
+        at.device,
+        (pairs, per_program, at.heads, at.tokens, *strides, *(table.stride(0) for table in tables)),
+        {
+            **common,
+            "PRECISION": precision,
+            "IN_REGISTERS": in_registers,
+            "BLOCK_Q": tile.queries,
+            "BLOCK_K": tile.keys,
+            "CHUNK": tile.chunk,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+        },
+        outputs=backward_outputs(at, qkv, tables[0], programs, delta, terms),
+    )
+    tile, precision, _ = pick("backward_keys", qkv.dtype, at.block_e, at.side, at.device)
+    keys = Plan(
+        _backward_keys,
+        (-(-at.tokens // tile.keys) * pairs,),
+        at.device,
+        (pairs, at.heads, at.tokens, *strides),
+        {
+            **common,
+            "PRECISION": precision,
+            "BLOCK_Q": tile.queries,
+            "BLOCK_K": tile.keys,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+        },
+    )
+    return [queries, keys], programs

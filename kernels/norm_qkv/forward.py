@@ -31,12 +31,14 @@ import triton
 import triton.language as tl
 
 from growtas import shadow
-from growtas.kernels import launch, qkv, tiles
-from growtas.kernels.launch import known_multiple
-from growtas.kernels.layer_norm import check_norm_parameters, layer_norm_forward
-from growtas.kernels.matmul import load_normalised, load_tile, tile_of
-from growtas.kernels.plan import Plan, ceil, planned
-from growtas.kernels.qkv_layout import (
+from growtas.kernels.common import launch, tiles
+from growtas.kernels.common.checks import check_bias, check_norm_parameters, check_slice
+from growtas.kernels.common.launch import known_multiple
+from growtas.kernels.common.matmul import load_normalised, load_tile, tile_of
+from growtas.kernels.common.plan import Plan, ceil, planned
+from growtas.kernels.layer_norm.forward import layer_norm_forward
+from growtas.kernels.qkv.forward import qkv_forward
+from growtas.kernels.qkv.layout import (
     bias_steps,
     check_heads,
     even_rows,
@@ -44,7 +46,6 @@ from growtas.kernels.qkv_layout import (
     store_heads,
     weight_rows,
 )
-from growtas.kernels.slices import check_bias, check_slice
 
 #: Channels that the statistics are made of at a time.
 PIECE = 64
@@ -290,7 +291,7 @@ def norm_qkv_forward(
     b, n, d = x.shape
     if tiles.norm_apart(dtype, precision, b * n, d, launch.multiprocessors(x.device)):
         xn, mean, rstd = layer_norm_forward(rows_of("x", x), norm_weight, norm_bias, eps, dtype)
-        heads = qkv.qkv_forward(xn.view(b, n, d), weight, bias, num_heads, head_dim, bias_layout)
+        heads = qkv_forward(xn.view(b, n, d), weight, bias, num_heads, head_dim, bias_layout)
         return heads, mean, rstd
     weight, *row_steps = shadow.read_qkv(weight, dtype, head_dim)
     plan = _plan_forward(

@@ -45,17 +45,21 @@ and as one program fills the registers of a multiprocessor, no other one works w
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
-from growtas.kernels import launch
-from growtas.kernels.launch import known_multiple
-from growtas.kernels.relative_attention_places import (
+from growtas.kernels.common import launch, tiles
+from growtas.kernels.common.launch import known_multiple
+from growtas.kernels.common.plan import Plan
+from growtas.kernels.relative_attention.places import (
     load_padded,
     load_rows,
     load_tables,
     store_rows,
 )
+from growtas.kernels.relative_attention.problem import Problem, backward_outputs
+from growtas.kernels.relative_attention.tiles import pick, pick_programs, tail_of
 
 
 @triton.jit
@@ -262,3 +266,37 @@ def _backward(
         partial_ptrs = _partials(partial_ptr, SIDE, BLOCK_E)
         tl.store(partial_ptrs, dkeys)
         tl.store(partial_ptrs + 4 * SIDE * BLOCK_E, dvalues)
+
+
+def plan_one_pass(
+    at: Problem, qkv: torch.Tensor, tables: tuple[torch.Tensor, ...], strides: tuple[int, ...]
+) -> tuple[list[Plan], int]:
+    """One program per run of heads; and how many partial sums of the table gradients it leaves."""
+    tile, precision, in_registers = pick("one_pass", qkv.dtype, at.block_e, at.side, at.device)
+    pairs = at.batch * at.heads
+    per_program = -(-pairs // max(1, pick_programs(pairs, at.device, 1)))
+    programs = -(-pairs // max(1, per_program))
+    tail = tail_of(at.tokens, tile.keys)
+    kept = at.tokens // tile.keys * tile.keys + tail if at.tokens > tile.queries else 0
+    work = ((programs, kept, 2, at.block_e), torch.float32)
+    plan = Plan(
+        _backward,
+        (programs,),
+        at.device,
+        (pairs, per_program, at.heads, at.tokens, *strides, *(table.stride(0) for table in tables)),
+        {
+            "HEAD_DIM": at.head_dim,
+            "BLOCK_E": at.block_e,
+            "SIDE": at.side,
+            "ALIGN": tiles.alignment(at.head_dim, *strides),
+            "PRECISION": precision,
+            "IN_REGISTERS": in_registers,
+            "BLOCK_Q": tile.queries,
+            "BLOCK_K": tile.keys,
+            "TAIL": tail,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+        },
+        outputs=backward_outputs(at, qkv, tables[0], programs, work, None),
+    )
+    return [plan], programs

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from growtas.errors import UsageError, nearest
-from growtas.kernels import launch
+from growtas.kernels.common import launch
 
 BIAS_LAYOUTS = ("interleaved", "published")
 

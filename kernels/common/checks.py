@@ -71,3 +71,20 @@ def check_gradients(into: tuple[torch.Tensor, torch.Tensor | None], weight: torc
         check_same_shape("into[1]", dbias, (weight.shape[0],), "the bias")
     if not dweight.is_contiguous() or (dbias is not None and not dbias.is_contiguous()):
         raise UsageError("Gradients are added to in place and must be contiguous. Pass contiguous tensors.")
+
+
+def check_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Refuse rows that are no matrix, and parameters that are not of one length, at least theirs."""
+    if x.ndim != 2:
+        raise UsageError(f"x has shape {tuple(x.shape)}, but (M, d) is needed. Flatten the rows first.")
+    check_norm_parameters(x.shape[1], weight, bias)
+
+
+def check_norm_parameters(channels: int, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Refuse parameters that are not of one length, at least ``channels``."""
+    width = weight.shape[0] if weight.ndim == 1 else 0
+    if weight.ndim != 1 or bias.shape != weight.shape or not 0 < channels <= width:
+        raise UsageError(
+            f"LayerNorm over {channels} channels needs weight and bias of one length, at least that, "
+            f"but theirs are {tuple(weight.shape)} and {tuple(bias.shape)}. Pass the super parameters whole."
+        )

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from triton import knobs
 
-from growtas.kernels import launch, workspace
+from growtas.kernels.common import launch, workspace
 
 #: Plans that one planner remembers; it starts over when there are more. A step of one subnet needs a few.
 LIMIT = 4096
