@@ -6,12 +6,12 @@
 #endif
 
 #include "arguments.h"
-#include "cpu/branch_module.h"
-#include "cpu/gelu.h"
-#include "cpu/layer_norm.h"
-#include "cpu/level.h"
-#include "cpu/product_module.h"
-#include "cpu/relative_attention_module.h"
+#include "cpu/branch/module.h"
+#include "cpu/gelu/gelu.h"
+#include "cpu/layer_norm/layer_norm.h"
+#include "cpu/common/level.h"
+#include "cpu/gemm/module.h"
+#include "cpu/relative_attention/module.h"
 
 namespace py = pybind11;
 using growtas::dtype;

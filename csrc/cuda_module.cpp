@@ -6,9 +6,9 @@
 #include <tuple>
 
 #include "arguments.h"
-#include "cuda/layer_norm.h"
-#include "cuda/mlp_forward.h"
-#include "cuda/products.h"
+#include "cuda/layer_norm/layer_norm.h"
+#include "cuda/mlp/mlp_forward.h"
+#include "cuda/gemm/linear_qkv.h"
 
 namespace py = pybind11;
 using growtas::dtype;

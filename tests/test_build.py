@@ -428,7 +428,7 @@ def test_a_compiler_without_clones_still_builds(tmp_path):
     """Another processor or compiler: no target_clones, one plain function instead."""
     path = path_with(tmp_path / "bin", plain='case "$*" in *-Werror*) exit 1;; *) exec g++ "$@";; esac')
     assert toolchain.clone_targets([f"{path}/plain"]) == ""
-    source = ROOT / "csrc" / "cpu" / "layer_norm.cpp"
+    source = ROOT / "csrc" / "cpu" / "layer_norm" / "layer_norm.cpp"
     command = [
         "g++",
         "-std=c++17",
