@@ -103,6 +103,6 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("gelu_forward", &gelu_forward, py::call_guard<py::gil_scoped_release>());
     m.def("gelu_backward", &gelu_backward, py::call_guard<py::gil_scoped_release>());
     growtas::cpu::bind_branch(m);
-    growtas::cpu::bind_product(m);
+    growtas::cpu::bind_gemm(m);
     growtas::cpu::bind_relative_attention(m);
 }

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 
 def interpreted() -> bool:
-    """Whether the kernels are interpreted on the CPU: TRITON_INTERPRET=1 was set before Triton's import."""
+    """True if the kernels are interpreted on the CPU: TRITON_INTERPRET=1 was set before Triton's import."""
     from growtas.kernels.common import launch
 
     return launch.INTERPRETED
 
 
 def compiled_variants() -> dict[str, int]:
-    """How many variants of each kernel this process has compiled; see ``launch.compiled_variants``."""
+    """Count the variants of each kernel that this process has compiled; see ``launch.compiled_variants``."""
     from growtas.kernels import layer_norm, linear, mlp, norm_qkv, relative_attention  # noqa: F401 - registers
     from growtas.kernels.common import launch
 

@@ -128,5 +128,5 @@ def test_impossible_sizes_are_refused():
     x = torch.randn(4, 4)
     with pytest.raises(ValueError, match="must be 1 or more"):
         native_linear.product(x[:, :0], x[:0], torch.empty(4, 4))
-    with pytest.raises(ValueError, match="finish 1 needs another matrix"):
+    with pytest.raises(ValueError, match="epilogue 1 needs another matrix"):
         native_linear.product(x, x, torch.empty(4, 4), native_linear.Finish.GELU)

@@ -1,4 +1,4 @@
-"""Checks of shapes that the sliced products share: matrices, slices of super weights, factors per image."""
+"""Checks of shapes: matrices, slices of shared weights and norms, factors per image, gradients to add to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from growtas.errors import UsageError
 
 
 def check_matrix(name: str, tensor: torch.Tensor, shape: str) -> None:
-    """Refuse what is not a matrix; ``shape`` says what it should be."""
+    """Refuse a tensor that is not a matrix of ``shape``."""
     if tensor.ndim != 2:
         raise UsageError(
             f"{name} has shape {tuple(tensor.shape)}, but {shape} is needed. Flatten the rows first."
@@ -16,7 +16,7 @@ def check_matrix(name: str, tensor: torch.Tensor, shape: str) -> None:
 
 
 def check_same_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...], of: str) -> None:
-    """Refuse a tensor whose shape is not that of what it belongs to."""
+    """Refuse a tensor whose shape is not the one that ``of`` needs."""
     if tuple(tensor.shape) != tuple(shape):
         raise UsageError(
             f"{name} has shape {tuple(tensor.shape)}, but {of} needs {tuple(shape)}. "
@@ -25,23 +25,23 @@ def check_same_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...], of
 
 
 def check_slice(weight: torch.Tensor, rows: int, cols: int) -> None:
-    """Refuse a slice that is not inside its super weight.
+    """Refuse a slice that is not inside its shared weight.
 
     Raises:
-        UsageError: with the slice, the super size and what to do.
+        UsageError: with the slice, the weight's size and what to do.
     """
     if not (0 < rows <= weight.shape[0] and 0 < cols <= weight.shape[1]):
         raise UsageError(
-            f"A slice of {rows} x {cols} is not inside a super weight of shape {tuple(weight.shape)}. "
+            f"A slice of {rows} x {cols} is not inside a shared weight of shape {tuple(weight.shape)}. "
             "Use a subnet of the space the supernet was built for."
         )
 
 
 def check_bias(bias: torch.Tensor | None, weight: torch.Tensor) -> None:
-    """Refuse a bias that does not have one entry per row of the super weight."""
+    """Refuse a bias that does not have one entry per row of the shared weight."""
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         raise UsageError(
-            f"The bias has shape {tuple(bias.shape)}, but the super weight has {weight.shape[0]} rows. "
+            f"The bias has shape {tuple(bias.shape)}, but the shared weight has {weight.shape[0]} rows. "
             "Pass the whole bias, not a slice."
         )
 
@@ -62,7 +62,7 @@ def check_scale(scale: torch.Tensor | None, rows: int, tokens: int) -> None:
 
 
 def check_gradients(into: tuple[torch.Tensor, torch.Tensor | None], weight: torch.Tensor, bias: bool) -> None:
-    """Refuse tensors to add to that are not contiguous gradients of a super weight and its bias."""
+    """Refuse tensors to add to that are not contiguous gradients of a shared weight and its bias."""
     dweight, dbias = into
     check_same_shape("into[0]", dweight, tuple(weight.shape), "the weight")
     if (dbias is not None) != bias:
@@ -86,5 +86,5 @@ def check_norm_parameters(channels: int, weight: torch.Tensor, bias: torch.Tenso
     if weight.ndim != 1 or bias.shape != weight.shape or not 0 < channels <= width:
         raise UsageError(
             f"LayerNorm over {channels} channels needs weight and bias of one length, at least that, "
-            f"but theirs are {tuple(weight.shape)} and {tuple(bias.shape)}. Pass the super parameters whole."
+            f"but theirs are {tuple(weight.shape)} and {tuple(bias.shape)}. Pass the shared parameters whole."
         )

@@ -1,11 +1,11 @@
-"""What every launcher needs: the jit decorator, argument checks, device facts, a record of compiled variants.
+"""Launch kernels: the jit decorator, argument checks, device facts, and a record of compiled variants.
 
 A launcher prepares a launch once per combination of sizes, strides and dtypes, then looks it up: ``plan``.
 
 A kernel is compiled once per *variant*: its pointer dtypes, its constexpr arguments and its launch options.
-Sizes and strides are never specialised on (see :func:`kernel`); what alignment buys is said through a
-constexpr of three classes (``tiles.alignment``). So the number of variants does not grow with the number of
-subnets, and :func:`recording` can list them on a machine without a GPU.
+Sizes and strides are never specialised on (see :func:`kernel`); alignment is passed as a constexpr of three
+classes (``tiles.alignment``). So the number of variants does not grow with the number of subnets, and
+:func:`recording` can list them on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _constexprs: dict[str, dict[str, Any]] = {}
 
 _recording = False
 
-#: What planners remember (``plan.planned``).
+#: The caches of all planners (``plan.planned``).
 remembered: list[dict] = []
 
 #: While recording: launches that were noted already, by what decides about their variant.
@@ -82,7 +82,7 @@ def forget() -> None:
 
 
 def is_recording() -> bool:
-    """Whether this runs inside :func:`recording`."""
+    """True inside :func:`recording`."""
     return _recording
 
 
@@ -118,7 +118,7 @@ def known_multiple(size, FACTOR: tl.constexpr):
 
 
 def check(**tensors: torch.Tensor | None) -> torch.device:
-    """Refuse what a kernel cannot read, before it reads it.
+    """Refuse tensors that a kernel cannot read.
 
     Args:
         tensors: the arguments by name; None is skipped.
@@ -156,7 +156,7 @@ def check_dtype(name: str, dtype: torch.dtype) -> None:
     if dtype not in DTYPES:
         raise UsageError(
             f"{name} is {str(dtype).removeprefix('torch.')}, but the Triton kernels take float32, "
-            "bfloat16 and float16. Convert it, or use the 'torch' back end."
+            "bfloat16 and float16. Convert it, or use the 'torch' backend."
         )
 
 
@@ -179,19 +179,19 @@ def _check_device(name: str, device: torch.device) -> None:
         return
     raise UsageError(
         f"{name} is on {device}, but the Triton kernels run on CUDA devices. Move the tensors to a GPU, use "
-        "the 'torch' back end, or set TRITON_INTERPRET=1 before Triton is imported to interpret them here."
+        "the 'torch' backend, or set TRITON_INTERPRET=1 before Triton is imported to interpret them here."
     )
 
 
-def check_products(*operands: torch.Tensor | torch.dtype) -> None:
-    """Refuse bfloat16 products in the interpreter, which multiplies the bits of bfloat16 as integers.
+def check_matmul(*operands: torch.Tensor | torch.dtype) -> None:
+    """Refuse bfloat16 matmuls in the interpreter, which multiplies the bits of bfloat16 as integers.
 
     Raises:
         UsageError: the kernels are interpreted and a tensor, or a dtype, is bfloat16.
     """
     if INTERPRETED and any(getattr(a, "dtype", a) is torch.bfloat16 for a in operands):
         raise UsageError(
-            "Triton's interpreter has no bfloat16 products. Use float32 or float16, or a CUDA device."
+            "Triton's interpreter has no bfloat16 matmuls. Use float32 or float16, or a CUDA device."
         )
 
 
@@ -199,7 +199,7 @@ def run(jitted: Any, grid: tuple[int, ...], device: torch.device, *arguments: An
     """Launch a kernel on the device of its tensors, whichever device is current.
 
     Args:
-        jitted: what :func:`kernel` made.
+        jitted: a kernel made by :func:`kernel`.
         grid: programs along each axis.
         device: as :func:`check` returned it.
         arguments: pointers and sizes in order.
@@ -218,7 +218,7 @@ def run(jitted: Any, grid: tuple[int, ...], device: torch.device, *arguments: An
         _noted.add(key)
     elsewhere = device.type == "cuda" and device.index not in (None, torch.cuda.current_device())
     with torch.cuda.device(device) if elsewhere else nullcontext():
-        # Said aloud because Triton's default for contracting a*b + c changes from version to version.
+        # Set explicitly: Triton's default for contracting a*b + c varies by version.
         return jitted[grid](*arguments, enable_fp_fusion=True, **constants)
 
 
@@ -240,14 +240,14 @@ def shared_memory(device: torch.device) -> int:
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """``input_precision`` of a product whose activations have ``dtype``: fp32 follows torch's own setting."""
+    """``input_precision`` of a matmul whose activations have ``dtype``: fp32 follows torch's own setting."""
     if dtype is not torch.float32 or INTERPRETED:
         return "ieee"  # 16-bit operands are multiplied exactly either way; one name keeps one variant
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def compiled_variants() -> dict[str, int]:
-    """How many variants of each imported kernel this process has compiled, on all devices together.
+    """Count the variants of each imported kernel that this process has compiled, on all devices together.
 
     Returns:
         kernel name -> count; all zero where the kernels are interpreted.
@@ -262,7 +262,7 @@ def compiled_variants() -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing Triton would compile: what ``triton.compile`` needs, and a key, equal for equal binaries."""
+    """A kernel variant: the arguments of ``triton.compile``, and a key, equal for equal binaries."""
 
     kernel: str
     key: str

@@ -1,21 +1,21 @@
-"""The matrix products that the sliced linear and the sliced QKV share, as helpers that Triton inlines.
+"""The GEMM loops that the sliced linear and the sliced QKV share, as helpers that Triton inlines.
 
     C[r, c] = sum over t of A[r, t] * B[t, c]        A and B in memory by any strides, C in fp32 registers
 
 Shapes: a program owns one (BLOCK_ROWS, BLOCK_COLS) tile of C and walks the depth in steps of BLOCK_DEPTH.
-Edges: every load is masked on rows, columns and depth, because a slice ends in the middle of a super weight
+Edges: every load is masked on rows, columns and depth, because a slice ends in the middle of a shared weight
 whose other entries are real numbers, or NaN. Masked lanes read as zero, so tiles past the edge come out as
 zero. Alignment: a mask ``offset < width`` lets Triton use wide accesses only if it knows what divides
 ``width``; ``known_multiple`` says so, from the constexpr class the launcher has checked.
 
 Weight gradients are long reductions over all rows of the batch, A is dy^T: ``accumulate_over_rows`` sums a
-part of the rows, and ``parts`` adds the parts in order. On the way, dy may be multiplied by the drop-path
+part of the rows, and ``split_k`` adds the parts in order. On the way, dy may be multiplied by the drop-path
 factor of its image, and x may be normalised by the statistics of its row. Both are done in fp32, before the
-operand is converted to the dtype of the product, so that neither the scaled dy nor the normalised x is ever
+operand is converted to the dtype of the matmul, so that neither the scaled dy nor the normalised x is ever
 written to memory. The sum of dy, for the gradient of a bias, costs no extra read: it is taken of the tiles
-that are loaded for the product, in those programs that ask for it (SUM).
+that are loaded for the matmul, in those programs that ask for it (SUM).
 
-The forward and input-gradient products use ``accumulate``, whose operands advance by a constant step.
+The forward and input-gradient matmuls use ``accumulate``, whose operands advance by a constant step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def tile_of(program, row_tiles, col_tiles, GROUP: tl.constexpr):
 
 @triton.jit
 def load_tile(ptrs, row_ok, col_ok, DTYPE: tl.constexpr):
-    """A masked tile, zero outside, converted to the dtype the product is made in."""
+    """A masked tile, zero outside, converted to the dtype the matmul is made in."""
     return tl.load(ptrs, mask=row_ok[:, None] & col_ok[None, :], other=0.0).to(DTYPE)
 
 
@@ -44,7 +44,7 @@ def load_tile(ptrs, row_ok, col_ok, DTYPE: tl.constexpr):
 def load_normalised(ptrs, row_ok, col_ok, mean, rstd, gamma, beta, DTYPE: tl.constexpr):
     """A masked tile of LayerNorm(x): mean and rstd by row, gamma and beta by column, both zero outside.
 
-    Rows outside read as beta, whose products fall on rows that are zero or not stored.
+    Rows outside read as beta, whose terms fall on rows that are zero or not stored.
     """
     x = tl.load(ptrs, mask=row_ok[:, None] & col_ok[None, :], other=0.0).to(tl.float32)
     return ((x - mean[:, None]) * rstd[:, None] * gamma[None, :] + beta[None, :]).to(DTYPE)

@@ -1,12 +1,12 @@
-"""Plans: what depends only on sizes, strides, dtypes and the device is found out once, and then looked up.
+"""Launch plans: computed once per combination of sizes, strides, dtypes and device, and then looked up.
 
 A training step of AutoFormer-T launches two hundred kernels, and the host that prepares a launch for longer
-than the GPU runs it bounds the step. What there is to prepare is the same in every step: checks, the tile,
-the classes of alignment, the grid, the constexpr arguments, and the compiled kernel that goes with them.
+than the GPU runs it bounds the step. The preparation is the same in every step: checks, the tile, the classes
+of alignment, the grid, the constexpr arguments, and the compiled kernel that goes with them.
 
 So a launcher has two parts. A *planner*, decorated with :func:`planned`, does all of this and returns a
-:class:`Plan`; it runs once per combination of what it may look at. The launcher itself looks the plan up,
-has it allocate what the kernel writes, and starts it:
+:class:`Plan`; it runs once per combination of its arguments' properties. The launcher itself looks the plan
+up, has it allocate the outputs, and starts it:
 
     plan = _plan_forward(x, weight, bias, out_features, launch.dot_precision(x.dtype))
     (y,) = plan.outputs()
@@ -59,7 +59,7 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _hooked(jitted: Any) -> bool:
-    """Whether somebody wants to see launches: a profiler, or a function that runs before this kernel."""
+    """True if a profiler, or a function that runs before this kernel, wants to see launches."""
     for hook in (_runtime.launch_enter_hook, _runtime.launch_exit_hook):
         if hook is not None and getattr(hook, "calls", True):
             return True
@@ -70,21 +70,21 @@ class Plan:
     """One launch but for its pointers.
 
     Args:
-        jitted: what ``launch.kernel`` made. Its pointers come first, then what is in ``sizes``, then the
+        jitted: a kernel made by ``launch.kernel``. Its pointers come first, then ``sizes``, then the
             constexpr arguments.
         grid: programs along each axis; none on the first where there is nothing to do.
         device: as ``launch.check`` returned it.
         sizes: integers and floats in order.
         constants: constexpr arguments, ``num_warps`` and ``num_stages``.
-        outputs: what :meth:`outputs` allocates.
-        counters: zeros that the launch needs; where it needs some, its last two pointers are its parts and
-            its counters, which :meth:`start` adds.
-        parts: fp32 elements that it needs for parts of sums.
+        outputs: the tensors that :meth:`outputs` allocates.
+        counters: zeros that the launch needs; where it needs some, its last two pointers are its partial sums
+            and its counters, which :meth:`start` adds.
+        partials: fp32 elements that it needs for partial sums.
     """
 
     __slots__ = (
-        "constants", "counters", "device", "grid", "index", "jitted", "name", "parts", "sizes",
-        "_arguments", "_empty", "_grid", "_kernels", "_outputs", "_rooms",
+        "constants", "counters", "device", "grid", "index", "jitted", "name", "partials", "sizes",
+        "_arguments", "_empty", "_grid", "_kernels", "_outputs", "_workspaces",
     )  # fmt: skip
 
     def __init__(
@@ -96,7 +96,7 @@ class Plan:
         constants: dict[str, Any],
         outputs: Sequence[Output] = (),
         counters: int = 0,
-        parts: int = 0,
+        partials: int = 0,
     ) -> None:
         self.jitted = jitted
         self.name = launch.name_of(jitted)
@@ -106,7 +106,7 @@ class Plan:
         self.sizes = tuple(sizes)
         self.constants = constants
         self.counters = counters
-        self.parts = parts
+        self.partials = partials
         self._outputs = [
             None if o is None else (tuple(o[0]), tuple(o[2]) if o[2:] else _contiguous(o[0]), o[1])
             for o in outputs
@@ -114,13 +114,13 @@ class Plan:
         self._empty = workspace.allocator(device)
         self._kernels: dict[Any, tuple] = {}
         self._grid = (*grid, 1, 1)[:3]
-        self._rooms = workspace.rooms(device)
+        self._workspaces = workspace.by_stream(device)
         self._arguments = self.sizes + tuple(
             constants.get(name, default) for name, default in launch.constexprs(jitted).items()
         )
 
     def outputs(self) -> list[Tensor | None]:
-        """New tensors for what the launch writes; zeros where there is nothing to launch."""
+        """New tensors for the launch to write; zeros where there is nothing to launch."""
         empty = self._empty
         if self.index >= 0 and self.index != _current_device():
             with torch.cuda.device(self.index):
@@ -137,8 +137,8 @@ class Plan:
         """Launch on the current stream of the plan's device.
 
         Args:
-            tensors: what the planner saw and :meth:`outputs` returned, in the kernel's order; None where the
-                planner saw None. Parts and counters are added.
+            tensors: the planner's tensors and those of :meth:`outputs`, in the kernel's order; None where the
+                planner saw None. Partial sums and counters are added.
         """
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         bits = 0
@@ -158,20 +158,20 @@ class Plan:
             launched.append(self.name)
         stream = _current_stream(index)
         if self.counters:
-            room = self._rooms.get(stream)
-            if room is None or room.count < self.counters or room.size < self.parts or _capturing():
-                room = workspace.room(self.device, self.parts, self.counters)
-            addresses += room.addresses
+            space = self._workspaces.get(stream)
+            if space is None or space.count < self.counters or space.size < self.partials or _capturing():
+                space = workspace.acquire(self.device, self.partials, self.counters)
+            addresses += space.addresses
         run, function, packed = found
         run(*self._grid, stream, function, packed, None, None, None, *addresses, *self._arguments)
 
     def _start_anyhow(self, tensors: tuple[Tensor | None, ...], pattern: Any) -> None:
-        """By the way that always works, and remember the kernel that it compiled."""
+        """Launch through Triton's ``JITFunction``, and remember the kernel that it compiled."""
         if self.grid[0] == 0:
             return
         if self.counters:
-            room = workspace.room(self.device, self.parts, self.counters)
-            tensors += (room.parts, room.counters)
+            space = workspace.acquire(self.device, self.partials, self.counters)
+            tensors += (space.partials, space.counters)
         compiled = launch.run(self.jitted, self.grid, self.device, *tensors, *self.sizes, **self.constants)
         if compiled is not None:  # neither interpreted nor recorded
             compiled = compiled.result() if hasattr(compiled, "result") else compiled
@@ -179,7 +179,7 @@ class Plan:
 
 
 def planned(planner: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: remember what a planner answers, by all it may look at.
+    """Decorator: cache the answers of a planner, by everything that it may look at.
 
     Of a tensor these are shape, strides, dtype and device: never values or addresses. Of everything else it
     is the argument itself. Which parameters are tensors is read from the annotations ``Tensor`` and

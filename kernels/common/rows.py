@@ -5,7 +5,7 @@ Shapes (M = rows of the batch, images of ``tokens`` rows):
     gelu     dh (M, N) = da * gelu'(h),  a = gelu(h)                     dbias[:N] = sum over rows of dh
 
 Algorithm: a program walks over a block of consecutive rows of one tile of columns, in fp32, and keeps the sum
-of its rows. The last program of a tile adds these sums in order (``parts``) and writes the bias gradient,
+of its rows. The last program of a tile adds these sums in order (``split_k``) and writes the bias gradient,
 zeros past N included: one launch, no float atomics, the same bits in every run. The column sums therefore
 cost no read of their own. Bytes: scaled 6 per element from fp32 to 16 bits, gelu 8. Nothing is saved.
 """
@@ -132,7 +132,7 @@ def _plan(
         },
         outputs=(None if bias is None else (tuple(bias.shape), bias.dtype),),
         counters=0 if bias is None else column_tiles * (1 + groups),
-        parts=0 if bias is None else column_tiles * (programs + groups) * 2 * BLOCK_COLS,
+        partials=0 if bias is None else column_tiles * (programs + groups) * 2 * BLOCK_COLS,
     )
 
 
@@ -178,7 +178,7 @@ def scaled_rows(
 def in_dtype(
     dy: torch.Tensor, scale: torch.Tensor | None, tokens: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The rows of a gradient in the dtype of a GEMM, and what of their scale is left to apply.
+    """The rows of a gradient in the dtype of a GEMM, and the scale that is left to apply.
 
     A wgmma whose operand is converted on load waits for it, and Triton 3.6 does not compile every such form;
     so rows of another dtype are converted once, and scaled on the way.
@@ -200,7 +200,7 @@ def gelu_backward(
 
     Args:
         da: (M, N), last stride 1; overwritten.
-        h: (M, N), last stride 1: what GELU was applied to.
+        h: (M, N), last stride 1: the input of GELU.
         bias: (N_max,), for size and dtype, or None.
 
     Returns:

@@ -1,17 +1,17 @@
-"""Long sums in one launch: programs leave fp32 parts behind, and the last of them to finish adds all parts.
+"""Split-K: long sums in one launch. Programs store fp32 partial sums, and the last program adds all of them.
 
-    tile sums:    parts (parts, tiles, BLOCK_ROWS * BLOCK_COLS + BLOCK_ROWS)    one counter per tile
-    column sums:  parts (programs + groups, 2, BLOCK_COLS)                      one counter, and one per group
+    tile sums:    partials (splits, tiles, BLOCK_ROWS * BLOCK_COLS + BLOCK_ROWS), one counter per tile
+    column sums:  partials (programs + groups, 2, BLOCK_COLS), one counter, and one per group
 
-Which program comes last changes from run to run, but whichever it is adds the same parts in the same order:
-the bits do not change. Only an integer counter is atomic. A part is visible to the last program because every
-program passes a barrier between its stores and its acquire-release increment, and because the parts are read
-from L2 (``.cg``), past the L1 cache of one multiprocessor. The last program sets the counter back to zero, so
-one zeroed buffer (``launch.counters``) serves every launch of a stream.
+Which program comes last changes from run to run, but whichever it is adds the same partial sums in the same
+order: the bits do not change. Only an integer counter is atomic. A partial sum is visible to the last program
+because every program passes a barrier between its stores and its acquire-release increment, and because the
+partial sums are read from L2 (``.cg``), past the L1 cache of one multiprocessor. The last program sets the
+counter back to zero, so one zeroed buffer (``workspace``) serves every launch of a stream.
 
-One multiprocessor reads about 100 GB/s, so what the last program adds must stay short: tile sums are split
-only about twenty-fold (``tiles.pick_splits``), and column sums, which have hundreds of parts, are added in
-groups, whose sums the last group to finish adds.
+One multiprocessor reads about 100 GB/s, so the last program must not add much: tile sums are split only
+about twenty-fold (``tiles.pick_splits``), and column sums, which have hundreds of partial sums, are added in
+groups, whose sums the last group adds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import triton.language as tl
 
 @triton.jit
 def arrive(counter_ptr, expected):
-    """Whether this program is the last of ``expected``; all they stored before is then visible to it.
+    """True in the last of ``expected`` programs, to which all of their stores are then visible.
 
     Leaves the counter at zero, as it was found.
     """
@@ -46,33 +46,33 @@ def outside_tile(index, row_tiles, col_tiles, all_row_tiles, all_col_tiles):
 
 @triton.jit
 def add_tiles(
-    acc,  # (BLOCK_ROWS, BLOCK_COLS) fp32: this part of the tile's sum
-    total,  # (BLOCK_ROWS,) fp32: this part of the sum that goes with each row
-    partial_ptr,  # (parts, tiles, BLOCK_ROWS * BLOCK_COLS + BLOCK_ROWS) fp32; not used where parts is 1
+    acc,  # (BLOCK_ROWS, BLOCK_COLS) fp32: the partial sum of the tile
+    total,  # (BLOCK_ROWS,) fp32: the partial sum that goes with each row
+    partial_ptr,  # (splits, tiles, BLOCK_ROWS * BLOCK_COLS + BLOCK_ROWS) fp32; not used where splits is 1
     counter_ptr,  # (tiles,) int32, zero; likewise
     tile,
     tiles,
-    part,
-    parts,
+    split,
+    splits,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):
-    """The whole sums and true in the last program of a tile; in the others false, and what they brought."""
-    last = parts == 1
-    if parts > 1:
+    """The whole sums and true in the last program of a tile; in the others their own sums and false."""
+    last = splits == 1
+    if splits > 1:
         SIZE: tl.constexpr = BLOCK_ROWS * BLOCK_COLS + BLOCK_ROWS
         rows = tl.arange(0, BLOCK_ROWS)
         within = (rows * BLOCK_COLS)[:, None] + tl.arange(0, BLOCK_COLS)[None, :]
         tile_ptr = partial_ptr + tile.to(tl.int64) * SIZE
         step = tiles.to(tl.int64) * SIZE
-        own_ptr = tile_ptr + part * step
+        own_ptr = tile_ptr + split * step
         tl.store(own_ptr + within, acc)
         tl.store(own_ptr + BLOCK_ROWS * BLOCK_COLS + rows, total)
-        last = arrive(counter_ptr + tile, parts)
+        last = arrive(counter_ptr + tile, splits)
         if last:
             acc = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
             total = tl.zeros((BLOCK_ROWS,), tl.float32)
-            for _ in range(0, parts):
+            for _ in range(0, splits):
                 acc += tl.load(tile_ptr + within, cache_modifier=".cg")
                 total += tl.load(tile_ptr + BLOCK_ROWS * BLOCK_COLS + rows, cache_modifier=".cg")
                 tile_ptr += step
@@ -81,8 +81,8 @@ def add_tiles(
 
 @triton.jit
 def leave_gradient(
-    acc,  # (BLOCK_ROWS, BLOCK_COLS) fp32: a part of the sum of one tile
-    total,  # (BLOCK_ROWS,) fp32: a part of the sum of the bias
+    acc,  # (BLOCK_ROWS, BLOCK_COLS) fp32: the partial sum of one tile
+    total,  # (BLOCK_ROWS,) fp32: the partial sum of the bias
     grad_ptr,  # (N_max, K_max) contiguous
     grad_bias_ptr,  # (N_max,); None: this program writes no gradient of a bias
     partial_ptr,  # and the next: as add_tiles takes them
@@ -101,7 +101,7 @@ def leave_gradient(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):
-    """Add up the parts of a tile in its last program, and write or add what is inside the gradient."""
+    """Add the partial sums of a tile in its last program, and write or add the tile of the gradient."""
     acc, total, last = add_tiles(
         acc, total, partial_ptr, counter_ptr, tile, active, split, splits, BLOCK_ROWS, BLOCK_COLS
     )
@@ -122,7 +122,7 @@ def leave_gradient(
 
 @triton.jit
 def _add_range(partial_ptr, first, count, BLOCK_COLS: tl.constexpr, STEP: tl.constexpr):
-    """Sums over rows first .. first + count - 1 of the parts: two vectors (BLOCK_COLS,)."""
+    """Sums over rows first .. first + count - 1 of the partial sums: two vectors (BLOCK_COLS,)."""
     rows = tl.arange(0, STEP)
     cols = tl.arange(0, BLOCK_COLS)
     one = tl.zeros((STEP, BLOCK_COLS), tl.float32)

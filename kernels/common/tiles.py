@@ -25,7 +25,7 @@ ALIGNMENTS = (8, 4, 1)
 #: L2.
 GROUP = 8
 
-#: Adding one element of one part of a split reduction, in steps of the reduction itself: 4 bytes at the
+#: The cost of adding one element of one partial sum, in steps of the reduction itself: 4 bytes at the
 #: 100 GB/s that one multiprocessor reads from L2, against half the speed of its tensor cores.
 ADDING = 60
 
@@ -44,7 +44,7 @@ class Tile:
     stages: int
 
     def constants(self) -> dict[str, int]:
-        """What every product kernel is launched with."""
+        """Constexpr arguments, warps and stages of a GEMM kernel."""
         return {
             "GROUP": GROUP,
             "BLOCK_ROWS": self.rows,
@@ -55,8 +55,8 @@ class Tile:
         }
 
 
-#: What may be picked, by kind of operand; largest first. All of it fits the 99 KiB of the smallest sm_8x
-#: parts. "half": both operands are 16 bits in memory. "mixed": one is fp32 and converted on load, so a stage
+#: The tiles to pick from, by kind of operand; largest first. All fit the 99 KiB of the smallest sm_8x parts.
+#: "half": both operands are 16 bits in memory. "mixed": one is fp32 and converted on load, so a stage
 #: is twice as large and half as deep. "tf32", "ieee": fp32 operands on tensor cores, or exactly on the FMA
 #: units.
 COMMITTED: dict[str, tuple[Tile, ...]] = {
@@ -76,7 +76,7 @@ COMMITTED: dict[str, tuple[Tile, ...]] = {
     "ieee+gelu": (Tile(32, 64, 16, 4, 2),),
 }
 
-#: Tiles of 16-bit products that a measurement on sm_90 may try beside the committed ones. Where they were
+#: Tiles of 16-bit GEMMs that a measurement on sm_90 may try beside the committed ones. Where they were
 #: tried, in bf16 with 16-bit weights, they were seen to compile without spills and unserialised, but not with
 #: the GELU epilogue; the committed table does not hold them. Steps of 32 pad 216 channels to 224, not 256; a
 #: fourth stage keeps two copies under way. (128 x 256 spills with a residual.)
@@ -88,7 +88,7 @@ CANDIDATES: dict[str, tuple[Tile, ...]] = {
 #: Time per element of a tile beside that of the largest: the smaller, the more often operands are read.
 TIME_PER_ELEMENT = {128 * 128: 1.0, 128 * 64: 1.15}
 
-#: Programs whose sums of LayerNorm's parameter gradients are added together first; see ``parts``. The square
+#: Programs whose sums of LayerNorm's parameter gradients are added together first (``split_k``): the square
 #: root of what an H100 runs at a time, so that both levels are equally long.
 NORM_GROUP = 16
 
@@ -96,7 +96,7 @@ NORM_GROUP = 16
 #: of one step. 128 rows read an fp32 weight half as often as 64 would; up to 160 KiB of shared memory.
 HELD: dict[str, Tile] = {"half": Tile(128, 64, 256, 8, 2), "mixed": Tile(128, 32, 256, 8, 2)}
 
-#: The gradient of q, k, v through the product and LayerNorm's backward pass: ``cols`` is the widest row.
+#: The gradient of q, k, v through the GEMM and LayerNorm's backward pass: ``cols`` is the widest row.
 NORM_BACKWARD: dict[str, Tile] = {
     "half": Tile(64, 256, 32, 8, 4),
     "mixed": Tile(64, 256, 32, 8, 2),
@@ -138,16 +138,16 @@ def alignment(*values: int) -> int:
     """The largest class of :data:`ALIGNMENTS` that divides every value.
 
     Args:
-        values: widths and row strides in elements of what is read or written as one row.
+        values: widths and row strides, in elements, of the rows that are read or written.
     """
     return next(a for a in ALIGNMENTS if all(value % a == 0 for value in values))
 
 
 def operand_kind(a: torch.dtype, b: torch.dtype, precision: str) -> str:
-    """Which list of :data:`COMMITTED` a product of two operands with these dtypes in memory picks from.
+    """The list of :data:`COMMITTED` that a GEMM of two operands with these dtypes in memory picks from.
 
     Args:
-        a, b: dtypes in memory; ``a`` is the dtype the product is made in.
+        a, b: dtypes in memory; ``a`` is the dtype of the GEMM.
         precision: ``"ieee"`` or ``"tf32"``, used where ``a`` is fp32.
     """
     if a is torch.float32:
@@ -162,11 +162,11 @@ def _ceil(a: int, b: int) -> int:
 def pick(
     kind: str, rows: int, cols: int, multiprocessors: int, panels: int = 1, depth: int | None = None
 ) -> Tile:
-    """The tile for a product with ``panels`` separate outputs of (rows, cols).
+    """The tile for a GEMM with ``panels`` separate outputs of (rows, cols).
 
     The larger a tile, the less often its operands are read (:data:`TIME_PER_ELEMENT`); but padding at the
-    edges is computed too, a GPU that is not full is wasted, and the parts of a split reduction have to be
-    added by one program.
+    edges is computed too, a GPU that is not full is wasted, and the partial sums of a split reduction have
+    to be added by one program.
 
     Args:
         kind: a key of :data:`COMMITTED`.
@@ -206,7 +206,7 @@ def pick_held(kind: str, rows: int, width: int, multiprocessors: int, shared: in
         shared: bytes of shared memory that one block of the device may use.
 
     Returns:
-        None for exact or tf32 products, rows over 256 wide, fewer programs than multiprocessors, or parts of
+        None for exact or tf32 matmuls, rows over 256 wide, fewer programs than multiprocessors, or parts of
         a GPU with less than 160 KiB of shared memory per block.
     """
     tile = HELD.get(kind)
@@ -217,16 +217,16 @@ def pick_held(kind: str, rows: int, width: int, multiprocessors: int, shared: in
 
 
 def norm_apart(dtype: torch.dtype, precision: str, rows: int, width: int, multiprocessors: int) -> bool:
-    """Whether the LayerNorm before q, k, v is a launch of its own, see ``norm_qkv``.
+    """True if the LayerNorm before q, k, v is a launch of its own, see ``norm_qkv``.
 
     Args:
-        dtype: of the products.
+        dtype: of the matmuls.
         precision: as ``launch.dot_precision`` names it.
         rows, width: of the batch's activations.
         multiprocessors: of the device.
 
     Returns:
-        True for rows over 256 wide that are enough to fill the GPU, unless products are exact fp32.
+        True for rows over 256 wide that are enough to fill the GPU, unless matmuls are exact fp32.
     """
     if "apart" in _overrides:
         return bool(_overrides["apart"])
@@ -236,23 +236,23 @@ def norm_apart(dtype: torch.dtype, precision: str, rows: int, width: int, multip
 
 
 def pick_norm_backward(kind: str) -> Tile:
-    """The tile of :data:`NORM_BACKWARD` for a kind of product; its ``cols`` is the widest row it can take."""
+    """The tile of :data:`NORM_BACKWARD` for a kind of GEMM; its ``cols`` is the widest row it can take."""
     return dataclasses.replace(_forced(NORM_BACKWARD[kind]), cols=NORM_BACKWARD[kind].cols)
 
 
 def pick_splits(tile: Tile, programs: int, depth: int, multiprocessors: int) -> int:
-    """Into how many parts a long reduction is cut, so that few output tiles still fill the GPU.
+    """The number of splits of a long reduction (split-K), so that few output tiles still fill the GPU.
 
     Args:
-        tile: of the product.
+        tile: of the GEMM.
         programs: output tiles.
         depth: length of the reduction (rows of the batch).
         multiprocessors: of the device.
 
     Returns:
-        1 (one program makes the whole sum) or more (partial sums, which the last program to finish adds in
-        order). At least eight steps of the inner loop are left to each part. The parts' steps get shorter
-        with their number, their addition longer: best where both take equally long.
+        1 (one program makes the whole sum) or more (partial sums, which the last program adds in order). Each
+        split keeps at least eight steps of the inner loop. More splits shorten these steps and lengthen the
+        addition: best where both take equally long.
     """
     if "splits" in _overrides:
         return max(1, min(_overrides["splits"], _ceil(depth, tile.depth)))
@@ -260,13 +260,13 @@ def pick_splits(tile: Tile, programs: int, depth: int, multiprocessors: int) -> 
 
 
 def split(tile: Tile, programs: int, depth: int, multiprocessors: int) -> tuple[int, int]:
-    """Parts of a reduction and the rows of each, whole steps of the tile; none of the parts is empty.
+    """Splits of a reduction and the rows of each, whole steps of the tile; no split is empty.
 
     Args:
         tile, programs, depth, multiprocessors: as :func:`pick_splits`.
     """
-    parts = pick_splits(tile, programs, depth, multiprocessors)
-    rows = _ceil(_ceil(depth, parts), tile.depth) * tile.depth
+    splits = pick_splits(tile, programs, depth, multiprocessors)
+    rows = _ceil(_ceil(depth, splits), tile.depth) * tile.depth
     return _ceil(depth, rows), rows
 
 
@@ -283,7 +283,7 @@ def _norm_cols(width: int) -> int:
     if width > MAX_NORM_WIDTH:
         raise UsageError(
             f"LayerNorm over {width} channels is over the {MAX_NORM_WIDTH} that one program holds. "
-            "Use the 'torch' back end for it."
+            "Use the 'torch' backend for it."
         )
     return max(16, 1 << (width - 1).bit_length())
 

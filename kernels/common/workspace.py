@@ -1,13 +1,13 @@
-"""Memory that launches share: counters, room for parts of sums, and a one; safe while a graph is captured.
+"""Memory that launches share: counters, partial sums, and a one; safe while a graph is captured.
 
-Counters lie at zero between launches, because the last program to finish sets them back (``parts``). So one
-buffer per stream serves every launch, and clearing it costs none. The same goes for the parts themselves,
-which nobody reads after the launch that wrote them.
+Counters lie at zero between launches, because the last program sets them back (``split_k``). So one buffer
+per stream serves every launch, and clearing it costs none. The same goes for the partial sums, which nobody
+reads after the launch that wrote them.
 
 A captured graph is replayed on whatever stream, beside whatever else. Therefore a captured launch never gets
 the buffers of a stream: its counters are its own, cut from memory that was zeroed before any capture, and its
-parts come from the graph's own memory. Zeroing while a graph is captured would be recorded and not done;
-where no memory was zeroed before, it is recorded for that launch alone, and nothing is kept.
+partial sums come from the graph's own memory. Zeroing while a graph is captured would be recorded and not
+done; where no memory was zeroed before, it is recorded for that launch alone, and nothing is kept.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ RESERVED = 1 << 18
 _empty_cuda: Callable | None = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
 
 
-class Room:
-    """Parts (size,) fp32 and counters (count,) int32 of one stream, or of one captured launch."""
+class Workspace:
+    """Partial sums (size,) fp32 and counters (count,) int32 of one stream, or of one captured launch."""
 
-    __slots__ = ("addresses", "count", "counters", "parts", "size")
+    __slots__ = ("addresses", "count", "counters", "partials", "size")
 
-    def __init__(self, parts: Tensor, counters: Tensor) -> None:
-        self.parts, self.counters = parts, counters
-        self.size, self.count = parts.numel(), counters.numel()
-        self.addresses = parts.data_ptr(), counters.data_ptr()
+    def __init__(self, partials: Tensor, counters: Tensor) -> None:
+        self.partials, self.counters = partials, counters
+        self.size, self.count = partials.numel(), counters.numel()
+        self.addresses = partials.data_ptr(), counters.data_ptr()
 
 
 class _Device:
-    """What a device has once: zeros of which captured launches cut their counters, and a one."""
+    """Once per device: zeros of which captured launches cut their counters, and a one."""
 
     __slots__ = ("one", "used", "zeros")
 
@@ -51,11 +51,11 @@ class _Device:
 
 
 _devices: dict[torch.device, _Device] = {}
-_rooms: dict[torch.device, dict[int, Room]] = {}
+_by_stream: dict[torch.device, dict[int, Workspace]] = {}
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether what is launched on a device now is recorded into a graph."""
+    """True if launches on a device are being captured into a graph."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
@@ -71,31 +71,33 @@ def _of_device(device: torch.device) -> _Device | None:
     return found
 
 
-def rooms(device: torch.device) -> dict[int, Room]:
-    """The rooms of a device by stream, for those who look before they ask for a :func:`room`."""
-    return _rooms.setdefault(device, {})
+def by_stream(device: torch.device) -> dict[int, Workspace]:
+    """The workspaces of a device by stream, to look up before calling :func:`acquire`."""
+    return _by_stream.setdefault(device, {})
 
 
-def room(device: torch.device, parts: int, counters: int) -> Room:
-    """Room for one launch on the current stream of a device, at least so large.
+def acquire(device: torch.device, partials: int, counters: int) -> Workspace:
+    """A workspace for one launch on the current stream of a device, at least so large.
 
     Args:
         device: as ``launch.check`` returned it.
-        parts: elements for parts of sums, whatever is in them.
+        partials: fp32 elements for partial sums; their contents are undefined.
         counters: zeros for programs to count each other with; every kernel leaves them as zeros.
     """
     shared = _of_device(device)  # made now, so that it is there before a capture
     if capturing(device):
-        return Room(torch.empty(parts, dtype=torch.float32, device=device), _cut(shared, counters, device))
+        return Workspace(
+            torch.empty(partials, dtype=torch.float32, device=device), _cut(shared, counters, device)
+        )
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    found = rooms(device).get(stream)
+    found = by_stream(device).get(stream)
     if found is None:
-        found = Room(torch.empty(parts, dtype=torch.float32, device=device), _zeros(_FIRST, device))
-    if found.size < parts:
-        found = Room(torch.empty(parts, dtype=torch.float32, device=device), found.counters)
+        found = Workspace(torch.empty(partials, dtype=torch.float32, device=device), _zeros(_FIRST, device))
+    if found.size < partials:
+        found = Workspace(torch.empty(partials, dtype=torch.float32, device=device), found.counters)
     if found.count < counters:
-        found = Room(found.parts, _zeros(2 * counters, device))
-    rooms(device)[stream] = found
+        found = Workspace(found.partials, _zeros(2 * counters, device))
+    by_stream(device)[stream] = found
     return found
 
 
@@ -110,8 +112,8 @@ def _cut(shared: _Device | None, count: int, device: torch.device) -> Tensor:
 
 
 def counters(device: torch.device, count: int) -> Tensor:
-    """(at least count,) int32 zeros for programs of one launch to count each other with; see :func:`room`."""
-    return room(device, 0, count).counters
+    """(at least count,) int32 zeros by which programs of a launch count each other; see :func:`acquire`."""
+    return acquire(device, 0, count).counters
 
 
 def one(device: torch.device) -> Tensor:
@@ -123,8 +125,8 @@ def one(device: torch.device) -> Tensor:
 def allocator(device: torch.device) -> Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]:
     """The quickest way to new memory on a device, by shape, strides and dtype.
 
-    ``torch.empty`` reads its arguments for two microseconds; what compiled graphs allocate with takes half
-    of that. It does not fill what it allocates, which torch does where it was told to.
+    ``torch.empty`` reads its arguments for two microseconds; the allocator of compiled graphs takes half of
+    that. It never fills new memory, so it is not used where torch was told to.
     """
     fills = (
         torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory

@@ -104,17 +104,17 @@ def _backward(
     stride_dx,
     stride_dresidual,
     ALIGN: tl.constexpr,  # divides d and the four strides
-    PARTS: tl.constexpr,  # programs per group
+    SUM_GROUP: tl.constexpr,  # programs per group
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):
     """Grid: (programs,). Each walks over its own block of consecutive rows."""
-    QUAD: tl.constexpr = ALIGN if ALIGN < 4 else 4
+    VECTOR: tl.constexpr = ALIGN if ALIGN < 4 else 4
     width = known_multiple(width, ALIGN)
-    stride_dresidual = known_multiple(stride_dresidual, QUAD)
-    stride_dy = known_multiple(stride_dy, QUAD)
-    stride_x = known_multiple(stride_x, QUAD)
-    stride_dx = known_multiple(stride_dx, QUAD)
+    stride_dresidual = known_multiple(stride_dresidual, VECTOR)
+    stride_dy = known_multiple(stride_dy, VECTOR)
+    stride_x = known_multiple(stride_x, VECTOR)
+    stride_dx = known_multiple(stride_dx, VECTOR)
     program = tl.program_id(0)
     first = program * rows_per_program
     dweight, dbias = backward_rows(
@@ -123,7 +123,9 @@ def _backward(
         BLOCK_ROWS, BLOCK_COLS, False,
     )  # fmt: skip
     leave_columns(dweight, dbias, partial_ptr, program, BLOCK_COLS)
-    dweight_sum, dbias_sum, last = add_columns(partial_ptr, counter_ptr, program, programs, BLOCK_COLS, PARTS)
+    dweight_sum, dbias_sum, last = add_columns(
+        partial_ptr, counter_ptr, program, programs, BLOCK_COLS, SUM_GROUP
+    )
     if last:
         write_columns(dweight_sum, dbias_sum, dweight_ptr, dbias_ptr, full_width, BLOCK_COLS)
 
@@ -164,14 +166,14 @@ def _plan_backward(
         (m, width, full_width, programs, rows_per_program, *strides),
         {
             "ALIGN": tiles.alignment(*strides),
-            "PARTS": tiles.NORM_GROUP,
+            "SUM_GROUP": tiles.NORM_GROUP,
             "BLOCK_ROWS": tile.rows,
             "BLOCK_COLS": tile.cols,
             "num_warps": tile.warps,
         },
         outputs=(((m, width), x.dtype), ((full_width,), weight.dtype), ((full_width,), bias.dtype)),
         counters=1 + groups,
-        parts=(programs + groups) * 2 * tile.cols,
+        partials=(programs + groups) * 2 * tile.cols,
     )
 
 
@@ -184,7 +186,7 @@ def layer_norm_backward(
     rstd: torch.Tensor,
     dresidual: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x and of the super-sized parameters, the latter zero past d, in one launch.
+    """Gradients of x and of the shared parameters at full size, the latter zero past d, in one launch.
 
     Args:
         dy: (M, d), any row stride; copied where the last stride is not 1.

@@ -43,10 +43,10 @@ def _forward(
     BLOCK_COLS: tl.constexpr,
 ):
     """Grid: (tiles over M,)."""
-    QUAD: tl.constexpr = ALIGN if ALIGN < 4 else 4
+    VECTOR: tl.constexpr = ALIGN if ALIGN < 4 else 4
     width = known_multiple(width, ALIGN)
-    stride_x = known_multiple(stride_x, QUAD)
-    stride_y = known_multiple(stride_y, QUAD)
+    stride_x = known_multiple(stride_x, VECTOR)
+    stride_y = known_multiple(stride_y, VECTOR)
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row_ok = rows < M
     cols = columns(BLOCK_COLS)

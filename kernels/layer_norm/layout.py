@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-#: Whether the rows are the first axis of a tile (rows, pieces of a row, 128 columns), else the second. A warp
+#: True if the rows are the first axis of a tile (rows, pieces of a row, 128 columns), else the second. A warp
 #: should have whole rows, so that no sum along a row leaves it. Triton gives warps to the axes in the order
 #: of how contiguous their addresses are; rows and pieces are alike, and versions break the tie differently.
 ROWS_FIRST = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7))

@@ -6,11 +6,11 @@ Shapes (see ``linear``): dy (M, N), weight[:N, :K] of (N_max, K_max), x, h (M, K
     dweight[:N, :K] = (scale * dy)^T x, zero elsewhere     dbias[:N] = sum over rows of scale * dy, likewise
 
 The factor of an image is applied to the fp32 sum, so dy is multiplied as it comes; only the weight gradient,
-which sums over images, applies it to dy on load, in fp32. dy may be fp32 under 16-bit products: it is
+which sums over images, applies it to dy on load, in fp32. dy may be fp32 under 16-bit matmuls: it is
 converted on load. Nothing is saved but what forward saved.
 
 The weight gradient reduces over M, which is long where the output is small: it is split over M, and the last
-program of a tile to finish adds the fp32 parts in order (``parts``), in the same launch. Each element of the
+program of a tile adds the fp32 partial sums in order (``split_k``), in the same launch. Each element of the
 full-size gradient is written exactly once, the zeros outside the slice by programs of their own, and the bits
 do not change from run to run. dbias costs no extra read: the programs of the first column tile add up the dy
 they hold. Adding to a gradient that exists touches nothing outside the slice.
@@ -208,7 +208,7 @@ def _plan_input(
         check_same_shape("h", h, (m, k), "dy")
     check_slice(weight, n, k)
     check_scale(scale, m, tokens)
-    launch.check_products(dtype, weight)
+    launch.check_matmul(dtype, weight)
     stride_h = k if h is None else h.stride(0)
     wider = torch.float32 if torch.float32 in (dy.dtype, weight.dtype) else dtype
     kind = tiles.operand_kind(dtype, wider, precision) + ("" if h is None else "+gelu")
@@ -258,11 +258,11 @@ def linear_backward_input(
 
     Args:
         dy: (M, N), any row stride; copied where the last stride is not 1.
-        weight: (N_max, K_max) super weight.
+        weight: (N_max, K_max) shared weight.
         in_features: K.
         scale: (M / tokens,) fp32, the factor of each image; None means 1.
         tokens: rows per image.
-        dtype: of the product and of dx; None means dy's.
+        dtype: of the matmul and of dx; None means dy's.
 
     Returns:
         (M, K) contiguous, in ``dtype``.
@@ -284,8 +284,8 @@ def linear_gelu_backward_input(
 
     Args:
         dy: (M, N), any row stride; copied where the last stride is not 1.
-        weight: (N_max, K_max) super weight.
-        h: (M, K) as ``linear_gelu_forward`` returned it; its dtype is that of the product.
+        weight: (N_max, K_max) shared weight.
+        h: (M, K) as ``linear_gelu_forward`` returned it; its dtype is that of the matmul.
         scale, tokens: as :func:`linear_backward_input`.
 
     Returns:
@@ -322,7 +322,7 @@ def _plan_weight(
     check_slice(weight, n, k)
     check_bias(bias, weight)
     check_scale(scale, m, tokens)
-    launch.check_products(x)
+    launch.check_matmul(x)
     n_max, k_max = weight.shape
     if grad is not None:
         check_gradients((grad, grad_bias), weight, bias is not None)
@@ -352,7 +352,7 @@ def _plan_weight(
             None if bias is None or not new else ((n_max,), bias.dtype),
         ),
         counters=active,
-        parts=splits * active * tile.rows * (tile.cols + 1) if splits > 1 else 1,
+        partials=splits * active * tile.rows * (tile.cols + 1) if splits > 1 else 1,
     )  # fmt: skip
 
 
@@ -365,13 +365,13 @@ def linear_backward_weight(
     tokens: int = 1,
     into: tuple[torch.Tensor, torch.Tensor | None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Full-size gradients of the super weight and bias, zero outside the slice, in one launch.
+    """Full-size gradients of the shared weight and bias, zero outside the slice, in one launch.
 
     A dy of another dtype than x is converted in a launch before.
 
     Args:
         dy: (M, N), any row stride; copied where the last stride is not 1.
-        x: (M, K), likewise; its dtype is that of the product.
+        x: (M, K), likewise; its dtype is that of the matmul.
         weight: (N_max, K_max); only its shape, dtype and device are used.
         bias: (N_max,) likewise, or None.
         scale: (M / tokens,) fp32, the factor of each image's dy; None means 1.

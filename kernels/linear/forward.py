@@ -8,8 +8,8 @@ Shapes (one subnet's layer; M = rows of the batch, images of ``tokens`` rows):
     residual   y = residual + scale[image] * (the same), in residual's dtype
 
 The weight is read where it lies, by its row stride; an fp32 weight under 16-bit activations is converted on
-load. Products are made in x's dtype with fp32 sums. Saved for backward: what the caller keeps, and h (2 bytes
-per element in 16 bits); the backward pass makes gelu(h) and its slope from h in the epilogue of a product.
+load. Matmuls are in x's dtype with fp32 sums. Saved for backward: the caller's x, and h (2 bytes per element
+in 16 bits); the backward pass makes gelu(h) and its slope from h in the epilogue of a GEMM.
 
 Tensor cores: mma.sync on sm_80, wgmma on sm_90, in 16 bits and in tf32; exact fp32 runs on the FMA units.
 """
@@ -34,7 +34,7 @@ def _forward(
     weight_ptr,  # (N_max, K_max), row stride stride_weight
     bias_ptr,  # (N_max,), or None
     y_ptr,  # (M, N) contiguous
-    h_ptr,  # gelu: (M, N) contiguous, what goes into it; else None
+    h_ptr,  # gelu: (M, N) contiguous, its input; else None
     residual_ptr,  # residual: (M, N), row stride stride_residual; else None
     scale_ptr,  # residual: (images,) fp32, step stride_scale; else None
     M,
@@ -53,7 +53,7 @@ def _forward(
     BLOCK_COLS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
 ):
-    """Grid: (tiles over M * tiles over N,). What h and residual are says which epilogue it is."""
+    """Grid: (tiles over M * tiles over N,). h_ptr selects the GELU epilogue, residual_ptr the residual."""
     K = known_multiple(K, ALIGN_K)
     N = known_multiple(N, ALIGN_N)
     stride_x = known_multiple(stride_x, ALIGN_K)
@@ -114,10 +114,10 @@ def _plan(
     (m, k), n = x.shape, out_features
     check_slice(weight, n, k)
     check_bias(bias, weight)
-    launch.check_products(x, weight)
+    launch.check_matmul(x, weight)
     stride_residual = n
     if residual is not None:
-        check_same_shape("residual", residual, (m, n), "the product")
+        check_same_shape("residual", residual, (m, n), "the output")
         check_scale(scale, m, tokens)
         stride_residual = residual.stride(0)
     tile = tiles.pick(
@@ -168,7 +168,7 @@ def linear_forward(
 
     Args:
         x: (M, K), any row stride; copied where the last stride is not 1.
-        weight: (N_max, K_max) super weight, any row stride; fp32 or x's dtype, converted to x's dtype on
+        weight: (N_max, K_max) shared weight, any row stride; fp32 or x's dtype, converted to x's dtype on
             load.
         bias: (N_max,) or None.
         out_features: N.

@@ -45,7 +45,7 @@ def mlp_backward(
     torch.Tensor,
     torch.Tensor | None,
 ]:
-    """Gradients of x, residual included, and of the super parameters at full size, zero outside the slice.
+    """Gradients of x, residual included, and of the shared parameters at full size, zero outside the slice.
 
     Args:
         dy: (M, d), any row stride; copied where the last stride is not 1.

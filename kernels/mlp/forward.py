@@ -1,13 +1,13 @@
-"""The MLP branch of a block, y = x + scale * fc2(gelu(fc1(LayerNorm(x)))): which form runs, and the wide one.
+"""The MLP branch of a block, y = x + scale * fc2(gelu(fc1(LayerNorm(x)))): choice of form, and the wide form.
 
-Shapes (M = B * N rows of the batch; D and m_max are sizes of the super parameters):
+Shapes (M = B * N rows of the batch; D and m_max are sizes of the shared parameters):
     x, y, dy, dx (M, d)   norm_weight, norm_bias (D,)   w1 (m_max, D), b1 (m_max,)   w2 (D, m_max), b2 (D,)
     scale (B,) fp32, the drop-path factor of each image   mean, rstd (M,) fp32   hidden h (M, m) or (0,)
 
-The rule: up to 256 channels (``mlp_tiles.MAX_FUSED_WIDTH``, so all of AutoFormer-T) the fused form, whatever
-the dtype: ``mlp_fused``, ``mlp_fused_backward``; 1 and 3 launches, h never in memory. A wider row's sums do
-not fit into the registers of one program, and the larger products hide the traffic of h: there LayerNorm, fc1
-with GELU and fc2 with the residual are launches of their own (3), h is saved in the products' dtype, and the
+The rule: up to 256 channels (``mlp.tiles.MAX_FUSED_WIDTH``, so all of AutoFormer-T) the fused form, whatever
+the dtype: ``fused_forward``, ``fused_backward``; 1 and 3 launches, h never in memory. A wider row's sums do
+not fit into the registers of one program, and the larger GEMMs hide the traffic of h: there LayerNorm, fc1
+with GELU and fc2 with the residual are launches of their own (3), h is saved in the GEMMs' dtype, and the
 backward pass (6) makes LayerNorm's result again from mean and rstd and gelu(h) again from h.
 """
 
@@ -22,7 +22,7 @@ from growtas.kernels.mlp.fused_forward import check_branch, fused_forward
 
 
 def mlp_keeps_hidden(width: int, dtype: torch.dtype) -> bool:
-    """Whether :func:`mlp_forward` returns the hidden layer for rows of ``width``; of any ``dtype``."""
+    """True if :func:`mlp_forward` returns the hidden layer for rows of ``width``; of any ``dtype``."""
     return width > mlp_tiles.MAX_FUSED_WIDTH
 
 
@@ -43,7 +43,7 @@ def mlp_forward(
     """y = x + scale[row // tokens] * (gelu(LayerNorm(x) w1[:m, :d]^T + b1[:m]) w2[:d, :m]^T + b2[:d]).
 
     Args:
-        x: (M, d), any row stride; copied where the last stride is not 1. May be fp32 under 16-bit products.
+        x: (M, d), any row stride; copied where the last stride is not 1. May be fp32 under 16-bit matmuls.
         norm_weight, norm_bias: (D,), D >= d.
         eps: added to the variance.
         w1, b1: (m_max, D) of any row stride and (m_max,), or None.
@@ -51,15 +51,15 @@ def mlp_forward(
         hidden_dim: m, active units of the hidden layer.
         scale: (M / tokens,) fp32, the factor of each image's branch; None means 1.
         tokens: rows per image.
-        dtype: of the products.
+        dtype: of the matmuls.
 
     Returns:
         y (M, d) contiguous in x's dtype, mean and rstd (M,) fp32, and h (M, m) in ``dtype``, or an empty
         tensor where the backward pass computes it again (see :func:`mlp_keeps_hidden`).
 
     Raises:
-        UsageError: a slice is not inside its super parameter, shapes do not fit, a tensor cannot be read (see
-            ``launch.check``), or the products are in a dtype there are no kernels for.
+        UsageError: a slice is not inside its shared parameter, shapes do not fit, a tensor cannot be read
+            (see ``launch.check``), or there are no kernels for ``dtype``.
     """
     if not mlp_keeps_hidden(x.shape[1], dtype):
         y, mean, rstd = fused_forward(

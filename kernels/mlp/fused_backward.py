@@ -1,6 +1,6 @@
 """Gradients of the fused MLP branch: one launch for everything along the rows, two for the weights.
 
-Shapes as in ``mlp_fused``; dy, dx (M, d), and:
+Shapes as in ``fused_forward``; dy, dx (M, d), and:
     dz = scale[image] * dy                  da = dz w2[:d, :m]           dh = da * gelu'(h)
     g  = (dh w1[:m, :d]) * gamma            dx = dy + rstd * (g - average(g) - xhat * average(g * xhat))
     dgamma[:d] = sum over rows of (dh w1) * xhat, dbeta[:d] = sum over rows of dh w1, both zero elsewhere
@@ -9,18 +9,18 @@ Shapes as in ``mlp_fused``; dy, dx (M, d), and:
 A program owns BLOCK_ROWS whole rows, as in the forward pass. It makes z again from mean and rstd, and per
 chunk of the hidden layer h, da, gelu(h) and dh, and adds dh w1_chunk to sums of the whole width. These go to
 the memory of dx, in its dtype, from where the same program takes a few rows at a time through LayerNorm's
-backward pass. The sums for gamma and beta are added by the last program to finish (``parts``), without
-atomics on floats.
+backward pass. The sums for gamma and beta are added by the last program (``split_k``), without atomics on
+floats.
 
-What is written for the weight gradients (``linear_backward_weight``, one launch each): gelu(h), dh, z, and dz
-unless it is dy itself. Why h is computed again, and why gelu(h) and dh are not: for T (d 216, m 864, M =
-25,216, 16 bits), h is 44 MB, written once and read once, 20 us at 4.3 TB/s, and 9.4 GFLOP to compute, 12 us
-at 790 TFLOP/s; saving it would also cost 340 KB per image and layer for the whole step. This kernel makes 28
-GFLOP (36 us) and moves 33 MB of rows, 22 MB of z and dz, and 87 MB of gelu(h) and dh (33 us in all). Weight
-gradients that made gelu(h) and dh again would spare 174 MB of traffic, 40 us, but each chunk of them would
-take all rows through both first products: 38 GFLOP instead of 19, and x and dy once per chunk.
+The kernel writes gelu(h), dh, z, and dz unless it is dy itself, for the weight gradients
+(``linear_backward_weight``, one launch each). h is computed again, gelu(h) and dh are not: for T (d 216, m
+864, M = 25,216, 16 bits), h is 44 MB, written once and read once, 20 us at 4.3 TB/s, and 9.4 GFLOP to
+compute, 12 us at 790 TFLOP/s; saving it would also cost 340 KB per image and layer for the whole step. This
+kernel makes 28 GFLOP (36 us) and moves 33 MB of rows, 22 MB of z and dz, and 87 MB of gelu(h) and dh (33 us
+in all). Weight gradients that made gelu(h) and dh again would spare 174 MB of traffic, 40 us, but each chunk
+of them would take all rows through both first GEMMs: 38 GFLOP instead of 19, and x and dy once per chunk.
 
-Variants: as ``mlp_fused``, twice: with and without dz.
+Variants: as ``fused_forward``, twice: with and without dz.
 """
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ def _backward(
     stride_scale,  # 0: one factor for all images
     ALIGN_D: tl.constexpr,  # divides d and the row strides of dy, x and w1
     ALIGN_H: tl.constexpr,  # divides m and stride_w2
-    DTYPE: tl.constexpr,  # of the products: "bf16", "fp16", "fp32"
+    DTYPE: tl.constexpr,  # of the matmuls: "bf16", "fp16", "fp32"
     PRECISION: tl.constexpr,
-    PARTS: tl.constexpr,  # programs per group
+    SUM_GROUP: tl.constexpr,  # programs per group
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,  # the power of two that holds d
     LO: tl.constexpr,  # columns of the first piece of a row
@@ -239,13 +239,13 @@ def _backward(
         BLOCK_ROWS, BLOCK_COLS, NORM_ROWS,
     )  # fmt: skip
     leave_columns(dgamma, dbeta, partial_ptr, program, BLOCK_COLS)
-    one, two, last = add_columns(partial_ptr, counter_ptr, program, tl.num_programs(0), BLOCK_COLS, PARTS)
+    one, two, last = add_columns(partial_ptr, counter_ptr, program, tl.num_programs(0), BLOCK_COLS, SUM_GROUP)
     if last:
         write_columns(one, two, dgamma_ptr, dbeta_ptr, full_width, BLOCK_COLS)
 
 
 def check_gradients_of(dy: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor) -> None:
-    """Refuse what is not of the forward pass of x (M, d)."""
+    """Refuse tensors that are not of the forward pass of x (M, d)."""
     check_same_shape("dy", dy, tuple(x.shape), "the gradient")
     check_same_shape("mean", mean, (x.shape[0],), "LayerNorm")
     check_same_shape("rstd", rstd, (x.shape[0],), "LayerNorm")
@@ -276,13 +276,13 @@ def _plan_backward(
         dy=dy, x=x, mean=mean, rstd=rstd, norm_weight=norm_weight, norm_bias=norm_bias, w1=w1, b1=b1, w2=w2,
         b2=b2, scale=scale,
     )  # fmt: skip
-    launch.check_products(dtype)
+    launch.check_matmul(dtype)
     m, width = x.shape
     whole = mlp_tiles.one_piece("backward", dtype, device)
     kind, constants = mlp_constants(dtype, w1, w2, width, precision, whole)
     tile = mlp_tiles.pick("backward", kind, m, launch.multiprocessors(device), device)
     programs = ceil(m, tile.rows)
-    groups = ceil(programs, mlp_tiles.PARTS)
+    groups = ceil(programs, mlp_tiles.SUM_GROUP)
     full_width = norm_weight.shape[0]
     stride_scale = 0 if scale is None else scale.stride(0)
     strides = (dy.stride(0), x.stride(0), w1.stride(0))
@@ -294,7 +294,7 @@ def _plan_backward(
         {
             "ALIGN_D": tiles.alignment(width, *strides),
             "ALIGN_H": tiles.alignment(hidden_dim, w2.stride(0)),
-            "PARTS": mlp_tiles.PARTS,
+            "SUM_GROUP": mlp_tiles.SUM_GROUP,
             **constants,
             **tile.constants(),
         },
@@ -308,7 +308,7 @@ def _plan_backward(
             ((full_width,), norm_bias.dtype),
         ),
         counters=1 + groups,
-        parts=(programs + groups) * 2 * constants["BLOCK_COLS"],
+        partials=(programs + groups) * 2 * constants["BLOCK_COLS"],
     )
 
 

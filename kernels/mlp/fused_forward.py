@@ -1,6 +1,6 @@
 """The MLP branch of a block in one launch, for widths up to 256; the hidden layer stays on chip.
 
-Shapes (M = B * N rows of the batch; D and m_max are sizes of the super parameters):
+Shapes (M = B * N rows of the batch; D and m_max are sizes of the shared parameters):
     x, y (M, d)   gamma, beta (D,)   w1 (m_max, D), b1 (m_max,)   w2 (D, m_max), b2 (D,)   scale (B,) fp32
     z = (x - mean) * rstd * gamma[:d] + beta[:d]         h = z w1[:m, :d]^T + b1[:m]
     y = x + scale[image] * (gelu(h) w2[:d, :m]^T + b2[:d])
@@ -11,14 +11,14 @@ gelu in fp32, acc += gelu(h) w2_chunk^T. acc has the whole width of the rows, in
 
 z goes through memory for a moment: Triton keeps an operand of wgmma in shared memory if it was loaded, and in
 registers if it was computed, and acc leaves too few of these. It is written to where y will be, in the dtype
-of the products; y overwrites it while it is still in L2, so it costs no trip to DRAM. With an fp32 residual
+of the matmuls; y overwrites it while it is still in L2, so it costs no trip to DRAM. With an fp32 residual
 stream acc takes the same way to the epilogue; nothing is rounded that would not be otherwise.
 
-Saved for backward: mean and rstd (8 bytes per row). h (2 or 4 * m bytes per row) is computed again there.
-For T (d 216, m 864, M = 25,216, 16 bits) the branch moves 22 MB where fc1, GELU, fc2, LayerNorm and residual
-as kernels of their own move 216 MB: 5 us instead of 50 us at 4.3 TB/s, beside 18.8 GFLOP, 24 us at 790
-TFLOP/s. What a program reads of the weights comes from L2, 0.75 MB per tile of rows in 16 bits and twice that
-in fp32: 147 MB for 197 tiles of 128 rows, which is why 128 rows are taken where they can.
+Saved for backward: mean and rstd (8 bytes per row). h (2 or 4 * m bytes per row) is computed again there. For
+T (d 216, m 864, M = 25,216, 16 bits) the branch moves 22 MB where fc1, GELU, fc2, LayerNorm and residual as
+kernels of their own move 216 MB: 5 us instead of 50 us at 4.3 TB/s, beside 18.8 GFLOP, 24 us at 790 TFLOP/s.
+A program reads the weights from L2, 0.75 MB per tile of rows in 16 bits and twice that in fp32: 147 MB for
+197 tiles of 128 rows, which is why 128 rows are taken where they can.
 
 There is one program per tile of rows: 394 for batch 128 fill 132 multiprocessors, 25 for batch 8 do not. The
 hidden layer is not split over programs for that: it would take partial sums and a second pass.
@@ -102,7 +102,7 @@ def _forward(
     stride_z,
     ALIGN_D: tl.constexpr,  # divides d and the row strides of x, w1, y and z
     ALIGN_H: tl.constexpr,  # divides m and stride_w2
-    DTYPE: tl.constexpr,  # of the products: "bf16", "fp16", "fp32"
+    DTYPE: tl.constexpr,  # of the matmuls: "bf16", "fp16", "fp32"
     PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,  # the power of two that holds d
@@ -234,8 +234,8 @@ def check_branch(
     check_scale(scale, x.shape[0], tokens)
     if dtype not in launch.DTYPES:
         raise UsageError(
-            f"Products in {str(dtype).removeprefix('torch.')} were asked for, but the Triton kernels make "
-            "them in float32, bfloat16 and float16. Use one of these, or the 'torch' back end."
+            f"dtype is {str(dtype).removeprefix('torch.')}, but the Triton kernels multiply in float32, "
+            "bfloat16 and float16. Use one of these, or the 'torch' backend."
         )
     return True
 
@@ -261,9 +261,9 @@ def _plan_forward(
     device = launch.check(
         x=x, norm_weight=norm_weight, norm_bias=norm_bias, w1=w1, b1=b1, w2=w2, b2=b2, scale=scale
     )
-    launch.check_products(dtype)
+    launch.check_matmul(dtype)
     m, width = x.shape
-    # (M, d) of the products' dtype at the beginning of each row of y, where that is large enough
+    # (M, d) of the matmuls' dtype at the beginning of each row of y, where that is large enough
     wider = x.element_size() // dtype.itemsize
     kind, constants = mlp_constants(dtype, w1, w2, width, precision)
     tile = mlp_tiles.pick("forward", kind, m, launch.multiprocessors(device), device)
@@ -330,11 +330,11 @@ def mlp_constants(
     """The kind of operands, and the constexpr arguments that both passes share but for their tiles.
 
     Args:
-        dtype: of the products.
+        dtype: of the matmuls.
         w1, w2: the weights, for their dtypes.
         width: channels of a row.
-        precision: of the products, as ``launch.dot_precision`` names it.
-        whole: as ``mlp_tiles.pieces``.
+        precision: of the matmuls, as ``launch.dot_precision`` names it.
+        whole: as ``mlp.tiles.pieces``.
     """
     weights = torch.float32 if torch.float32 in (w1.dtype, w2.dtype) else dtype
     lo, hi = mlp_tiles.pieces(width, whole)

@@ -2,13 +2,12 @@
 
 A program owns ``rows`` rows of the batch at their whole width and walks over the hidden layer, ``hidden``
 units at a time. Its fp32 sums for 256 channels take 128 registers of each thread at 16 rows per warp; the
-choices are what fits beside them without a byte on the stack, for every width, alignment and dtype of the
-spaces. On sm_90 operands that were loaded stay in shared memory, and 128 rows halve what is read of the
-weights; from sm_80 to sm_89 (and where nothing better is known) operands pass through registers, and every
-choice fits the 99 KiB of the smallest parts. 32 rows on sm_90 are too few for wgmma and use mma.sync; so does
-the backward pass in tf32, of which wgmma would need both weights transposed. Where a tile has fewer than 16
-rows per warp (tf32, exact fp32, and fp32 weights in the backward pass before sm_90), warps repeat each
-other's chunk of h.
+choices fit beside them without a byte on the stack, for every width, alignment and dtype of the spaces. On
+sm_90 operands that were loaded stay in shared memory, and 128 rows halve the reads of the weights; from sm_80
+to sm_89 (and where nothing better is known) operands pass through registers, and every choice fits the 99 KiB
+of the smallest parts. 32 rows on sm_90 are too few for wgmma and use mma.sync; so does the backward pass in
+tf32, of which wgmma would need both weights transposed. Where a tile has fewer than 16 rows per warp (tf32,
+exact fp32, and fp32 weights in the backward pass before sm_90), warps repeat each other's chunk of h.
 
 The choices come from registers, shared memory and counted traffic; none was timed on a GPU yet.
 """
@@ -20,11 +19,11 @@ from dataclasses import dataclass
 import torch
 from triton.runtime import driver
 
-#: The widest embedding that the fused form takes: its sums are what fits into the registers.
+#: The widest embedding that the fused form takes: wider sums would not fit into the registers.
 MAX_FUSED_WIDTH = 256
 
-#: Programs of the backward pass whose sums for LayerNorm's parameters are added first; see ``parts``.
-PARTS = 32
+#: Programs of the backward pass whose sums for LayerNorm's parameters are added first; see ``split_k``.
+SUM_GROUP = 32
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class MLPTile:
     stages: int = 2
 
     def constants(self) -> dict[str, int]:
-        """What either kernel is launched with."""
+        """Constexpr arguments, warps and stages of either kernel."""
         return {
             "BLOCK_ROWS": self.rows,
             "BLOCK_HIDDEN": self.hidden,
@@ -71,7 +70,7 @@ COMMITTED: dict[tuple[str, bool, str], tuple[MLPTile, ...]] = {
 #: (pass, kind) -> tiles on sm_90 that a measurement may try beside the committed ones. They were seen to
 #: compile without spills in bf16 where they were tried, at widths of T, but the committed table does not hold
 #: them: a measurement has to look at what it compiles. Two programs of 64 rows fit a multiprocessor and
-#: overlap GELU with products, but read the weights twice as often as 128 rows do; longer chunks use wider
+#: overlap GELU with matmuls, but read the weights twice as often as 128 rows do; longer chunks use wider
 #: wgmmas.
 CANDIDATES: dict[tuple[str, str], tuple[MLPTile, ...]] = {
     ("forward", "half"): (MLPTile(64, 32, 4), MLPTile(128, 64, 8), MLPTile(128, 32, 8, 4)),
@@ -80,7 +79,7 @@ CANDIDATES: dict[tuple[str, str], tuple[MLPTile, ...]] = {
 
 
 def _has_wgmma(device: torch.device) -> bool:
-    """Whether the device, or the one that is being recorded for, multiplies by wgmma (sm_90)."""
+    """True if the device, or the one that is being recorded for, multiplies by wgmma (sm_90)."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] == 9
     return device.type == "meta" and driver.active.get_current_target().arch // 10 == 9
@@ -103,7 +102,7 @@ def pick(way: str, kind: str, rows: int, multiprocessors: int, device: torch.dev
 def pieces(width: int, whole: bool = False) -> tuple[int, int]:
     """The powers of two that a row is multiplied in, the second perhaps 0: 192 channels are 128 + 64.
 
-    Every product of a row with a chunk of weights is waited for, so 256 channels are one piece, not two.
+    Every matmul of a row with a chunk of weights is waited for, so 256 channels are one piece, not two.
 
     Args:
         width: channels, at most :data:`MAX_FUSED_WIDTH`.
@@ -115,13 +114,13 @@ def pieces(width: int, whole: bool = False) -> tuple[int, int]:
 
 
 def one_piece(way: str, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether rows are multiplied in one piece: 16-bit gradients on sm_90.
+    """True if rows are multiplied in one piece: 16-bit gradients on sm_90.
 
     There, ptxas 12.8 serialises the wgmmas of a row in two pieces, whatever the tile; not those of one.
 
     Args:
         way: "forward" or "backward".
-        dtype: of the products.
+        dtype: of the matmuls.
         device: where the kernel runs.
     """
     return way == "backward" and dtype.itemsize == 2 and _has_wgmma(device)

@@ -2,16 +2,16 @@
 
 Shapes and layouts as in ``qkv`` and ``layer_norm`` (M = B * N rows):
     dxn = sum over i of dqkv[i] weight[i]      dx = dresidual + LayerNorm's backward pass of dxn
-    dweight[3u + i] = dqkv[i, u]^T xn, with xn made again while x is loaded (``qkv_backward``)
+    dweight[3u + i] = dqkv[i, u]^T xn, with xn made again while x is loaded (``qkv.backward``)
 
 Up to 256 channels, one program has whole rows of dxn in its fp32 sums, so LayerNorm's backward pass and the
 addition of dresidual follow in the same program. Three tiles of 64 x 256 do not fit into the registers beside
 each other: it puts its rows of dxn where dx will be, and makes dx of them a few rows at a time, from L1 and
 L2, as ``layer_norm`` does. (So a 16-bit dx rounds dxn on the way, and an fp32 one does not.) The sums for
-LayerNorm's parameters are added by the last program to finish (``parts``), without atomics on floats. Wider
-rows do not fit into one tile: there, the product writes dxn and ``layer_norm_backward`` follows, and where
-there are many of them, xn is made again by a launch of its own, so that both operands of dweight are copied
-(made on load, they are waited for in every step).
+LayerNorm's parameters are added by the last program (``split_k``), without atomics on floats. Wider rows do
+not fit into one tile: there, the GEMM writes dxn and ``layer_norm_backward`` follows, and where there are
+many of them, xn is made again by a launch of its own, so that both operands of dweight are copied (made on
+load, they are waited for in every step).
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def _input(
     stride_x,
     stride_weight,
     stride_dresidual,
-    part_step,  # of the weight's rows, see qkv_layout
+    part_step,  # of the weight's rows, see qkv.layout
     unit_step,
     ALIGN_K: tl.constexpr,  # divides d, stride_x, stride_weight and stride_dresidual
     TOKENS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PRECISION: tl.constexpr,
-    PARTS: tl.constexpr,  # programs per group
+    SUM_GROUP: tl.constexpr,  # programs per group
     STEP_ROWS: tl.constexpr,  # rows of a step of LayerNorm's backward pass
     GROUP: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -90,7 +90,7 @@ def _input(
     )  # fmt: skip
     leave_columns(dnorm_weight, dnorm_bias, partial_ptr, program, BLOCK_COLS)
     dnorm_weight, dnorm_bias, last = add_columns(
-        partial_ptr, counter_ptr, program, tl.cdiv(M, BLOCK_ROWS), BLOCK_COLS, PARTS
+        partial_ptr, counter_ptr, program, tl.cdiv(M, BLOCK_ROWS), BLOCK_COLS, SUM_GROUP
     )
     if last:
         write_columns(dnorm_weight, dnorm_bias, dnorm_weight_ptr, dnorm_bias_ptr, full_width, BLOCK_COLS)
@@ -131,7 +131,7 @@ def _plan_input(
         check_same_shape("dresidual", dresidual, tuple(x.shape), "x")
     check_heads(weight, head_dim)
     check_slice(weight, 3 * head_dim * heads, d)
-    launch.check_products(dqkv, weight)
+    launch.check_matmul(dqkv, weight)
     tile = tiles.pick_norm_backward(tiles.operand_kind(dqkv.dtype, weight.dtype, precision))
     full_width = norm_weight.shape[0]
     programs = ceil(m, tile.rows)
@@ -147,7 +147,7 @@ def _plan_input(
             "TOKENS": n,
             "HEAD_DIM": head_dim,
             "PRECISION": precision,
-            "PARTS": tiles.NORM_GROUP,
+            "SUM_GROUP": tiles.NORM_GROUP,
             "STEP_ROWS": min(tile.rows, tile.warps),
             **tile.constants(),
         },
@@ -157,7 +157,7 @@ def _plan_input(
             ((full_width,), norm_bias.dtype),
         ),
         counters=1 + groups,
-        parts=(programs + groups) * 2 * tile.cols,
+        partials=(programs + groups) * 2 * tile.cols,
     )
 
 
@@ -176,11 +176,11 @@ def norm_qkv_backward(
     """Gradients of all that ``norm_qkv_forward`` took: two launches up to 256 channels, else three or four.
 
     Args:
-        dqkv: (3, B, h, N, E); copied where not contiguous. Its dtype is that of the products.
+        dqkv: (3, B, h, N, E); copied where not contiguous. Its dtype is that of the matmuls.
         x: (B, N, d), as forward took it.
         mean, rstd: (M,) fp32, as forward returned them.
         norm_weight, norm_bias, weight, bias, bias_layout: as forward took them.
-        dresidual: (B, N, d), added to the gradient of x: what came past the LayerNorm. Or None.
+        dresidual: (B, N, d), the gradient that bypassed the LayerNorm, added to that of x; or None.
 
     Returns:
         dx (B, N, d) contiguous in x's dtype, and the gradients of norm_weight, norm_bias, weight and bias at

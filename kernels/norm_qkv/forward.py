@@ -1,12 +1,12 @@
-"""q, k and v of LayerNorm(x): forward. Its gradients are in ``norm_qkv_backward``.
+"""q, k and v of LayerNorm(x): forward. Its gradients are in ``norm_qkv.backward``.
 
 Shapes and layouts as in ``qkv`` and ``layer_norm`` (M = B * N rows):
     xn = LayerNorm(x)[:d]    qkv = xn weight^T + bias    and mean, rstd (M,) fp32 for the backward pass
 
-Saved for backward: x (the residual stream, which is kept anyway),
-mean and rstd; xn is recomputed. Three ways:
+Saved for backward: x (the residual stream, which is kept anyway), mean and rstd; xn is recomputed. Three
+ways:
 
-Held: up to 256 channels, 16-bit products, and rows enough to fill the GPU. A program takes 128 rows and one
+Held: up to 256 channels, 16-bit matmuls, and rows enough to fill the GPU. A program takes 128 rows and one
 of q, k, v, holds its normalised rows on chip, (128, 256) in 16 bits, and passes over the units of its part.
 So x is read three times in all. Programs of one output tile each would read it once per tile, 6 to 12 times,
 in fp32 under autocast: L2 would bound the kernel.
@@ -18,7 +18,7 @@ wgmmas of sm_90, because their operand passes through registers.
 
 Tiled: few rows, where launches count and not the wgmmas; exact fp32, which has none. A program makes one
 output tile: it reads its rows once for mean and rstd, and again, from L2, normalised on load as operand of
-the product. Mean and variance are two-pass within pieces of 64 channels, masked before the variance, and
+the matmul. Mean and variance are two-pass within pieces of 64 channels, masked before the variance, and
 pieces are joined by the formula of Chan et al. (1979).
 
 Held and tiled write no xn; the statistics of a row tile are written by one program.
@@ -86,7 +86,7 @@ def _forward_held(
     eps,
     stride_x,
     stride_weight,
-    part_step,  # of the weight's rows, see qkv_layout
+    part_step,  # of the weight's rows, see qkv.layout
     unit_step,
     bias_step_i,
     bias_step_u,
@@ -150,7 +150,7 @@ def _forward_tiled(
     eps,
     stride_x,
     stride_weight,
-    part_step,  # of the weight's rows, see qkv_layout
+    part_step,  # of the weight's rows, see qkv.layout
     unit_step,
     bias_step_i,
     bias_step_u,
@@ -228,7 +228,7 @@ def _plan_forward(
     check_slice(weight, 3 * head_dim * num_heads, d)
     check_bias(bias, weight)
     steps = bias_steps(bias_layout, num_heads, head_dim)
-    launch.check_products(dtype, weight)
+    launch.check_matmul(dtype, weight)
     units, multiprocessors = num_heads * head_dim, launch.multiprocessors(device)
     kind = tiles.operand_kind(dtype, weight.dtype, precision)
     tile = tiles.pick_held(kind, m, d, multiprocessors, launch.shared_memory(device))
@@ -275,10 +275,10 @@ def norm_qkv_forward(
         x: (B, N, d); copied where its rows have no common stride. May be fp32 under a 16-bit ``dtype``.
         norm_weight, norm_bias: (D,) of the LayerNorm.
         eps: added to the variance.
-        weight: (3*head_dim*H, D) super weight, rows 3*u + i; fp32 or ``dtype``.
+        weight: (3*head_dim*H, D) shared weight, rows 3*u + i; fp32 or ``dtype``.
         bias: (3*head_dim*H,) or None.
         num_heads, head_dim, bias_layout: as ``qkv_forward``.
-        dtype: of the product, and of what it returns.
+        dtype: of the matmuls and of the result.
 
     Returns:
         (3, B, h, N, E) contiguous in ``dtype``, and mean and rstd, (M,) fp32 each, for the backward pass.

@@ -1,9 +1,9 @@
 """Gradients of the sliced q, k, v projection: of its input, and of weight and bias.
 
-Shapes and layouts as in ``qkv`` and ``qkv_layout``:
+Shapes and layouts as in ``qkv`` and ``qkv.layout``:
     dx = sum over i of dqkv[i] weight[i]          dweight[3u + i] = dqkv[i, u]^T x, zero outside the slice
 
-Splitting, determinism and zeros as in ``linear_backward``. Where the input was normalised (``norm_qkv``), the
+Splitting, determinism and zeros as in ``linear.backward``. Where the input was normalised (``norm_qkv``), the
 weight gradient takes x as it was before and normalises it while loading, from the saved mean and rstd: so the
 normalised rows are neither kept nor written again. E and N are compile-time constants, as in ``qkv``.
 """
@@ -36,7 +36,7 @@ def input_product(
     M,
     heads,
     stride_weight,
-    part_step,  # of the weight's rows, see qkv_layout
+    part_step,  # of the weight's rows, see qkv.layout
     unit_step,
     TOKENS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -107,8 +107,8 @@ def _input(
 
 @triton.jit
 def _leave(
-    acc,  # (BLOCK_ROWS, BLOCK_COLS) fp32: a part of the sum of one tile
-    total,  # (BLOCK_ROWS,) fp32: a part of the sum of the bias
+    acc,  # (BLOCK_ROWS, BLOCK_COLS) fp32: the partial sum of one tile
+    total,  # (BLOCK_ROWS,) fp32: the partial sum of the bias
     grad_ptr,  # (3*E*H, D) contiguous, rows 3*u + i
     grad_bias_ptr,  # (3*E*H,); None: this program writes no gradient of a bias
     partial_ptr,  # and the next: as add_tiles takes them
@@ -128,7 +128,7 @@ def _leave(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):
-    """Add up the parts of a tile in its last program, and write what is inside the gradient."""
+    """Add the partial sums of a tile in its last program, and write the tile of the gradient."""
     acc, total, last = add_tiles(
         acc, total, partial_ptr, counter_ptr, tile, active, split, splits, BLOCK_ROWS, BLOCK_COLS
     )
@@ -211,7 +211,7 @@ def _weight(
     if mean_ptr is not None:
         gamma = tl.load(norm_weight_ptr + cols, mask=col_ok, other=0.0).to(tl.float32)
         beta = tl.load(norm_bias_ptr + cols, mask=col_ok, other=0.0).to(tl.float32)
-    # Two ways to the end, as in ``linear_backward``.
+    # Two ways to the end, as in ``linear.backward``.
     splits = tl.where(inside, splits, 1)
     acc = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
     if grad_bias_ptr is not None and col_tile == 0:
@@ -251,7 +251,7 @@ def _plan_input(
     m, d = b * n, in_features
     check_heads(weight, head_dim)
     check_slice(weight, 3 * head_dim * heads, d)
-    launch.check_products(dqkv, weight)
+    launch.check_matmul(dqkv, weight)
     kind = tiles.operand_kind(dqkv.dtype, weight.dtype, precision)
     tile = tiles.pick(kind, m, d, launch.multiprocessors(device))
     return Plan(
@@ -275,7 +275,7 @@ def qkv_backward_input(dqkv: torch.Tensor, weight: torch.Tensor, in_features: in
 
     Args:
         dqkv: (3, B, h, N, E); copied where not contiguous.
-        weight: (3*E*H, D) super weight.
+        weight: (3*E*H, D) shared weight.
         in_features: d.
 
     Returns:
@@ -317,7 +317,7 @@ def _plan_weight(
     check_heads(weight, head_dim)
     check_slice(weight, 3 * head_dim * heads, d)
     check_bias(bias, weight)
-    launch.check_products(dqkv)
+    launch.check_matmul(dqkv)
     steps = bias_steps(bias_layout, heads, head_dim)
     n_max, d_max = weight.shape
     multiprocessors = launch.multiprocessors(device)
@@ -342,7 +342,7 @@ def _plan_weight(
         },
         outputs=(((n_max, d_max), weight.dtype), None if bias is None else ((n_max,), bias.dtype)),
         counters=active,
-        parts=splits * active * tile.rows * (tile.cols + 1) if splits > 1 else 1,
+        partials=splits * active * tile.rows * (tile.cols + 1) if splits > 1 else 1,
     )
 
 
@@ -371,10 +371,10 @@ def qkv_backward_weight(
     bias: torch.Tensor | None,
     bias_layout: str = "interleaved",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Full-size gradients of super weight (rows interleaved) and bias, zero outside the slice, in one launch.
+    """Full-size gradients of weight (rows interleaved) and bias, zero outside the slice, in one launch.
 
     Args:
-        dqkv: (3, B, h, N, E); copied where not contiguous. Its dtype is that of the product.
+        dqkv: (3, B, h, N, E); copied where not contiguous. Its dtype is that of the matmul.
         x: (B, N, d); copied where its rows have no common stride.
         weight: (3*E*H, D); only its shape, dtype and device are used.
         bias: (3*E*H,) likewise, or None.

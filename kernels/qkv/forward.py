@@ -1,10 +1,10 @@
-"""Sliced q, k, v projection on an interleaved super weight: forward; its gradients are in ``qkv_backward``.
+"""Sliced q, k, v projection on an interleaved shared weight: forward; its gradients are in ``qkv.backward``.
 
 Shapes (one subnet's layer; E = head_dim, h of H heads, d of D channels, M = B * N rows):
     x (B, N, d)   weight (3*E*H, D), of which [:3*E*h, :d] is active   bias (3*E*H,) or None
-    qkv (3, B, h, N, E) contiguous: what attention reads, written directly, never transposed
+    qkv (3, B, h, N, E) contiguous: as attention reads it, written directly, never transposed
 
-The layouts are described in ``qkv_layout``; the form with LayerNorm folded in is ``norm_qkv``. Products and
+The layouts are described in ``qkv.layout``; the form with LayerNorm folded in is ``norm_qkv``. Matmuls and
 edges as in ``linear``; nothing is saved. E and N are compile-time constants: a supernet has one of each, and
 dividing by them (row -> image and token, unit -> head) then costs a multiplication.
 """
@@ -40,7 +40,7 @@ def _forward(
     heads,  # h
     stride_x,
     stride_weight,
-    part_step,  # of the weight's rows, see qkv_layout
+    part_step,  # of the weight's rows, see qkv.layout
     unit_step,
     bias_step_i,
     bias_step_u,
@@ -107,7 +107,7 @@ def _plan_forward(
     check_heads(weight, head_dim)
     check_slice(weight, 3 * head_dim * num_heads, d)
     check_bias(bias, weight)
-    launch.check_products(x, weight)
+    launch.check_matmul(x, weight)
     steps = bias_steps(bias_layout, num_heads, head_dim)
     units = num_heads * head_dim
     kind = tiles.operand_kind(x.dtype, weight.dtype, precision)
@@ -141,7 +141,7 @@ def qkv_forward(
 
     Args:
         x: (B, N, d); copied where its rows have no common stride.
-        weight: (3*head_dim*H, D) super weight, rows 3*u + i; fp32 or x's dtype.
+        weight: (3*head_dim*H, D) shared weight, rows 3*u + i; fp32 or x's dtype.
         bias: (3*head_dim*H,) or None.
         num_heads: h.
         head_dim: E, any.

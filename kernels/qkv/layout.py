@@ -1,4 +1,4 @@
-"""Where q, k and v lie: in the super weight, in its bias, and split by head; with the checks that go with it.
+"""The layouts of q, k and v: in the shared weight, in its bias, and split by head; and their checks.
 
 Row 3*u + i of the weight belongs to part i (0 q, 1 k, 2 v) and unit u = j*E + e of head j, as AutoFormer
 publishes it (Chen et al., ICCV 2021; released code, "change_qkv"). So each part is a strided view, row step
@@ -27,8 +27,8 @@ BIAS_LAYOUTS = ("interleaved", "published")
 def weight_rows(part, first, BLOCK: tl.constexpr, part_step, unit_step, HEAD_DIM: tl.constexpr):
     """(BLOCK,) rows of the weight, or of its shadow, that make the units from ``first`` on of a part.
 
-    ``first`` is a multiple of BLOCK. Where that divides HEAD_DIM, the units are of one head, and what changes
-    from block to block is a scalar.
+    ``first`` is a multiple of BLOCK. Where that divides HEAD_DIM, the units are of one head, and only
+    a scalar changes from block to block.
     """
     units = tl.arange(0, BLOCK)
     if HEAD_DIM % BLOCK == 0:
@@ -87,11 +87,11 @@ def even_rows(name: str, x: torch.Tensor) -> torch.Tensor:
 
 
 def check_heads(weight: torch.Tensor, head_dim: int) -> None:
-    """Refuse a super weight whose rows are no whole number of heads."""
+    """Refuse a shared weight whose rows are no whole number of heads."""
     if weight.ndim != 2 or weight.shape[0] % (3 * head_dim):
         raise UsageError(
             f"The qkv weight has shape {tuple(weight.shape)}, but its rows must be a multiple of "
-            f"3 * head_dim = {3 * head_dim}. Pass the super weight of the supernet's own head_dim."
+            f"3 * head_dim = {3 * head_dim}. Pass the shared weight of the supernet's own head_dim."
         )
 
 
@@ -106,7 +106,7 @@ def check_batch(dqkv: torch.Tensor, x: torch.Tensor) -> None:
 
 
 def check_gradient(dqkv: torch.Tensor) -> None:
-    """Refuse what is no gradient of q, k and v split by head."""
+    """Refuse a tensor that is no gradient of q, k and v split by head."""
     if dqkv.ndim != 5 or dqkv.shape[0] != 3:
         raise UsageError(f"dqkv has shape {tuple(dqkv.shape)}, but (3, B, h, N, head_dim) is needed.")
 

@@ -74,7 +74,7 @@ def _add_tables(
 
 @functools.cache
 def _dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether elements fill their memory without a gap, in whatever order of the axes."""
+    """True if elements fill their memory without a gap, in whatever order of the axes."""
     expected = 1
     for stride, size in sorted(zip(strides, shape, strict=True)):
         if size > 1 and stride != expected:

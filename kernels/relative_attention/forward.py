@@ -6,7 +6,7 @@ one narrower tile of TAIL, the only one with a mask: of 197 keys 192 need none, 
     P    = exp(S - max) with the running maximum of online softmax, in base 2; scale * log2(e) is one factor
     acc  += P v,   sums += P onehot                          both rescaled when the maximum moves
     out_i = acc_i / l_i + to_tables(sums_i / l_i) . value tables
-Products are in qkv's dtype with fp32 sums. Saved: out and lse (natural logarithm of the sum of exponentials).
+Matmuls are in qkv's dtype with fp32 sums. Saved: out and lse (natural logarithm of the sum of exponentials).
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _plan_forward(
             "PRECISION": precision,
             "BLOCK_Q": tile.queries,
             "BLOCK_K": tile.keys,
-            # two bodies of fp32 products spill on sm_80
+            # two bodies of fp32 matmuls spill on sm_80
             "TAIL": -1 if qkv.dtype is torch.float32 else tail_of(at.tokens, tile.keys),
             "CHUNK": tile.chunk,
             "num_warps": tile.warps,

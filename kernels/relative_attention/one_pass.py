@@ -1,7 +1,7 @@
 """Backward of attention with 2-D relative position in one pass; launched by ``relative_attention``.
 
 Shapes: B images, h heads, N tokens, E channels per head; place space and table space are those of
-``relative_attention_places``. A program takes a run of (image, head) pairs, one after the other; of each it
+``places``. A program takes a run of (image, head) pairs, one after the other; of each it
 walks the queries in tiles of BLOCK_Q and, within these, the keys in tiles of BLOCK_K and a last one of TAIL:
     S = q k^T + terms onehot^T       dP = dout v^T + dterms onehot^T       P = exp(scale * S - lse)
     dS = scale * P * (dP - delta)                                          delta = rowsum(dout * out)
@@ -10,24 +10,24 @@ walks the queries in tiles of BLOCK_Q and, within these, the keys in tiles of BL
     dq += to_tables(dsums) . key tables                                    (once per query tile)
     dkeys^T += q^T to_tables(dsums)   dvalues^T += dout^T to_tables(sums)  (over all pairs of the program)
 
-S and dP are computed once, where ``relative_attention_backward`` computes them twice: for dq, and for dk and
-dv. dk and dv are made transposed, so that P and dS are right operands of wgmma and go to shared memory as
-they come, without a transposition through registers. A query tile leaves them to the next one in fp32, in a
-workspace that belongs to the program and is small enough to stay in L2; the last one writes them out. Both
-tables are read once per program and stay in shared memory. Their gradients leave as one partial sum per
-program, kept in registers (IN_REGISTERS) or added up in memory, and ``_add_tables`` adds these in order. So
-every sum has one order, and nothing is atomic.
+S and dP are computed once, where ``two_pass`` computes them twice: for dq, and for dk and dv. dk and dv are
+made transposed, so that P and dS are right operands of wgmma and go to shared memory as they come, without a
+transposition through registers. A query tile leaves them to the next one in fp32, in a workspace that belongs
+to the program and is small enough to stay in L2; the last one writes them out. Both tables are read once per
+program and stay in shared memory. Their gradients leave as one partial sum per program, kept in registers
+(IN_REGISTERS) or added up in memory, and ``_add_tables`` adds these in order. So every sum has one order, and
+nothing is atomic.
 
 Saved by the forward pass: qkv, out, lse. Recomputed: P. Of the keys only those of TAIL are masked. No mask is
 needed on queries past the last one: their q, dout and place terms are zero, so they add nothing.
 
-Neither loop lets the compiler move to its front what does not change in it (``disable_licm``): addresses and
-wgmma descriptors, some 250 words a thread, which is why this kernel used to spill. 128 queries x 32 keys at 8
-warps compile for sm_90 without any stack (Triton 3.6 and 3.8, 255 registers); 64 keys, or IN_REGISTERS, spill
-about a dozen words outside of the loop over keys.
+Both loops disable loop-invariant code motion (``disable_licm``): hoisted addresses and wgmma descriptors,
+some 250 words a thread, would spill. 128 queries x 32 keys at 8 warps compile for sm_90 without any stack
+(Triton 3.6 and 3.8, 255 registers); 64 keys, or IN_REGISTERS, spill about a dozen words outside of the loop
+over keys.
 
 Predicted per head of 197 tokens and 64 channels in 16 bits, from the sizes and from the code for sm_90; this
-kernel at 32 keys and the two of ``relative_attention_backward``:
+kernel at 32 keys and the two of ``two_pass``:
 
                                              one pass    two kernels
     MFLOP of wgmma                           58          84
@@ -81,7 +81,7 @@ def _tile(
     work_ptr,  # of this program, (2, BLOCK_E, KEYS) fp32 per tile of keys: dk^T and dv^T so far
     start,
     has_before,  # earlier query tiles left their dk and dv in the workspace
-    has_after,  # later ones add to what this one leaves there
+    has_after,  # later ones add to the sums this one stores there
     N,
     stride_n,
     HEAD_DIM: tl.constexpr,
@@ -129,7 +129,7 @@ def _tile(
 
 @triton.jit
 def _partials(ptr, SIDE: tl.constexpr, BLOCK_E: tl.constexpr):
-    """Where this program's table gradients of keys go, transposed; those of values come after them."""
+    """Pointers to this program's table gradients of keys, transposed; those of values come after them."""
     ptr += tl.program_id(0).to(tl.int64) * (2 * 4 * SIDE * BLOCK_E)
     return ptr + tl.arange(0, BLOCK_E)[:, None] + tl.arange(0, 4 * SIDE)[None, :] * BLOCK_E
 

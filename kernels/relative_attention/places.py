@@ -1,8 +1,8 @@
-"""Where relative-position terms live: table space, place space, and the way from one to the other.
+"""Relative-position terms in table space and in place space, and the way from one to the other.
 
 A query at grid row r_i meets the key at row r through the table row of their distance r - r_i, clamped to
-[-m, m]. For one query the terms of all keys are therefore a *window* of its products with the whole table,
-and the window slides with the query's own place. Two spaces, one program's tile of each:
+[-m, m]. For one query the terms of all keys are therefore a *window* of its dot products with the table, and
+the window slides with the query's own place. Two spaces, one program's tile of each:
 
     table space (queries, 4 * SIDE): columns [0, 2 * SIDE) are row distances -(R-1)..R-1 in order, columns
         [2 * SIDE, 4 * SIDE) column distances -(C-1)..C-1. Distances over m repeat the table's outermost rows.
@@ -11,7 +11,7 @@ and the window slides with the query's own place. Two spaces, one program's tile
         columns. SIDE - 2 and 2 * SIDE - 2 are the cls key, SIDE - 1 is zero, 2 * SIDE - 1 is every key.
 
 From table to place space and back is a ``tl.gather`` along the columns, once per query tile, with an index
-that depends on the query's place. From place space to keys is a product with ``hot (keys, 2 * SIDE)``, which
+that depends on the query's place. From place space to keys is a matmul with ``hot (keys, 2 * SIDE)``, which
 is zero but for a key's row, its column and the column of every key: on tensor cores, inside the loop over
 keys. So the loop is that of plain attention with a head that is 2 * SIDE wider, and nothing in it depends on
 the grid. (A gather of every element of the bias would cost two reads of shared memory and the arithmetic of
@@ -20,7 +20,7 @@ two indices per element of every tile.)
 ``hot`` and the indices depend on the grid alone. They are made once per grid and kept (:class:`Places`): made
 in the kernel, their arithmetic costs more instructions than the softmax of a whole image.
 
-A query that is cls has the cls terms at every key. What it gives to the cls row of the value tables is the
+A query that is cls has the cls terms at every key. Its share of the cls row of the value tables is the
 sum over every key.
 """
 
@@ -37,9 +37,9 @@ PADDED_TO = 128
 
 
 class Places(NamedTuple):
-    """What the kernels need to know about a grid; T = tokens, padded to a multiple of :data:`PADDED_TO`."""
+    """A grid as the kernels read it; T = tokens, padded to a multiple of :data:`PADDED_TO`."""
 
-    hot: torch.Tensor  # (T, 2 * SIDE) in the dtype of the products
+    hot: torch.Tensor  # (T, 2 * SIDE) in the dtype of the matmuls
     terms_index: torch.Tensor  # (T, 2 * SIDE) int32: the column of table space of each column of place space
     tables_index: torch.Tensor  # (T, 4 * SIDE) int32: the other way round
     table_rows: torch.Tensor  # (4 * SIDE,) int32: the row of the table, or -1 for zeros
@@ -50,15 +50,15 @@ def places(
 ) -> Places:
     """The places of a grid, made once and kept.
 
-    A stream that is being captured uses what is kept. Where nothing is, the graph makes its own at every
-    replay, some 100 small kernels: run the kernels once before the capture, as for compiling them.
+    A stream that is being captured uses the places that are kept. If there are none, the graph makes its own
+    at every replay, some 100 small kernels: run the kernels once before the capture, as for compiling them.
 
     Args:
         grid: R and C; with cls and one free column they fit ``side``.
         cls: 1 where token 0 is cls.
         clamp: m of the tables.
         side: class of the grid.
-        dtype: of the products.
+        dtype: of the matmuls.
         device: of the tensors.
     """
     key = (grid, cls, clamp, side, dtype, device)
@@ -115,7 +115,7 @@ def _make(
 
 @triton.jit
 def load_padded(ptr, tokens, WIDTH: tl.constexpr, start=0, COUNT: tl.constexpr = 0):
-    """(tokens, WIDTH) of what :class:`Places` holds, or COUNT columns of it; padded: nothing to mask."""
+    """(tokens, WIDTH) of a tensor of :class:`Places`, or COUNT columns of it; padded: nothing to mask."""
     cols = start + tl.arange(0, COUNT if COUNT else WIDTH)
     return tl.load(ptr + tokens[:, None] * WIDTH + cols[None, :])
 
@@ -208,7 +208,7 @@ def place_terms(
     HEAD_DIM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """(BLOCK_Q, 2 * SIDE), in the dtype of x: products of each query with the table rows of all places."""
+    """(BLOCK_Q, 2 * SIDE), in the dtype of x: each query dot the table rows of all places."""
     if CHUNK == 4 * SIDE:
         table = load_tables(
             v_ptr, h_ptr, stride_v, stride_h, rows_ptr, 0, CHUNK, SIDE, HEAD_DIM, x.shape[1], x.dtype
@@ -220,7 +220,7 @@ def place_terms(
             table = load_tables(
                 v_ptr, h_ptr, stride_v, stride_h, rows_ptr, start, CHUNK, SIDE, HEAD_DIM, x.shape[1], x.dtype
             )
-            product = tl.dot(x, tl.trans(table), input_precision=PRECISION)
+            chunk = tl.dot(x, tl.trans(table), input_precision=PRECISION)
             here = (index >= start) & (index < start + CHUNK)
-            terms = tl.where(here, tl.gather(product, index & (CHUNK - 1), 1), terms)
+            terms = tl.where(here, tl.gather(chunk, index & (CHUNK - 1), 1), terms)
     return terms.to(x.dtype)

@@ -14,7 +14,7 @@ from growtas.kernels.relative_attention.tiles import MAX_HEAD_DIM, SIDES, side_o
 
 
 def unsupported(head_dim: int, grid: tuple[int, int], dtype: torch.dtype) -> str:
-    """Why these kernels cannot run, as a clause; empty if they can.
+    """The reason why these kernels cannot run, as a clause; empty if they can.
 
     Args:
         head_dim: E.
@@ -32,7 +32,7 @@ def unsupported(head_dim: int, grid: tuple[int, int], dtype: torch.dtype) -> str
 
 @dataclass(frozen=True)
 class Problem:
-    """What forward and backward find out alike about their arguments."""
+    """The sizes and the device of a call, checked; forward and backward share them."""
 
     device: torch.device
     batch: int
@@ -65,7 +65,7 @@ def check(
             "with a cls token. Pass the grid the tokens were made of."
         )
     if why := unsupported(head_dim, grid, qkv.dtype):
-        raise UsageError(f"Relative attention cannot run in Triton: {why}. Use the 'torch' back end for it.")
+        raise UsageError(f"Relative attention cannot run in Triton: {why}. Use the 'torch' backend for it.")
     for name, table in zip(names, tables, strict=True):
         if table.shape != tables[0].shape or table.dtype != tables[0].dtype:
             raise UsageError(
@@ -78,7 +78,7 @@ def check(
             f"The tables have shape {tuple(tables[0].shape)}, but (2 * m + 2, {head_dim}) is needed: a row "
             "for cls and one for each distance from -m to m."
         )
-    launch.check_products(qkv)
+    launch.check_matmul(qkv)
     return Problem(
         device,
         batch,
@@ -93,7 +93,7 @@ def check(
 
 
 class Planned(NamedTuple):
-    """The launches of a pass in order, and what says which places they read."""
+    """The launches of a pass in order, and the arguments of ``places`` for what they read."""
 
     plans: tuple[Plan, ...]
     places: tuple
@@ -102,9 +102,9 @@ class Planned(NamedTuple):
 def backward_outputs(
     at: Problem, qkv: torch.Tensor, table: torch.Tensor, programs: int, work: Output, terms: Output
 ) -> tuple[Output, ...]:
-    """What the first launch of a backward pass allocates: dqkv, which lies as qkv, dtables, partial sums.
+    """Outputs of the first launch of a backward pass: dqkv, in qkv's strides, dtables, partial sums.
 
-    Besides, in one pass, room to work in; in two passes, what the second reads: delta and terms.
+    In one pass also its workspace; in two passes delta and terms, which the second launch reads.
     """
     partial = ((programs, 2, 4 * at.side, at.block_e), torch.float32)
     dtables = [(tuple(table.shape), table.dtype)] * 4

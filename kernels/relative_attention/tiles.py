@@ -1,9 +1,9 @@
-"""Tiles of relative attention: what each kernel is launched with, by architecture, products and head width.
+"""Tiles of relative attention, by architecture, dtype of the matmuls and head width.
 
 A query tile of the backward pass holds its dq and two sums over places in registers; the gradients of all
 tables, 64 more, would fit only with twice the warps and half the programs per multiprocessor (``keep``), so
-they are added to memory that stays in L2. Before Hopper the operands of a product are registers too, so tiles
-are smaller there. Exact fp32 runs on the FMA units, where a product of depth E holds all of it in registers,
+they are added to memory that stays in L2. Before Hopper the operands of a matmul are registers too, so tiles
+are smaller there. Exact fp32 runs on the FMA units, where a matmul of depth E holds all of it in registers,
 and gets the smallest tiles of all. No GPU has timed these choices; heads up to 64 wide on the smallest class
 of grids compile without spills on sm_80 and sm_90; the widest class spills a little in its backward pass.
 """
@@ -27,7 +27,7 @@ SIDES = (16, 32, 64)
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries and keys per tile, columns of table space per product, warps, pipeline stages; and whether a
+    """Queries and keys per tile, columns of table space per matmul, warps, pipeline stages; and whether a
     program keeps its table gradients in registers (1) or adds to its partial sums in memory (0).
     """
 
@@ -39,7 +39,7 @@ class Tile:
     keep: int = 0
 
 
-#: kernel -> class of products -> 64: heads up to 64 wide on the smallest class of grids, 128: all others.
+#: kernel -> class of matmuls -> 64: heads up to 64 wide on the smallest class of grids, 128: all others.
 #: "-older": before Hopper, where that differs.
 COMMITTED: dict[str, dict[str, dict[int, Tile]]] = {
     "forward": {
@@ -66,12 +66,12 @@ COMMITTED: dict[str, dict[str, dict[int, Tile]]] = {
     },
 }
 
-#: Whether the backward pass takes the "one_pass" kernel where it fits. It computes S and dP once, not twice,
+#: True has the backward pass take the "one_pass" kernel where it fits. It computes S and dP once, not twice,
 #: and moves less; but one program of it fills a multiprocessor, and nothing else runs there while it waits.
-#: ``relative_attention_one_pass`` counts both. A measurement should switch it.
+#: ``one_pass`` counts both. A measurement should switch it.
 ONE_PASS = False
 
-#: What is worth a race on the GPU at hand, for 16-bit heads up to 64 wide on the smallest class of grids on
+#: Tiles that ``growtas tune`` may race, for 16-bit heads up to 64 wide on the smallest class of grids on
 #: Hopper: form -> fields to put into :func:`constrained`; the committed choice comes first. All compile for
 #: sm_90 without spills, but for some words outside of the main loop in one pass with 64 keys.
 CANDIDATES: dict[str, list[dict[str, int]]] = {
@@ -90,7 +90,7 @@ CANDIDATES: dict[str, list[dict[str, int]]] = {
     ],
 }
 
-#: What can be forced besides fields of tiles.
+#: Names that can be forced besides fields of tiles.
 _NOT_OF_TILES = ("programs", "one_pass")
 
 _overrides: dict[str, int] = {}
@@ -122,7 +122,7 @@ def constrained(**fields: int) -> Iterator[None]:
 
 
 def _hopper(device: torch.device) -> bool:
-    """Whether products are made by wgmma, from shared memory; the interpreter counts as that too."""
+    """True where matmuls run as wgmma, from shared memory; the interpreter counts as that too."""
     if device.type == "meta":
         return driver.active.get_current_target().arch >= 90
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
@@ -131,7 +131,7 @@ def _hopper(device: torch.device) -> bool:
 def pick(
     kernel: str, dtype: torch.dtype, block_e: int, side: int, device: torch.device
 ) -> tuple[Tile, str, bool]:
-    """What one kernel is launched with.
+    """The tile and the precision that one kernel is launched with.
 
     Args:
         kernel: a key of :data:`COMMITTED`.
@@ -141,7 +141,7 @@ def pick(
         device: as ``launch.check`` returned it.
 
     Returns:
-        The tile, its chunk no wider than table space; the precision of products; and whether the table
+        The tile, its chunk no wider than table space; the precision of matmuls; and whether the table
         gradients are kept in registers.
     """
     precision = launch.dot_precision(dtype)
@@ -158,11 +158,11 @@ def pick(
 
 
 def one_pass(dtype: torch.dtype, block_e: int, side: int, device: torch.device) -> bool:
-    """Whether one program makes all gradients of a head of an image, computing S and dP once, not twice.
+    """True if one program makes all gradients of a head of an image, computing S and dP once, not twice.
 
     Its dq, sums over places and gradients of all tables fill the registers of a Hopper multiprocessor with
     16-bit operands in shared memory, heads up to 64 wide and the smallest class of grids, so up to 225
-    tokens. Everything else takes the two kernels of ``relative_attention_backward``.
+    tokens. Everything else takes the two kernels of ``two_pass``.
     """
     fits = dtype is not torch.float32 and _hopper(device) and block_e <= 64 and side == SIDES[0]
     return bool(_overrides.get("one_pass", fits and ONE_PASS))

@@ -3,8 +3,9 @@
 Saved by the forward pass: qkv, out, lse. Recomputed: P, and its sums over the keys of a row and of a column.
 Three launches, each element of each result written once and every sum in a fixed order:
 
-1. ``_backward_queries``: per query tile delta = rowsum(dout * out), dq, and what the tables get from these
-   queries. It leaves for (2) the place terms of q and of dout and delta, so that (2) needs no tables.
+1. ``_backward_queries``: per query tile delta = rowsum(dout * out), dq, and the share of these queries in the
+   gradients of the tables. It stores the place terms of q and of dout and delta for (2), which then needs no
+   tables.
        S = q k^T + terms onehot^T       dP = dout v^T + dterms onehot^T       P = exp(scale * S - lse)
        dS = scale * P * (dP - delta)
        dq += dS k   dsums += dS onehot   sums += P onehot
@@ -271,7 +272,7 @@ def _backward_keys(
 def plan_two_passes(
     at: Problem, qkv: torch.Tensor, tables: tuple[torch.Tensor, ...], strides: tuple[int, ...]
 ) -> tuple[list[Plan], int]:
-    """Queries first, then keys and values; returns what :func:`one_pass.plan_one_pass` does."""
+    """Queries first, then keys and values; returns as :func:`one_pass.plan_one_pass` does."""
     pairs = at.batch * at.heads
     common = {
         "HEAD_DIM": at.head_dim,

@@ -20,10 +20,10 @@ from kernel_cases import needs_interpreter
 from growtas.kernels import compile_ahead, compiled_code
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-#: What two versions of Triton made of these sources: the newest that torch brings, and that of torch 2.11.
+#: Tables by two versions of Triton: the newest that torch brings, and that of torch 2.11.
 TABLES = ("triton_resources.json", "triton_resources_3.6.json")
 ARCHES = {"sm_80", "sm_90"}
-#: Every kernel that makes matrix products -> the pointer whose dtype is that of the products.
+#: Every kernel with matmuls -> the pointer whose dtype is that of the matmuls.
 MATRIX_KERNELS = {
     "linear.forward._forward": "x_ptr",
     "linear.backward._input": "dx_ptr",
@@ -69,10 +69,10 @@ def _run(script: str, tmp_path: Path) -> dict:
     return json.loads(done.stdout)
 
 
-PRODUCTS, COPIES, SERIALISED = "waits for every product", "waits for every copy", "is serialised"
-#: (kernel, what it waits for) -> why, of 16-bit products whose operands are 16 bits in memory.
+MATMULS, COPIES, SERIALISED = "waits for every matmul", "waits for every copy", "is serialised"
+#: (kernel, what it waits for) -> why, of 16-bit matmuls whose operands are 16 bits in memory.
 EXCEPTIONS = {
-    ("norm_qkv.forward._forward_held", PRODUCTS): "the sums of each step are final, and stored at once",
+    ("norm_qkv.forward._forward_held", MATMULS): "the sums of each step are final, and stored at once",
     ("norm_qkv.forward._forward_held", COPIES): "two stages: the held rows leave no room for a third",
     (
         "norm_qkv.forward._forward_tiled",
@@ -80,17 +80,17 @@ EXCEPTIONS = {
     ): "few rows: the operand made on load goes through registers",
     (
         "qkv.backward._weight, normalising",
-        PRODUCTS,
+        MATMULS,
     ): "the operand made on load has one place",
-    ("mlp.fused_forward._forward", PRODUCTS): "GELU needs each chunk of h at once",
+    ("mlp.fused_forward._forward", MATMULS): "GELU needs each chunk of h at once",
     ("mlp.fused_forward._forward", COPIES): "sm_80: two stages, for the 99 KiB of the smallest parts",
-    ("mlp.fused_backward._backward", PRODUCTS): "GELU needs each chunk of h at once",
+    ("mlp.fused_backward._backward", MATMULS): "GELU needs each chunk of h at once",
     ("mlp.fused_backward._backward", COPIES): "two stages: sums and two chunks of weights leave no room",
-    ("relative_attention.forward._forward", PRODUCTS): "the softmax needs the scores of each step at once",
+    ("relative_attention.forward._forward", MATMULS): "the softmax needs the scores of each step at once",
     ("relative_attention.forward._forward", COPIES): "sm_80: two stages",
-    ("relative_attention.two_pass._backward_queries", PRODUCTS): "the softmax needs each step's scores",
+    ("relative_attention.two_pass._backward_queries", MATMULS): "the softmax needs each step's scores",
     ("relative_attention.two_pass._backward_queries", COPIES): "two stages",
-    ("relative_attention.two_pass._backward_keys", PRODUCTS): "the softmax needs each step's scores",
+    ("relative_attention.two_pass._backward_keys", MATMULS): "the softmax needs each step's scores",
     ("relative_attention.two_pass._backward_keys", COPIES): "sm_80: two stages",
 }
 
@@ -101,7 +101,7 @@ NEWEST = {
         "linear.backward._weight",
         SERIALISED,
     ): "756 units of dy and their sum for the bias",
-    ("relative_attention.forward._forward", SERIALISED): "every product is waited for as it is",
+    ("relative_attention.forward._forward", SERIALISED): "every matmul is waited for as it is",
     ("mlp.fused_backward._backward", SERIALISED): "756 hidden units: every register is in use",
 }
 #: (kernel, GPU, operands) -> bytes that a variant may spill, of the ways to train that are not the default.
@@ -113,8 +113,8 @@ SPILLS = {
 }
 
 
-def _products(row: dict) -> str:
-    """The dtype of a kernel's products."""
+def _dtype(row: dict) -> str:
+    """The dtype of a kernel's matmuls."""
     return row["dtypes"][MATRIX_KERNELS[row["kernel"]]]
 
 
@@ -125,23 +125,23 @@ def _form(row: dict) -> str:
 
 
 def _reads_fp32_weights(row: dict) -> bool:
-    """Of 16-bit products: whether they convert weights on load, which only graphs of torch.compile have."""
+    """Of 16-bit matmuls: whether they convert weights on load, which only graphs of torch.compile have."""
     return "fp32" in (row["dtypes"].get("weight_ptr"), row["dtypes"].get("w1_ptr"))
 
 
 def _operands(row: dict) -> tuple[str, str, str]:
-    """The kernel, the GPU, and how a kernel that makes products does so."""
+    """The kernel, the GPU, and how a kernel that makes matmuls does so."""
     if row["kernel"] not in MATRIX_KERNELS:
         return row["kernel"], row["arch"], "rows"
     half = "fp32 weights" if _reads_fp32_weights(row) else "16 bits"
-    fp32 = _products(row) == "fp32"
+    fp32 = _dtype(row) == "fp32"
     return row["kernel"], row["arch"], row["constexprs"]["PRECISION"] if fp32 else half
 
 
 def _flaws(row: dict) -> set[str]:
-    """The flaws of a main loop: waits for everything, and serialised products."""
+    """The flaws of a main loop: waits for everything, and serialised matmuls."""
     found = {
-        PRODUCTS: row["loop_pendings"] == 0,
+        MATMULS: row["loop_pendings"] == 0,
         COPIES: row["loop_copies"] == 0,
         SERIALISED: row["serialised"],
     }
@@ -156,8 +156,8 @@ def _check_row(row: dict) -> None:
     assert row["registers"] * row["warps"] * 32 <= 65536, what
     if row["kernel"] not in MATRIX_KERNELS:
         return
-    products = _products(row)
-    precision = row["constexprs"]["PRECISION"] if products == "fp32" else "half"
+    matmuls = _dtype(row)
+    precision = row["constexprs"]["PRECISION"] if matmuls == "fp32" else "half"
     hopper = row["arch"] == "sm_90"
     if precision != "ieee":
         # wgmma takes 64 rows from four warps; smaller tiles, and warps side by side, use mma.
@@ -232,19 +232,6 @@ def test_waits_are_read_off_the_loops_only():
     assert compiled_code.loop_waits("") == {"loop_pendings": None, "loop_copies": None}
 
 
-def test_ptxas_is_named_and_an_old_one_noticed(tmp_path, monkeypatch):
-    tool = tmp_path / "ptxas"
-    for release, noticed in (("12.8", True), ("13.2", True), ("13.3", False), ("14.0", False)):
-        tool.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.93'\n")
-        tool.chmod(0o755)
-        monkeypatch.setenv("TRITON_PTXAS_PATH", str(tool))
-        assert compiled_code.ptxas_version() == tuple(int(part) for part in release.split("."))
-        notice = compiled_code.ptxas_notice(90)
-        assert (notice is not None) == noticed
-        assert not noticed or (release in notice and "TRITON_PTXAS_PATH" in notice)
-        assert compiled_code.ptxas_notice(80) is None
-
-
 def _table(name: str) -> dict:
     return json.loads((RESULTS / name).read_text())
 
@@ -269,12 +256,12 @@ def test_committed_tables_are_of_two_tritons():
 
 
 def test_16_bit_main_loops_wait_for_nothing_but_what_is_listed():
-    """In both tables: no wait for every product or every copy, nothing serialised, but :data:`EXCEPTIONS`."""
+    """In both tables: no wait for every matmul or every copy, nothing serialised, but :data:`EXCEPTIONS`."""
     needed, listed = set(), EXCEPTIONS | NEWEST
     for name in TABLES:
         excepted = listed if name == TABLES[0] else EXCEPTIONS
         for row in _table(name)["variants"]:
-            if row["kernel"] not in MATRIX_KERNELS or _products(row) == "fp32" or _reads_fp32_weights(row):
+            if row["kernel"] not in MATRIX_KERNELS or _dtype(row) == "fp32" or _reads_fp32_weights(row):
                 continue
             for flaw in _flaws(row):
                 needed.add((_form(row), flaw))

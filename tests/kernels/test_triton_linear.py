@@ -169,7 +169,7 @@ def test_no_rows(device):
 
 def test_refuses_what_it_cannot_multiply(device, monkeypatch):
     x, weight, bias = (torch.ones(shape, device=device) for shape in ((4, 20), (32, 24), (32,)))
-    with pytest.raises(UsageError, match="33 x 20 is not inside a super weight of shape"):
+    with pytest.raises(UsageError, match="33 x 20 is not inside a shared weight of shape"):
         linear.linear_forward(x, weight, bias, 33)
     with pytest.raises(UsageError, match="30 x 25 is not inside"):
         linear.linear_backward_input(torch.ones(4, 30, device=device), weight, 25)
@@ -194,7 +194,7 @@ def test_refuses_what_it_cannot_multiply(device, monkeypatch):
 def test_interpreter_refuses_bfloat16_products(device):
     assert kernels.interpreted()
     x = torch.ones(4, 20, dtype=torch.bfloat16)
-    with pytest.raises(UsageError, match="no bfloat16 products"):
+    with pytest.raises(UsageError, match="no bfloat16 matmuls"):
         linear.linear_forward(x, torch.ones(32, 24), None, 30)
 
 

@@ -89,7 +89,7 @@ def test_forward_matches_fp64(b, tokens, k, n, k_max, n_max, gap, dtype, paramet
 @pytest.mark.parametrize("dtype, parameter_dtype", DTYPES)
 @pytest.mark.parametrize("b, tokens, k, n, k_max, n_max, gap", CASES)
 def test_backward_matches_fp64(b, tokens, k, n, k_max, n_max, gap, dtype, parameter_dtype, device):
-    """dy in fp32 under 16-bit products, as a residual stream in fp32 hands it over."""
+    """dy in fp32 under 16-bit matmuls, as a residual stream in fp32 hands it over."""
     x, weight, bias, dy, scale = _inputs(b, tokens, k, n, k_max, n_max, gap, dtype, parameter_dtype, device)
     with poisoned_outputs(), tiles.constrained(**LARGE_TILES):
         dx = linear.linear_backward_input(dy, weight, k, scale, tokens, dtype)

@@ -122,10 +122,10 @@ def test_parts_and_counters_follow_the_pointers(compiled):
     dy, x, weight = torch.zeros(4096, 20), torch.zeros(4096, 24), torch.zeros(32, 24)
     for _ in range(2):
         grad, _ = linear.linear_backward_weight(dy, x, weight, None)
-    room = workspace.room(x.device, 0, 0)
+    space = workspace.acquire(x.device, 0, 0)
     (run,) = compiled[0][1].runs
-    assert run[9:16] == (dy.data_ptr(), x.data_ptr(), grad.data_ptr(), 0, 0, *room.addresses)
-    assert (room.counters == 0).all()
+    assert run[9:16] == (dy.data_ptr(), x.data_ptr(), grad.data_ptr(), 0, 0, *space.addresses)
+    assert (space.counters == 0).all()
 
 
 def _captured(monkeypatch):
@@ -137,7 +137,7 @@ def test_a_captured_launch_has_counters_of_its_own(compiled, monkeypatch):
     dy, x, weight = torch.zeros(4096, 20), torch.zeros(4096, 24), torch.zeros(32, 24)
     device = x.device
     linear.linear_backward_weight(dy, x, weight, None)
-    eager = workspace.room(device, 0, 0)
+    eager = workspace.acquire(device, 0, 0)
     _captured(monkeypatch)
     for _ in range(3):
         linear.linear_backward_weight(dy, x, weight, None)
@@ -157,11 +157,11 @@ def test_a_captured_launch_has_counters_of_its_own(compiled, monkeypatch):
 def test_nothing_made_during_a_capture_is_kept(monkeypatch):
     device = torch.device("cpu")
     monkeypatch.setattr(workspace, "_devices", {})
-    monkeypatch.setattr(workspace, "_rooms", {})
+    monkeypatch.setattr(workspace, "_by_stream", {})
     _captured(monkeypatch)
     assert workspace.one(device) == 1 and (workspace.counters(device, 5) == 0).all()
-    assert workspace.room(device, 7, 5).parts.numel() == 7
-    assert not workspace._devices and not any(workspace._rooms.values())
+    assert workspace.acquire(device, 7, 5).partials.numel() == 7
+    assert not workspace._devices and not any(workspace._by_stream.values())
 
 
 def test_counters_for_captures_can_run_out(monkeypatch):
@@ -215,7 +215,7 @@ def test_a_plan_is_looked_up_by_all_that_it_depends_on(compiled):
 def test_a_refusal_is_not_remembered(device):
     x, weight = torch.zeros(6, 24, device=device), torch.zeros(32, 24, device=device)
     for _ in range(2):
-        with pytest.raises(UsageError, match="not inside a super weight"):
+        with pytest.raises(UsageError, match="not inside a shared weight"):
             linear.linear_forward(x, weight, None, 33)
     assert linear.linear_forward(x, weight, None, 32).shape == (6, 32)
 

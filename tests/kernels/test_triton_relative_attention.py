@@ -66,7 +66,7 @@ LARGE_TILES = {} if GPU else {"queries": 128, "keys": 128, "chunk": 256}
 def _qkv(shape, dtype, device, layout="gaps"):
     """(3, B, h, N, e) whose surroundings, and what lies between its heads, are NaN."""
     _, b, h, n, e = shape
-    if layout == "interleaved":  # as a product writes it: (B, N, 3, h, e)
+    if layout == "interleaved":  # as a matmul writes it: (B, N, 3, h, e)
         buffer = torch.full((b + 2, n, 3, h, e), NAN, device=device, dtype=dtype)
         view = buffer[1:-1].permute(2, 0, 3, 1, 4)
     else:

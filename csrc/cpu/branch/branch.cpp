@@ -1,8 +1,8 @@
-// The two residual branches of a block, each forward and backward in one call: LayerNorm, products, attention, residual.
+// The two residual branches of a block, each forward and backward in one call: LayerNorm, GEMMs, attention, residual.
 //
 // Shapes   x, y, dy, dx (B * N, d); weights, biases and tables at the full size of the supernet; all fp32. See branch.h.
-// Why      in a small net a call from Python costs more than the product in it. One call takes all steps of a branch: the
-//          normalised tokens, the layer after GELU and every gradient between two steps lie in this thread's scratch memory,
+// Why      in a small net a call from Python costs more than the GEMM in it. One call takes all steps of a branch: the
+//          normalised tokens, the layer after GELU and every gradient between two steps lie in this thread's workspace,
 //          which stays in its cache, and no tensor is made for them. A linear layer by itself (patches, head) is here for the
 //          same reason.
 // Steps    those of layer_norm.cpp, gemm.cpp and relative_attention.cpp, in the order of growtas/ops/composed.py.
@@ -27,25 +27,25 @@
 namespace growtas::cpu {
 namespace {
 
-thread_local Workspace branch_scratch;  // of the calling thread: what lies between the steps of a branch
+thread_local Workspace branch_workspace;  // of the calling thread: the results between the steps of a branch
 
 Rows rows(const float* data, std::int64_t stride) { return {const_cast<float*>(data), DType::kFloat32, stride}; }
 Vector vector(const float* data) { return {const_cast<float*>(data), DType::kFloat32, 1}; }
 
 Epilogue plain(const float* bias = nullptr, const float* scale = nullptr, std::int64_t tokens = 1) {
-    return {Finish::kPlain, bias, scale, tokens, nullptr, nullptr, 0, 0};
+    return {EpilogueOp::kPlain, bias, scale, tokens, nullptr, nullptr, 0, 0};
 }
 
-// out (m, n) = finish(x (m, k) W[:n, :k]^T).
+// out (m, n) = epilogue(x (m, k) W[:n, :k]^T).
 void times_weight(const float* x, std::int64_t m, std::int64_t n, std::int64_t k, const SharedLinear& w, float* out,
                   const Epilogue& epilogue) {
-    product({x, k, 1}, {w.weight, 1, w.step}, out, n, m, n, k, false, epilogue, best_level());
+    gemm({x, k, 1}, {w.weight, 1, w.step}, out, n, m, n, k, false, epilogue, best_level());
 }
 
-// out (m, k) = finish(dy (m, n) W[:n, :k]).
+// out (m, k) = epilogue(dy (m, n) W[:n, :k]).
 void times_transposed(const float* dy, std::int64_t m, std::int64_t n, std::int64_t k, const SharedLinear& w, float* out,
                       const Epilogue& epilogue) {
-    product({dy, n, 1}, {w.weight, w.step, 1}, out, k, m, k, n, false, epilogue, best_level());
+    gemm({dy, n, 1}, {w.weight, w.step, 1}, out, k, m, k, n, false, epilogue, best_level());
 }
 
 // to[c] = the sum of column c of from (m, n), in the order of the rows.
@@ -74,7 +74,7 @@ void weight_gradient(const float* dy, const float* x, std::int64_t m, std::int64
     for (std::int64_t r = 0; k < w.columns && r < n; ++r)
         std::fill(to.weight + r * w.columns + k, to.weight + (r + 1) * w.columns, 0.0f);
     std::fill(to.weight + n * w.columns, to.weight + w.rows * w.columns, 0.0f);
-    product({dy, 1, n}, {x, k, 1}, to.weight, w.columns, n, k, m, false, plain(), best_level());
+    gemm({dy, 1, n}, {x, k, 1}, to.weight, w.columns, n, k, m, false, plain(), best_level());
     if (!to.bias) return;
     column_sums(dy, m, n, to.bias);
     std::fill(to.bias + n, to.bias + w.rows, 0.0f);
@@ -169,21 +169,21 @@ void linear_backward(const Linear& l, const float* dy, const float* x, float* dx
 
 void mlp_forward(const Mlp& mlp, const float* x, float eps, float* y, float* mean, float* rstd, float* hidden) {
     const std::int64_t m = mlp.stream.rows(), d = mlp.stream.width, h = mlp.hidden;
-    float *normal = branch_scratch.get(m * (d + h)), *active = normal + m * d;
+    float *normal = branch_workspace.get(m * (d + h)), *active = normal + m * d;
     layer_norm_forward(rows(x, d), vector(mlp.norm.weight), vector(mlp.norm.bias), rows(normal, d), mean, rstd, m, d, eps);
-    times_weight(normal, m, h, d, mlp.fc1, hidden, {Finish::kGelu, mlp.fc1.bias, nullptr, 1, nullptr, active, 0, h});
+    times_weight(normal, m, h, d, mlp.fc1, hidden, {EpilogueOp::kGelu, mlp.fc1.bias, nullptr, 1, nullptr, active, 0, h});
     times_weight(active, m, d, h, mlp.fc2, y,
-                 {Finish::kResidual, mlp.fc2.bias, mlp.scale, mlp.stream.tokens, nullptr, const_cast<float*>(x), 0, d});
+                 {EpilogueOp::kResidual, mlp.fc2.bias, mlp.scale, mlp.stream.tokens, nullptr, const_cast<float*>(x), 0, d});
 }
 
 void mlp_backward(const Mlp& mlp, const float* dy, const float* x, const float* mean, const float* rstd,
                   const float* hidden, float* dx, Gradient norm, Gradient fc1, Gradient fc2) {
     const std::int64_t m = mlp.stream.rows(), d = mlp.stream.width, h = mlp.hidden;
-    float* normal = branch_scratch.get(m * (3 * d + 2 * h));
+    float* normal = branch_workspace.get(m * (3 * d + 2 * h));
     float *dnormal = normal + m * d, *own_dy = dnormal + m * d, *dhidden = own_dy + m * d, *active = dhidden + m * h;
     layer_norm_again(rows(x, d), vector(mlp.norm.weight), vector(mlp.norm.bias), rows(normal, d), mean, rstd, m, d);
     times_transposed(dy, m, d, h, mlp.fc2, dhidden,
-                     {Finish::kGeluGradient, nullptr, mlp.scale, mlp.stream.tokens, hidden, active, h, h});
+                     {EpilogueOp::kGeluGradient, nullptr, mlp.scale, mlp.stream.tokens, hidden, active, h, h});
     weight_gradient(scaled(dy, mlp.scale, mlp.stream, own_dy), active, m, d, h, mlp.fc2, fc2);
     weight_gradient(dhidden, normal, m, h, d, mlp.fc1, fc1);
     times_transposed(dhidden, m, h, d, mlp.fc1, dnormal, plain());
@@ -194,20 +194,20 @@ void mlp_backward(const Mlp& mlp, const float* dy, const float* x, const float* 
 void attention_forward(const Attention& a, const float* x, float eps, float* y, float* mean, float* rstd, float* qkv,
                        float* attended, float* lse) {
     const std::int64_t m = a.stream.rows(), d = a.stream.width, channels = a.heads * a.head_dim;
-    float *normal = branch_scratch.get(m * d + 3 * channels), *bias = normal + m * d;
+    float *normal = branch_workspace.get(m * d + 3 * channels), *bias = normal + m * d;
     layer_norm_forward(rows(x, d), vector(a.norm.weight), vector(a.norm.bias), rows(normal, d), mean, rstd, m, d, eps);
     if (a.qkv.bias && a.published) reorder(a.qkv.bias, channels, false, bias);
     times_weight(normal, m, 3 * channels, d, a.qkv, qkv, plain(a.published && a.qkv.bias ? bias : a.qkv.bias));
     relative_attention_forward(shape_of(a), interleaved(a, qkv), tables_of(a), merged(a, attended), lse, best_level());
     times_weight(attended, m, d, channels, a.proj, y,
-                 {Finish::kResidual, a.proj.bias, a.scale, a.stream.tokens, nullptr, const_cast<float*>(x), 0, d});
+                 {EpilogueOp::kResidual, a.proj.bias, a.scale, a.stream.tokens, nullptr, const_cast<float*>(x), 0, d});
 }
 
 void attention_backward(const Attention& a, const float* dy, const float* x, const float* mean, const float* rstd,
                         const float* qkv, const float* attended, const float* lse, float* dx, Gradient norm,
                         Gradient qkv_gradient, TableGradients tables, Gradient proj) {
     const std::int64_t m = a.stream.rows(), d = a.stream.width, e = a.head_dim, channels = a.heads * e;
-    float* normal = branch_scratch.get(m * (3 * d + 4 * channels) + 3 * channels);
+    float* normal = branch_workspace.get(m * (3 * d + 4 * channels) + 3 * channels);
     float *dnormal = normal + m * d, *own_dy = dnormal + m * d, *dattended = own_dy + m * d;
     float *dqkv = dattended + m * channels, *dbias = dqkv + 3 * m * channels;
     weight_gradient(scaled(dy, a.scale, a.stream, own_dy), attended, m, d, channels, a.proj, proj);

@@ -15,7 +15,7 @@
 
 namespace growtas::cpu {
 
-// What x86-64-v3 and v4 add to each other: AVX2 with FMA, AVX-512.
+// x86-64-v3: AVX2 with FMA; v4: AVX-512.
 enum class Level : int { kBaseline = 0, kV3 = 1, kV4 = 2 };
 
 inline Level best_level() {

@@ -1,15 +1,15 @@
-// Matrix products of fp32 slices with an epilogue: the sliced linear layers and QKV, and their gradients.
+// GEMM of fp32 slices with an epilogue: the sliced linear layers and QKV, and their gradients.
 //
-// Shapes   out (m, n) = finish(A (m, depth) B (depth, n)); A and B in any strides, fast where one of the two is 1. A slice of a
-//          shared weight is such an operand: it is packed once, while it is read, whatever its leading dimension.
-// Blocks   n in blocks of at most kMaxColumns, depth in blocks of at most kMaxDepth: a packed block of B stays in a core's L2
-//          cache (up to 1.6 MB, 0.4 MB in the spaces of AutoFormer-T), and is packed by all threads together. Each thread owns a range of row panels. A panel of A by
-//          rows is packed just before use (L1); a transposed A is packed for all of a thread's panels in one walk over its
-//          rows, because its panels are narrow columns.
-// Tile     micro_kernel.h: 12 rows x 2 vectors of AVX-512, 6 x 2 of AVX2, 4 x 2 else; B streams from L2, A from L1.
-// Finish   bias, GELU, its gradient, drop-path scale and residual are applied to a row panel when its last block of depth is
+// Shapes   out (m, n) = epilogue(A (m, depth) B (depth, n)); A and B in any strides, fast where one of the two is 1. A slice of
+//          a shared weight is such an operand: it is packed once, while it is read, whatever its leading dimension.
+// Blocks   as in BLIS: n in blocks of at most NC columns, depth in blocks of at most KC; a packed block of B stays in a core's
+//          L2 cache (up to 1.6 MB, 0.4 MB in the spaces of AutoFormer-T), and is packed by all threads together. MC is a
+//          thread's share of the rows, in panels of MR. A panel of A by rows is packed just before use (L1); a transposed A is
+//          packed for all of a thread's panels in one walk over its rows, because its panels are narrow columns.
+// Kernel   micro_kernel.h: MR x NR is 12 rows x 2 vectors of AVX-512, 6 x 2 of AVX2, 4 x 2 else; B streams from L2, A from L1.
+// Epilogue bias, GELU, its gradient, drop-path scale and residual are applied to a row panel when its last block of depth is
 //          added, while it is in cache: they cost no pass over memory. See gemm.h.
-// Order    an element's products are added by one thread, in the order of depth and in segments that depend on the sizes
+// Order    the terms of an element are added by one thread, in the order of depth and in segments that depend on the sizes
 //          alone: the same bits for any number of threads.
 #include "cpu/gemm/gemm.h"
 
@@ -27,10 +27,10 @@
 namespace growtas::cpu {
 namespace {
 
-constexpr std::int64_t kMaxColumns = 896;
-constexpr std::int64_t kMaxColumnDepth = 400;  // of a transposed A: a thread's panels of a block stay in L2 beside B's
+constexpr std::int64_t kNC = 896;            // columns of a block, at most
+constexpr std::int64_t kTransposedKC = 400;  // KC of a transposed A: a thread's panels of a block stay in L2 beside B's
 
-constexpr std::int64_t kMaxSegment = 224;  // products added in a row before their sum is: keeps the rounding error down
+constexpr std::int64_t kMaxSegment = 224;  // terms added in a row before their sum is: keeps the rounding error down
 
 std::int64_t blocks(std::int64_t size, std::int64_t most) { return (size + most - 1) / most; }
 
@@ -96,18 +96,18 @@ GROWTAS_INLINE void pack_rows(const float* from, std::int64_t row, std::int64_t 
     }
 }
 
-GROWTAS_INLINE void finish_vector(const Epilogue& e, float* out, const float* hidden, float* other, const float* bias,
-                                  float scale, std::int64_t count) {
+GROWTAS_INLINE void apply_epilogue(const Epilogue& e, float* out, const float* hidden, float* other, const float* bias,
+                                   float scale, std::int64_t count) {
     Lanes v = load(out, count);
     if (bias) v += load(bias, count);
-    switch (e.finish) {
-        case Finish::kPlain: store(out, v * scale, count); return;
-        case Finish::kGelu:
+    switch (e.op) {
+        case EpilogueOp::kPlain: store(out, v * scale, count); return;
+        case EpilogueOp::kGelu:
             store(out, v, count);
             store(other, gelu(v), count);
             return;
-        case Finish::kResidual: store(out, load(other, count) + v * scale, count); return;
-        case Finish::kGeluGradient: {
+        case EpilogueOp::kResidual: store(out, load(other, count) + v * scale, count); return;
+        case EpilogueOp::kGeluGradient: {
             const GeluAndSlope at = gelu_and_slope(load(hidden, count));
             store(out, v * scale * at.slope, count);
             store(other, at.value, count);
@@ -117,17 +117,17 @@ GROWTAS_INLINE void finish_vector(const Epilogue& e, float* out, const float* hi
 }
 
 // Rows [row, row + rows) and columns [column, column + columns) of the result.
-GROWTAS_INLINE void finish_rows(const Epilogue& e, float* out, std::int64_t out_row, std::int64_t row, std::int64_t rows,
-                                std::int64_t column, std::int64_t columns) {
-    if (e.finish == Finish::kPlain && !e.bias && !e.scale) return;
+GROWTAS_INLINE void apply_epilogue_to_rows(const Epilogue& e, float* out, std::int64_t out_row, std::int64_t row,
+                                           std::int64_t rows, std::int64_t column, std::int64_t columns) {
+    if (e.op == EpilogueOp::kPlain && !e.bias && !e.scale) return;
     for (std::int64_t r = row; r < row + rows; ++r) {
         const float scale = e.scale ? e.scale[r / e.tokens] : 1.0f;
         const auto at = [&](auto* base, std::int64_t step) GROWTAS_ALWAYS { return base ? base + r * step + column : nullptr; };
         float *to = at(out, out_row), *other = at(e.other, e.other_row);
         const float *hidden = at(e.hidden, e.hidden_row), *bias = e.bias ? e.bias + column : nullptr;
         for (std::int64_t c = 0; c < columns; c += kLanes)
-            finish_vector(e, to + c, hidden ? hidden + c : nullptr, other ? other + c : nullptr, bias ? bias + c : nullptr,
-                          scale, std::min(kLanes, columns - c));
+            apply_epilogue(e, to + c, hidden ? hidden + c : nullptr, other ? other + c : nullptr, bias ? bias + c : nullptr,
+                           scale, std::min(kLanes, columns - c));
     }
 }
 
@@ -135,46 +135,46 @@ GROWTAS_INLINE void finish_rows(const Epilogue& e, float* out, std::int64_t out_
 struct Block {
     Operand a;            // at the block's first step of depth
     const float* packed;  // B, panel after panel
-    float* panels;        // scratch of this thread, for A
+    float* panels;        // workspace of this thread, for A
     float* out;
     std::int64_t out_row, m, first_panel, end_panel, column, columns, depth;
     bool add, last;
     const Epilogue* epilogue;
 };
 
-// A tile of one instruction set: see packed_tile.
-using PackedTile = void (*)(std::int64_t, const float*, const float*, float*, std::int64_t, std::int64_t, std::int64_t, bool);
+// The micro-kernel of one instruction set: see micro_kernel.
+using MicroKernel = void (*)(std::int64_t, const float*, const float*, float*, std::int64_t, std::int64_t, std::int64_t, bool);
 
-template <typename V, int kRows, int kVectors>
-GROWTAS_INLINE void run_block(const Block& s, PackedTile whole, PackedTile half) {
-    constexpr std::int64_t kColumns = kVectors * (sizeof(V) / sizeof(float));
+template <typename V, int kMR, int kVectors>
+GROWTAS_INLINE void run_block(const Block& s, MicroKernel whole, MicroKernel half) {
+    constexpr std::int64_t kNR = kVectors * (sizeof(V) / sizeof(float));
     const bool by_rows = s.a.column == 1;
     const std::int64_t segment = blocks(s.depth, blocks(s.depth, kMaxSegment));
-    const std::int64_t begin = s.first_panel * kRows, end = std::min(s.m, s.end_panel * kRows);
+    const std::int64_t begin = s.first_panel * kMR, end = std::min(s.m, s.end_panel * kMR);
     if (!by_rows)
-        pack_panels<kRows>(s.a.data + begin * s.a.row, s.a.row, s.a.column, end - begin, s.depth, s.depth * kRows, s.panels);
-    for (std::int64_t row = begin; row < end; row += kRows) {
-        const std::int64_t rows = std::min<std::int64_t>(kRows, end - row);
-        if (by_rows) pack_rows(s.a.data + row * s.a.row, s.a.row, rows, kRows, s.depth, s.panels);
+        pack_panels<kMR>(s.a.data + begin * s.a.row, s.a.row, s.a.column, end - begin, s.depth, s.depth * kMR, s.panels);
+    for (std::int64_t row = begin; row < end; row += kMR) {
+        const std::int64_t rows = std::min<std::int64_t>(kMR, end - row);
+        if (by_rows) pack_rows(s.a.data + row * s.a.row, s.a.row, rows, kMR, s.depth, s.panels);
         const float* a = by_rows ? s.panels : s.panels + (row - begin) * s.depth;
-        for (std::int64_t c = 0; c < s.columns; c += kColumns) {
+        for (std::int64_t c = 0; c < s.columns; c += kNR) {
             const float* b = s.packed + c * s.depth;
             float* to = s.out + row * s.out_row + s.column + c;
-            const std::int64_t columns = std::min(kColumns, s.columns - c);
+            const std::int64_t columns = std::min(kNR, s.columns - c);
             for (std::int64_t k = 0; k < s.depth; k += segment) {
                 const std::int64_t steps = std::min(segment, s.depth - k);
                 const bool add = s.add || k > 0;
-                const auto tile = columns <= kColumns / 2 ? half : whole;
-                tile(steps, a + k * (by_rows ? 1 : kRows), b + k * kColumns, to, s.out_row, rows, columns, add);
+                const auto kernel = columns <= kNR / 2 ? half : whole;
+                kernel(steps, a + k * (by_rows ? 1 : kMR), b + k * kNR, to, s.out_row, rows, columns, add);
             }
         }
-        if (s.last) finish_rows(*s.epilogue, s.out, s.out_row, row, rows, s.column, s.columns);
+        if (s.last) apply_epilogue_to_rows(*s.epilogue, s.out, s.out_row, row, rows, s.column, s.columns);
     }
 }
 
-// The functions of one instruction set, and its tile.
+// The functions of one instruction set, and the MR x NR of its micro-kernel.
 struct Isa {
-    std::int64_t rows, columns;
+    std::int64_t mr, nr;
     void (*pack_b)(const float*, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, float*);
     void (*run)(const Block&);
 };
@@ -185,16 +185,16 @@ struct Isa {
         pack_panels<vectors * int(sizeof(V) / sizeof(float))>(from, index_step, depth_step, count, depth, panel, to);     \
     }                                                                                                                     \
     template <int kVectors, bool kByRows>                                                                                 \
-    target void tile_##name(std::int64_t depth, const float* a, const float* b, float* c, std::int64_t c_row,             \
+    target void kernel_##name(std::int64_t depth, const float* a, const float* b, float* c, std::int64_t c_row,           \
                             std::int64_t m, std::int64_t n, bool add) {                                                   \
-        packed_tile<V, rows, kVectors, vectors * int(sizeof(V) / sizeof(float)), kByRows>(depth, a, b, c, c_row, m, n,    \
+        micro_kernel<V, rows, kVectors, vectors * int(sizeof(V) / sizeof(float)), kByRows>(depth, a, b, c, c_row, m, n,   \
                                                                                           add);                           \
     }                                                                                                                     \
     target void run_##name(const Block& block) {                                                                          \
         if (block.a.column == 1) {                                                                                        \
-            run_block<V, rows, vectors>(block, &tile_##name<vectors, true>, &tile_##name<vectors / 2, true>);             \
+            run_block<V, rows, vectors>(block, &kernel_##name<vectors, true>, &kernel_##name<vectors / 2, true>);         \
         } else {                                                                                                          \
-            run_block<V, rows, vectors>(block, &tile_##name<vectors, false>, &tile_##name<vectors / 2, false>);           \
+            run_block<V, rows, vectors>(block, &kernel_##name<vectors, false>, &kernel_##name<vectors / 2, false>);       \
         }                                                                                                                 \
     }                                                                                                                     \
     constexpr Isa k_##name{rows, vectors * int(sizeof(V) / sizeof(float)), &pack_b_##name, &run_##name};
@@ -216,20 +216,20 @@ const Isa& pick_isa(Level level) {
     return k_baseline;
 }
 
-thread_local Workspace shared_b;  // of the calling thread, filled and read by its team
-thread_local Workspace own_a;     // of each thread of the team
+thread_local Workspace packed_b_workspace;  // of the calling thread, filled and read by its team
+thread_local Workspace packed_a_workspace;  // of each thread of the team
 
 }  // namespace
 
-void product(Operand a, Operand b, float* out, std::int64_t out_row, std::int64_t m, std::int64_t n, std::int64_t depth,
-             bool accumulate, const Epilogue& epilogue, Level level) {
+void gemm(Operand a, Operand b, float* out, std::int64_t out_row, std::int64_t m, std::int64_t n, std::int64_t depth,
+          bool accumulate, const Epilogue& epilogue, Level level) {
     const Isa& isa = pick_isa(level);
     const bool by_rows = a.column == 1;
-    const std::int64_t panels = blocks(m, isa.rows), most = by_rows ? kMaxDepth : kMaxColumnDepth;
+    const std::int64_t panels = blocks(m, isa.mr), most = by_rows ? kKC : kTransposedKC;
     const std::int64_t step = blocks(depth, blocks(depth, most));
-    const std::int64_t column_blocks = blocks(n, kMaxColumns);
-    const std::int64_t width = blocks(blocks(n, column_blocks), isa.columns) * isa.columns;
-    float* packed = shared_b.get(step * width);
+    const std::int64_t column_blocks = blocks(n, kNC);
+    const std::int64_t width = blocks(blocks(n, column_blocks), isa.nr) * isa.nr;
+    float* packed = packed_b_workspace.get(step * width);
     const std::int64_t ops = m * n * depth;
 #pragma omp parallel if (ops > 200000)
     {
@@ -238,18 +238,18 @@ void product(Operand a, Operand b, float* out, std::int64_t out_row, std::int64_
         threads = omp_get_num_threads(), thread = omp_get_thread_num();
 #endif
         const std::int64_t first = panels * thread / threads, end = panels * (thread + 1) / threads;
-        float* scratch = own_a.get(by_rows ? isa.rows * kStep : (end - first) * isa.rows * step);
+        float* panels_of_a = packed_a_workspace.get(by_rows ? isa.mr * kStep : (end - first) * isa.mr * step);
         for (std::int64_t column = 0; column < n; column += width) {
-            const std::int64_t columns = std::min(width, n - column), b_panels = blocks(columns, isa.columns);
+            const std::int64_t columns = std::min(width, n - column), b_panels = blocks(columns, isa.nr);
             for (std::int64_t k = 0; k < depth; k += step) {
                 const std::int64_t steps = std::min(step, depth - k);
-                const std::int64_t from = b_panels * thread / threads * isa.columns;
-                const std::int64_t to = std::min(columns, b_panels * (thread + 1) / threads * isa.columns);
+                const std::int64_t from = b_panels * thread / threads * isa.nr;
+                const std::int64_t to = std::min(columns, b_panels * (thread + 1) / threads * isa.nr);
                 if (from < to)
                     isa.pack_b(b.data + k * b.row + (column + from) * b.column, b.column, b.row, to - from, steps,
-                               steps * isa.columns, packed + from * steps);
+                               steps * isa.nr, packed + from * steps);
 #pragma omp barrier
-                isa.run({{a.data + k * a.column, a.row, a.column}, packed, scratch, out, out_row, m, first, end, column,
+                isa.run({{a.data + k * a.column, a.row, a.column}, packed, panels_of_a, out, out_row, m, first, end, column,
                          columns, steps, accumulate || k > 0, k + steps >= depth, &epilogue});
 #pragma omp barrier
             }

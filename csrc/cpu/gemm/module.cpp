@@ -26,19 +26,20 @@ Operand operand(const MatrixView& view) {
     return {pointer<const float>(std::get<0>(view)), std::get<1>(view), std::get<2>(view)};
 }
 
-// finish: a number of enum Finish. sizes: m, n, depth. level: 0, 1 or 2, at most what the processor has.
+// op: a number of EpilogueOp. sizes: m, n, depth. level: 0, 1 or 2, at most what the processor has.
 void run(const MatrixView& a, const MatrixView& b, const RowsView& out, const std::array<int64_t, 3>& sizes,
-         bool accumulate, int finish, uintptr_t bias, uintptr_t scale, int64_t tokens, const RowsView& hidden, const RowsView& other, int level) {
+         bool accumulate, int op, uintptr_t bias, uintptr_t scale, int64_t tokens, const RowsView& hidden,
+         const RowsView& other, int level) {
     const auto [m, n, depth] = sizes;
     if (std::min({m, n, depth, tokens}) < 1)
         throw std::invalid_argument("sizes " + std::to_string(m) + ", " + std::to_string(n) + ", " +
                                     std::to_string(depth) + " and tokens " + std::to_string(tokens) + " must be 1 or more");
-    if (finish < 0 || finish > 3) throw std::invalid_argument("finish " + std::to_string(finish) + " is not 0, 1, 2 or 3");
-    const bool needs_other = finish != static_cast<int>(Finish::kPlain);
-    const bool needs_hidden = finish == static_cast<int>(Finish::kGeluGradient);
+    if (op < 0 || op > 3) throw std::invalid_argument("epilogue " + std::to_string(op) + " is not 0, 1, 2 or 3");
+    const bool needs_other = op != static_cast<int>(EpilogueOp::kPlain);
+    const bool needs_hidden = op == static_cast<int>(EpilogueOp::kGeluGradient);
     if ((needs_other && !std::get<0>(other)) || (needs_hidden && !std::get<0>(hidden)))
-        throw std::invalid_argument("finish " + std::to_string(finish) + " needs another matrix");
-    const Epilogue epilogue{static_cast<Finish>(finish),
+        throw std::invalid_argument("epilogue " + std::to_string(op) + " needs another matrix");
+    const Epilogue epilogue{static_cast<EpilogueOp>(op),
                             pointer<const float>(bias),
                             pointer<const float>(scale),
                             tokens,
@@ -48,12 +49,12 @@ void run(const MatrixView& a, const MatrixView& b, const RowsView& out, const st
                             std::get<1>(other)};
     const Level at_most = static_cast<Level>(std::max(0, std::min(level, static_cast<int>(best_level()))));
     py::gil_scoped_release released;
-    product(operand(a), operand(b), pointer<float>(std::get<0>(out)), std::get<1>(out), m, n, depth, accumulate, epilogue,
-            at_most);
+    gemm(operand(a), operand(b), pointer<float>(std::get<0>(out)), std::get<1>(out), m, n, depth, accumulate, epilogue,
+         at_most);
 }
 
 }  // namespace
 
-void bind_product(py::module_& m) { m.def("product", &run); }
+void bind_gemm(py::module_& m) { m.def("product", &run); }
 
 }  // namespace growtas::cpu

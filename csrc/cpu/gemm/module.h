@@ -4,6 +4,6 @@
 
 namespace growtas::cpu {
 
-void bind_product(pybind11::module_& m);
+void bind_gemm(pybind11::module_& m);
 
 }  // namespace growtas::cpu

@@ -1,4 +1,4 @@
-// Small matrix products with register tiles: C (m, n) = or += A B, everything fp32.
+// Small GEMMs with register tiles: C (m, n) = or += A B, everything fp32.
 //
 // A  element (i, k) at a[i * step + k] (by rows) or at a[k * step + i] (by columns), read one float at a time and broadcast
 // B  row k at b + k * b_step, n floats along the lanes, no alignment asked for
@@ -57,7 +57,7 @@ GROWTAS_INLINE void tile_body(std::int64_t depth, const float* a, std::int64_t s
         b += b_step;
         if (!kByRows) a += step;
     }
-    if (add) {  // last, not first: the products are rounded among themselves, without what was there
+    if (add) {  // last, not first: the terms are rounded among themselves, without what was there
 #pragma GCC unroll 8
         for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
@@ -87,7 +87,7 @@ GROWTAS_INLINE Tile pick_tile(std::int64_t rows, std::int64_t panels) {
 // C (m, n) = A (m, depth) B (depth, n), or += with `add`. Rows and panels are cut as evenly as they go: a tile of one or two
 // vectors could not hide the latency of its FMAs.
 template <typename Isa, bool kByRows>
-GROWTAS_INLINE void product(std::int64_t m, std::int64_t n, std::int64_t depth, const float* a, std::int64_t step,
+GROWTAS_INLINE void small_gemm(std::int64_t m, std::int64_t n, std::int64_t depth, const float* a, std::int64_t step,
                             const float* b, std::int64_t b_step, float* c, std::int64_t c_step, bool add) {
     const std::int64_t vectors = n / Isa::kWidth, panels = (vectors + Isa::kPanels - 1) / Isa::kPanels;
     const std::int64_t groups = (m + kTileRows - 1) / kTileRows;

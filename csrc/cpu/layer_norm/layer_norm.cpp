@@ -1,8 +1,8 @@
-// Partial LayerNorm forward and backward.
+// LayerNorm over the first `width` entries of shared parameters, forward and backward.
 //
 // Shapes   x, dy, y, dx (rows, width), each with its own row stride and dtype; weight, bias (full_width), of which the first
 //          `width` are read; mean, rstd (rows) fp32; dweight, dbias (full_width).
-// Forward  one row at a time: convert to fp32 in a scratch row, sum, centred sum of squares (two passes over L1, so no
+// Forward  one row at a time: convert to fp32 in a workspace row, sum, centred sum of squares (two passes over L1, so no
 //          cancellation), scale and shift. Saved: mean and rstd. Everything else is recomputed.
 // Again    y once more from x, mean and rstd: what a backward pass needs where y was not saved.
 // Backward with g = dy * weight and xhat = (x - mean) * rstd:  dx = rstd * (g - (sum g + xhat * sum g*xhat) / width), plus the
@@ -83,7 +83,7 @@ struct RunningSum {
 
 template <typename X, typename Y>
 GROWTAS_INLINE void forward_rows(Rows x, const float* weight, const float* bias, Rows y, float* mean, float* rstd,
-                                 std::int64_t begin, std::int64_t end, std::int64_t width, float eps, float* scratch) {
+                                 std::int64_t begin, std::int64_t end, std::int64_t width, float eps, float* workspace) {
     const float inverse = 1.0f / static_cast<float>(width);
     const std::int64_t pad = padded(width);
     alignas(64) float last[kLanes];  // ones for the columns of the last vector, zeros beyond
@@ -91,15 +91,15 @@ GROWTAS_INLINE void forward_rows(Rows x, const float* weight, const float* bias,
     const auto low_last = RunningSum::half(last), high_last = RunningSum::half(last + 8);
     for (std::int64_t r = begin; r < end; ++r) {
         const X* from = row_of<X>(x, r);
-        each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS { store(scratch + c, load(from + c, count)); });
+        each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS { store(workspace + c, load(from + c, count)); });
         RunningSum sums, squares;
         for (std::int64_t c = 0; c < pad; c += kLanes) {
-            sums.low += RunningSum::half(scratch + c);
-            sums.high += RunningSum::half(scratch + c + 8);
+            sums.low += RunningSum::half(workspace + c);
+            sums.high += RunningSum::half(workspace + c + 8);
         }
         const float mu = sums.total() * inverse;
         for (std::int64_t c = 0; c < pad; c += kLanes) {
-            auto low = RunningSum::half(scratch + c) - mu, high = RunningSum::half(scratch + c + 8) - mu;
+            auto low = RunningSum::half(workspace + c) - mu, high = RunningSum::half(workspace + c + 8) - mu;
             if (c + kLanes == pad) low *= low_last, high *= high_last;  // the padding is not 0 once the mean is taken from it
             squares.low += low * low;
             squares.high += high * high;
@@ -107,7 +107,7 @@ GROWTAS_INLINE void forward_rows(Rows x, const float* weight, const float* bias,
         const float scale = 1.0f / std::sqrt(squares.total() * inverse + eps);
         Y* to = row_of<Y>(y, r);
         each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS {
-            const Lanes xhat = (load(scratch + c) - mu) * scale;
+            const Lanes xhat = (load(workspace + c) - mu) * scale;
             store(to + c, xhat * load(weight + c) + load(bias + c), count);
         });
         mean[r] = mu;
@@ -128,14 +128,14 @@ GROWTAS_INLINE void again_rows(Rows x, const float* weight, const float* bias, R
     }
 }
 
-// sums: dweight then dbias of this block, padded(width) floats each; scratch: xhat then g, likewise.
+// sums: dweight then dbias of this block, padded(width) floats each; workspace: xhat then g, likewise.
 template <typename G, typename X>
 GROWTAS_INLINE void backward_rows(Rows dy, Rows x, const float* weight, const float* mean, const float* rstd,
                                   Rows residual, Rows dx, std::int64_t begin, std::int64_t end, std::int64_t width,
-                                  float* sums, float* scratch) {
+                                  float* sums, float* workspace) {
     const std::int64_t pad = padded(width);
     const float inverse = 1.0f / static_cast<float>(width);
-    float *dweight = sums, *dbias = sums + pad, *normal = scratch, *scaled = scratch + pad;
+    float *dweight = sums, *dbias = sums + pad, *normal = workspace, *scaled = workspace + pad;
     for (std::int64_t r = begin; r < end; ++r) {
         const G* gradient = row_of<G>(dy, r);
         const X* from = row_of<X>(x, r);
@@ -167,10 +167,10 @@ GROWTAS_INLINE void backward_rows(Rows dy, Rows x, const float* weight, const fl
 }
 
 GROWTAS_LEAF void forward_leaf(Rows x, const float* weight, const float* bias, Rows y, float* mean, float* rstd,
-                               std::int64_t begin, std::int64_t end, std::int64_t width, float eps, float* scratch) {
+                               std::int64_t begin, std::int64_t end, std::int64_t width, float eps, float* workspace) {
     switch (static_cast<int>(x.type) * 3 + static_cast<int>(y.type)) {
 #define GROWTAS_CASE(code, X, Y) \
-    case code: forward_rows<X, Y>(x, weight, bias, y, mean, rstd, begin, end, width, eps, scratch); return;
+    case code: forward_rows<X, Y>(x, weight, bias, y, mean, rstd, begin, end, width, eps, workspace); return;
         GROWTAS_CASE(0, float, float)
         GROWTAS_CASE(1, float, BFloat16)
         GROWTAS_CASE(2, float, Float16)
@@ -195,10 +195,10 @@ GROWTAS_LEAF void again_leaf(Rows x, const float* weight, const float* bias, Row
 
 GROWTAS_LEAF void backward_leaf(Rows dy, Rows x, const float* weight, const float* mean, const float* rstd,
                                 Rows residual, Rows dx, std::int64_t begin, std::int64_t end, std::int64_t width,
-                                float* sums, float* scratch) {
+                                float* sums, float* workspace) {
     switch (static_cast<int>(dy.type) * 3 + static_cast<int>(x.type)) {
 #define GROWTAS_CASE(code, G, X) \
-    case code: backward_rows<G, X>(dy, x, weight, mean, rstd, residual, dx, begin, end, width, sums, scratch); return;
+    case code: backward_rows<G, X>(dy, x, weight, mean, rstd, residual, dx, begin, end, width, sums, workspace); return;
         GROWTAS_CASE(0, float, float)
         GROWTAS_CASE(1, float, BFloat16)
         GROWTAS_CASE(2, float, Float16)
@@ -228,27 +228,27 @@ GROWTAS_LEAF void add_blocks(const float* sums, std::int64_t blocks, std::int64_
     }
 }
 
-thread_local Workspace row_scratch;     // of each thread of the team: the row at hand
-thread_local Workspace shared_scratch;  // of the calling thread, read and written by its team: parameters, block sums
+thread_local Workspace row_workspace;     // of each thread of the team: the row at hand
+thread_local Workspace shared_workspace;  // of the calling thread, read and written by its team: parameters, block sums
 
 }  // namespace
 
 void layer_norm_forward(Rows x, Vector weight, Vector bias, Rows y, float* mean, float* rstd, std::int64_t rows,
                         std::int64_t width, float eps) {
     const std::int64_t pad = padded(width), step = block_rows(rows), blocks = (rows + step - 1) / step;
-    float *w = shared_scratch.get(2 * pad), *b = w + pad;
+    float *w = shared_workspace.get(2 * pad), *b = w + pad;
     gather(weight, width, w);
     gather(bias, width, b);
 #pragma omp parallel for schedule(static) if (blocks > 1)
     for (std::int64_t i = 0; i < blocks; ++i)
         forward_leaf(x, w, b, y, mean, rstd, i * step, std::min(rows, (i + 1) * step), width, eps,
-                     row_scratch.get(pad));
+                     row_workspace.get(pad));
 }
 
 void layer_norm_again(Rows x, Vector weight, Vector bias, Rows y, const float* mean, const float* rstd,
                       std::int64_t rows, std::int64_t width) {
     const std::int64_t pad = padded(width), step = block_rows(rows), blocks = (rows + step - 1) / step;
-    float *w = shared_scratch.get(2 * pad), *b = w + pad;
+    float *w = shared_workspace.get(2 * pad), *b = w + pad;
     gather(weight, width, w);
     gather(bias, width, b);
 #pragma omp parallel for schedule(static) if (blocks > 1)
@@ -259,14 +259,14 @@ void layer_norm_again(Rows x, Vector weight, Vector bias, Rows y, const float* m
 void layer_norm_backward(Rows dy, Rows x, Vector weight, const float* mean, const float* rstd, Rows residual, Rows dx,
                          Vector dweight, Vector dbias, std::int64_t rows, std::int64_t width, std::int64_t full_width) {
     const std::int64_t pad = padded(width), step = block_rows(rows), blocks = (rows + step - 1) / step;
-    float *w = shared_scratch.get(pad * (1 + 2 * blocks)), *sums = w + pad;
+    float *w = shared_workspace.get(pad * (1 + 2 * blocks)), *sums = w + pad;
     gather(weight, width, w);
 #pragma omp parallel for schedule(static) if (blocks > 1)
     for (std::int64_t i = 0; i < blocks; ++i) {
         float* own = sums + i * 2 * pad;
         std::fill(own, own + 2 * pad, 0.0f);
         backward_leaf(dy, x, w, mean, rstd, residual, dx, i * step, std::min(rows, (i + 1) * step), width, own,
-                      row_scratch.get(2 * pad));
+                      row_workspace.get(2 * pad));
     }
     add_blocks(sums, blocks, 2 * pad, width, dweight, full_width);
     add_blocks(sums + pad, blocks, 2 * pad, width, dbias, full_width);

@@ -1,4 +1,4 @@
-// Partial LayerNorm on the CPU: weight and bias are the first `width` entries of longer vectors. See layer_norm.cpp.
+// LayerNorm on the CPU: weight and bias are the first `width` entries of shared vectors. See layer_norm.cpp.
 #pragma once
 #include <cstdint>
 

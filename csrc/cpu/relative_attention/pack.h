@@ -1,6 +1,6 @@
 // Between the caller's q, k, v (any dtype, any strides) and panels of fp32 rows, epad floats each, zeros from e on.
 //
-// Fast for the two layouts that occur: q, k and v of a channel side by side (an interleaved product; channel stride 3) and
+// Fast for the two layouts that occur: q, k and v of a channel side by side (from an interleaved GEMM; channel stride 3) and
 // dense channels. Any other layout is read element by element.
 #pragma once
 #include "cpu/relative_attention/relative_attention.h"

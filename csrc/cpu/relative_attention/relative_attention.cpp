@@ -6,10 +6,10 @@
 //          the keys of a grid row and column; a pair with cls has row 0 of both tables in place of the two.
 // Tables   are copied once per call for the distances that occur, clamped ones repeated, so no kernel knows of the clamp;
 //          row by row, and transposed so that u of a query is a window of one row of 16 lanes per channel.
-// Task     one head of one image, in a thread's scratch memory (360 KB, backward 620 KB, for N = 197 and e = 64: an L2 cache
+// Task     one head of one image, in a thread's workspace (360 KB, backward 620 KB, for N = 197 and e = 64: an L2 cache
 //          holds it). q, k, v are converted to fp32 panels, q times scale. All queries' u and w first; then blocks of
-//          queries: the bias is written where the logits go, the product with k is added (small_gemm.h), softmax in place, times
-//          v. The value terms are added at the end as small products of A and B with windows of the tables.
+//          queries: the bias is written where the logits go, the GEMM with k is added (small_gemm.h), softmax in place, times
+//          v. The value terms are added at the end as small GEMMs of A and B with windows of the tables.
 // Saved    out and lse, (B, h, N). Backward recomputes P = exp(S - lse) block by block, dP = dout.v with its bias from the
 //          value tables likewise, dS = P * (dP - dout.out) without its scale (q has it), and from these dq, dk, dv and the
 //          sums for the tables' gradients.
@@ -41,8 +41,8 @@ Plan make_plan(const AttentionShape& s) {
     p.v_step = padded(s.rows - 1 + p.rpad), p.h_step = padded(s.columns - 1 + p.cpad);
     const std::int64_t blocks = divide_up(s.tokens, std::max<std::int64_t>(2 * kTileRows, kLogitsFloats / p.ld));
     p.block = divide_up(divide_up(s.tokens, blocks), kTileRows) * kTileRows;
-    p.forward_scratch = Panels(p, nullptr, false).floats;
-    p.backward_scratch = Panels(p, nullptr, true).floats;
+    p.forward_workspace = Panels(p, nullptr, false).floats;
+    p.backward_workspace = Panels(p, nullptr, true).floats;
     p.gradients = 2 * (p.v_rows + p.h_rows + 1) * p.epad;
     return p;
 }
@@ -135,12 +135,12 @@ void fold_row(const float* blocks, std::int64_t count, const Plan& p, const Fold
         TARGET __attribute__((noinline)) static void apart(const F& f) {                                                   \
             f();                                                                                                           \
         }                                                                                                                  \
-        TARGET static void forward(const ForwardCall& call, std::int64_t task, float* scratch) {                           \
-            forward_task<NAME>(call, task, scratch);                                                                       \
+        TARGET static void forward(const ForwardCall& call, std::int64_t task, float* workspace) {                           \
+            forward_task<NAME>(call, task, workspace);                                                                       \
         }                                                                                                                  \
-        TARGET static void backward(const BackwardCall& call, std::int64_t task, float* scratch,                           \
+        TARGET static void backward(const BackwardCall& call, std::int64_t task, float* workspace,                           \
                                     const ExpandedGradient& gradient) {                                                    \
-            backward_task<NAME>(call, task, scratch, gradient);                                                            \
+            backward_task<NAME>(call, task, workspace, gradient);                                                            \
         }                                                                                                                  \
     };
 
@@ -168,9 +168,9 @@ Kernels kernels([[maybe_unused]] Level level) {
     return {&Baseline::forward, &Baseline::backward};
 }
 
-thread_local Workspace task_scratch;     // of each thread of the team: the panels of the task at hand
-thread_local Workspace table_memory;     // of the calling thread, read by its team: the tables of this call
-thread_local Workspace gradient_memory;  // of the calling thread, written by its team: the tables' gradients of each block
+thread_local Workspace task_workspace;     // of each thread of the team: the panels of the task at hand
+thread_local Workspace table_workspace;     // of the calling thread, read by its team: the tables of this call
+thread_local Workspace gradient_workspace;  // of the calling thread, written by its team: the tables' gradients of each block
 
 }  // namespace
 
@@ -190,21 +190,21 @@ void require_attention(const AttentionShape& s) {
 void relative_attention_forward(const AttentionShape& shape, Heads qkv, const Tables& tables, Tokens out, float* lse,
                                 Level level) {
     const Plan plan = make_plan(shape);
-    const ForwardCall call{&plan, qkv, out, lse, expand_all(tables, plan, table_memory)};
+    const ForwardCall call{&plan, qkv, out, lse, expand_all(tables, plan, table_workspace)};
     const auto run = kernels(level).forward;
     const std::int64_t tasks = shape.batch * shape.heads;
 #pragma omp parallel for schedule(static) if (tasks > 1)
-    for (std::int64_t task = 0; task < tasks; ++task) run(call, task, task_scratch.get(plan.forward_scratch));
+    for (std::int64_t task = 0; task < tasks; ++task) run(call, task, task_workspace.get(plan.forward_workspace));
 }
 
 void relative_attention_backward(const AttentionShape& shape, Tokens dout, Heads qkv, const Tables& tables, Tokens out,
                                  const float* lse, Heads dqkv, const Tables& dtables, Level level) {
     const Plan plan = make_plan(shape);
-    const BackwardCall call{&plan, qkv, dqkv, out, dout, lse, expand_all(tables, plan, table_memory)};
+    const BackwardCall call{&plan, qkv, dqkv, out, dout, lse, expand_all(tables, plan, table_workspace)};
     const auto run = kernels(level).backward;
     const std::int64_t tasks = shape.batch * shape.heads;
     const std::int64_t step = divide_up(tasks, kMaxBlocks), blocks = tasks ? divide_up(tasks, step) : 0;
-    float* partial = gradient_memory.get(blocks * plan.gradients);
+    float* partial = gradient_workspace.get(blocks * plan.gradients);
 #pragma omp parallel for schedule(static) if (blocks > 1)
     for (std::int64_t block = 0; block < blocks; ++block) {
         float* own = partial + block * plan.gradients;
@@ -215,7 +215,7 @@ void relative_attention_backward(const AttentionShape& shape, Tokens dout, Heads
         d.value_v = cut.take(plan.v_rows * plan.epad), d.value_h = cut.take(plan.h_rows * plan.epad);
         d.key_0 = cut.take(plan.epad), d.value_0 = cut.take(plan.epad);
         for (std::int64_t task = block * step; task < std::min(tasks, (block + 1) * step); ++task)
-            run(call, task, task_scratch.get(plan.backward_scratch), d);
+            run(call, task, task_workspace.get(plan.backward_workspace), d);
     }
     const std::int64_t key_h = plan.v_rows * plan.epad, value_v = key_h + plan.h_rows * plan.epad;
     const std::int64_t value_h = value_v + plan.v_rows * plan.epad, key_0 = value_h + plan.h_rows * plan.epad;

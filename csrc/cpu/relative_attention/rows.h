@@ -1,5 +1,5 @@
-// What attention does to one row of logits besides the products: bias, softmax, its gradient, sums over the grid's rows and
-// columns. A row has npad floats (a multiple of 16), of which the keys fill the first N; see relative_attention_task.h.
+// The work of attention on one row of logits beside the GEMMs: bias, softmax, its gradient, sums over the grid's rows and
+// columns. A row has npad floats (a multiple of 16), of which the keys fill the first N; see task.h.
 #pragma once
 #include <cmath>
 

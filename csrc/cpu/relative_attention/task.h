@@ -1,6 +1,6 @@
 // Attention of one head of one image: the unit of work of a thread. See relative_attention.cpp for the algorithm.
 //
-// All panels are fp32 in the thread's scratch memory: rows of epad = e rounded up to 16 floats, or transposed with rows of
+// All panels are fp32 in the thread's workspace: rows of epad = e rounded up to 16 floats, or transposed with rows of
 // `ld` floats, one per key. Patch p is token p + cls, at grid row p / columns and grid column p % columns.
 #pragma once
 #include "cpu/relative_attention/pack.h"
@@ -16,7 +16,7 @@ struct Plan {
     std::int64_t v_rows, h_rows;    // distances that occur: 2 * rows - 1, 2 * columns - 1
     std::int64_t v_step, h_step;    // row of the transposed tables
     std::int64_t block;             // queries whose logits exist at a time
-    std::int64_t forward_scratch, backward_scratch, gradients;
+    std::int64_t forward_workspace, backward_workspace, gradients;
 };
 
 // The tables for the distances that occur, clamped ones repeated: distance d of v at row d + rows - 1.
@@ -31,7 +31,7 @@ struct ExpandedGradient {
     float *key_v, *key_h, *value_v, *value_h, *key_0, *value_0;
 };
 
-// Cuts scratch memory into panels; without memory it only counts.
+// Cuts a workspace into panels; without memory it only counts.
 class Cutter {
 public:
     explicit Cutter(float* memory) : memory_(memory) {}
@@ -105,17 +105,17 @@ GROWTAS_INLINE float dot_row(const float* a, const float* b, std::int64_t epad) 
 }
 
 // u (patches, rpad): x_p . table_v[r - row of p] for every grid row r; w (patches, cpad) likewise for columns. The patches
-// of a grid row share the window of the table, so each is a small product; so do those of a column.
+// of a grid row share the window of the table, so each is a small GEMM; so do those of a column.
 template <typename Isa>
 GROWTAS_INLINE void distances(const Plan& p, const float* x, const float* table_v_t, const float* table_h_t, float* u,
                               float* w) {
     const AttentionShape& s = p.shape;
     x += s.cls * p.epad;
     for (std::int64_t r = 0; r < s.rows; ++r)
-        product<Isa, true>(s.columns, p.rpad, s.head_dim, x + r * s.columns * p.epad, p.epad, table_v_t + s.rows - 1 - r,
+        small_gemm<Isa, true>(s.columns, p.rpad, s.head_dim, x + r * s.columns * p.epad, p.epad, table_v_t + s.rows - 1 - r,
                            p.v_step, u + r * s.columns * p.rpad, p.rpad, false);
     for (std::int64_t c = 0; c < s.columns; ++c)
-        product<Isa, true>(s.rows, p.cpad, s.head_dim, x + c * p.epad, s.columns * p.epad, table_h_t + s.columns - 1 - c,
+        small_gemm<Isa, true>(s.rows, p.cpad, s.head_dim, x + c * p.epad, s.columns * p.epad, table_h_t + s.columns - 1 - c,
                            p.h_step, w + c * p.cpad, s.columns * p.cpad, false);
 }
 
@@ -126,10 +126,10 @@ GROWTAS_INLINE void add_tables(const Plan& p, const float* by_row, const float* 
     const AttentionShape& s = p.shape;
     y += s.cls * p.epad;
     for (std::int64_t r = 0; r < s.rows; ++r)
-        product<Isa, true>(s.columns, p.epad, s.rows, by_row + r * s.columns * p.rpad, p.rpad,
+        small_gemm<Isa, true>(s.columns, p.epad, s.rows, by_row + r * s.columns * p.rpad, p.rpad,
                            table_v + (s.rows - 1 - r) * p.epad, p.epad, y + r * s.columns * p.epad, p.epad, true);
     for (std::int64_t c = 0; c < s.columns; ++c)
-        product<Isa, true>(s.rows, p.epad, s.columns, by_column + c * p.cpad, s.columns * p.cpad,
+        small_gemm<Isa, true>(s.rows, p.epad, s.columns, by_column + c * p.cpad, s.columns * p.cpad,
                            table_h + (s.columns - 1 - c) * p.epad, p.epad, y + c * p.epad, s.columns * p.epad, true);
 }
 
@@ -140,14 +140,14 @@ GROWTAS_INLINE void add_table_gradients(const Plan& p, const float* by_row, cons
     const AttentionShape& s = p.shape;
     x += s.cls * p.epad;
     for (std::int64_t r = 0; r < s.rows; ++r)
-        product<Isa, false>(s.rows, p.epad, s.columns, by_row + r * s.columns * p.rpad, p.rpad,
+        small_gemm<Isa, false>(s.rows, p.epad, s.columns, by_row + r * s.columns * p.rpad, p.rpad,
                             x + r * s.columns * p.epad, p.epad, dtable_v + (s.rows - 1 - r) * p.epad, p.epad, true);
     for (std::int64_t c = 0; c < s.columns; ++c)
-        product<Isa, false>(s.columns, p.epad, s.rows, by_column + c * p.cpad, s.columns * p.cpad, x + c * p.epad,
+        small_gemm<Isa, false>(s.columns, p.epad, s.rows, by_column + c * p.cpad, s.columns * p.cpad, x + c * p.epad,
                             s.columns * p.epad, dtable_h + (s.columns - 1 - c) * p.epad, p.epad, true);
 }
 
-// logits (count, ld) of queries begin, begin + 1, ... = x . y + bias: a product that starts from the bias.
+// logits (count, ld) of queries begin, begin + 1, ... = x . y + bias: a GEMM that starts from the bias.
 template <typename Isa>
 GROWTAS_INLINE void logits_of(const Plan& p, std::int64_t begin, std::int64_t count, const float* x, const float* y_t,
                               const float* u, const float* w, const float* table_0, float* logits) {
@@ -162,7 +162,7 @@ GROWTAS_INLINE void logits_of(const Plan& p, std::int64_t begin, std::int64_t co
                 bias_row<Isa>(row, u + patch * p.rpad, w + patch * p.cpad, s.rows, s.columns, s.cls, p.npad);
         }
     });
-    product<Isa, true>(count, p.npad, s.head_dim, x + begin * p.epad, p.epad, y_t, p.ld, logits, p.ld, true);
+    small_gemm<Isa, true>(count, p.npad, s.head_dim, x + begin * p.epad, p.epad, y_t, p.ld, logits, p.ld, true);
 }
 
 // Sums of a row of P or dS over grid rows and columns, for the patches; for cls, the sum over all patches.
@@ -193,11 +193,11 @@ GROWTAS_INLINE void pack(const Plan& p, const Heads& qkv, std::int64_t image, st
 }
 
 template <typename Isa>
-GROWTAS_INLINE void forward_task(const ForwardCall& call, std::int64_t task, float* scratch) {
+GROWTAS_INLINE void forward_task(const ForwardCall& call, std::int64_t task, float* workspace) {
     const Plan& p = *call.plan;
     const AttentionShape& s = p.shape;
     const std::int64_t image = task / s.heads, head = task % s.heads;
-    const Panels m(p, scratch, false);
+    const Panels m(p, workspace, false);
     pack<Isa>(p, call.qkv, image, head, call.tables, m);
     distances<Isa>(p, m.q, call.tables.key_v_t, call.tables.key_h_t, m.u, m.w);
     float* lse = call.lse + task * s.tokens;
@@ -212,7 +212,7 @@ GROWTAS_INLINE void forward_task(const ForwardCall& call, std::int64_t task, flo
                 sums_of<Isa>(p, i, row, m.by_row, m.by_column, rest);
             }
         });
-        product<Isa, true>(count, p.epad, s.tokens, m.logits, p.ld, m.v, p.epad, m.dq + begin * p.epad, p.epad, false);
+        small_gemm<Isa, true>(count, p.epad, s.tokens, m.logits, p.ld, m.v, p.epad, m.dq + begin * p.epad, p.epad, false);
         if (begin == 0 && s.cls) add_row<Isa>(m.dq, call.tables.value_0, rest, p.epad);
     }
     for (std::int64_t i = 0; i < s.tokens; ++i) lse[i] += std::log(m.per_token[i]);
@@ -250,12 +250,12 @@ GROWTAS_INLINE void pack_gradient(const BackwardCall& call, std::int64_t image, 
 }
 
 template <typename Isa>
-GROWTAS_INLINE void backward_task(const BackwardCall& call, std::int64_t task, float* scratch, const ExpandedGradient& d) {
+GROWTAS_INLINE void backward_task(const BackwardCall& call, std::int64_t task, float* workspace, const ExpandedGradient& d) {
     const Plan& p = *call.plan;
     const AttentionShape& s = p.shape;
     const Expanded& tables = call.tables;
     const std::int64_t image = task / s.heads, head = task % s.heads;
-    const Panels m(p, scratch, true);
+    const Panels m(p, workspace, true);
     pack<Isa>(p, call.qkv, image, head, tables, m);
     transpose_panel(m.v, p.npad, p.epad, m.v_t, p.ld);
     pack_gradient<Isa>(call, image, head, m);
@@ -275,9 +275,9 @@ GROWTAS_INLINE void backward_task(const BackwardCall& call, std::int64_t task, f
                 sums_of<Isa>(p, i, d_row, m.d_by_row, m.d_by_column, d_rest);
             }
         });
-        product<Isa, true>(count, p.epad, s.tokens, m.dlogits, p.ld, m.k, p.epad, m.dq + begin * p.epad, p.epad, false);
-        product<Isa, false>(s.tokens, p.epad, count, m.dlogits, p.ld, m.q + begin * p.epad, p.epad, m.dk, p.epad, begin > 0);
-        product<Isa, false>(s.tokens, p.epad, count, m.logits, p.ld, m.dout + begin * p.epad, p.epad, m.dv, p.epad,
+        small_gemm<Isa, true>(count, p.epad, s.tokens, m.dlogits, p.ld, m.k, p.epad, m.dq + begin * p.epad, p.epad, false);
+        small_gemm<Isa, false>(s.tokens, p.epad, count, m.dlogits, p.ld, m.q + begin * p.epad, p.epad, m.dk, p.epad, begin > 0);
+        small_gemm<Isa, false>(s.tokens, p.epad, count, m.logits, p.ld, m.dout + begin * p.epad, p.epad, m.dv, p.epad,
                             begin > 0);
     }
     add_tables<Isa>(p, m.d_by_row, m.d_by_column, tables.key_v, tables.key_h, m.dq);

@@ -1,5 +1,5 @@
-// The instructions of sm_90a that C++ has no word for: wgmma, mbarriers, TMA loads, register allocation. Only a Hopper GPU runs
-// them; sources named *_sm90a.cu are compiled for nothing else.
+// Wrappers of sm_90a instructions without an intrinsic: wgmma, mbarriers, TMA loads, register allocation. Only a Hopper GPU
+// runs them; sources named *_sm90a.cu are compiled for nothing else.
 //
 // Matrices in shared memory are stacks of tiles of 64 16-bit columns: a row is 128 bytes, a tile starts at a multiple of 1024,
 // and the 16-byte chunk c of row r lies where chunk c ^ (r % 8) would: the 128-byte swizzle of TMA and of wgmma.
@@ -16,7 +16,7 @@ constexpr int kWarpgroup = 128;
 constexpr int kTileColumns = 64;        // of 16-bit elements: 128 bytes
 constexpr int kMostSharedBytes = 232448;  // that a block of sm_90 may ask for
 
-// What TMA needs to know of a matrix in global memory; the driver writes it, and a kernel takes it as __grid_constant__.
+// The TMA descriptor of a matrix in global memory; the driver writes it, and a kernel takes it as __grid_constant__.
 struct alignas(64) TensorMap {
     std::uint64_t opaque[16];
 };

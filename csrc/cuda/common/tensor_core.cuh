@@ -1,4 +1,4 @@
-// The instructions that C++ has no word for: asynchronous copies to shared memory, ldmatrix, mma.sync. sm_80 and newer.
+// Wrappers of instructions without an intrinsic: asynchronous copies to shared memory, ldmatrix, mma.sync. sm_80 and newer.
 //
 // Fragments, for the lane 4g + q of a warp (PTX ISA, "Matrix fragments for mma.m16n8k16"):
 //   A (16 x 16)  a[0] row g, a[1] row g + 8, both columns 2q, 2q+1;  a[2] row g, a[3] row g + 8, both columns 2q+8, 2q+9
@@ -65,7 +65,7 @@ __device__ __forceinline__ void load_matrices(std::uint32_t (&r)[4], const void*
                                   : "r"(shared_address(row))));
 }
 
-// c += A B for one 16 x 8 piece; E says what the registers of A and B hold (float: tf32).
+// c += A B for one 16 x 8 fragment; E says what the registers of A and B hold (float: tf32).
 template <typename E>
 __device__ __forceinline__ void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 

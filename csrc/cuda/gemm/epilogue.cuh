@@ -1,25 +1,22 @@
-// What happens to a tile of sums before it is written. A tile passes through shared memory first, so that neighbouring threads
-// write neighbouring columns and each epilogue exists once, in a loop over four columns of a row.
+// The epilogue: bias, GELU, residual or gradient, applied to a tile of sums before it is written. A tile passes through shared
+// memory first, so that neighbouring threads write neighbouring columns and each epilogue exists once, in a loop over four
+// columns of a row.
 #pragma once
+#include "cuda/gemm/epilogue_op.h"
 #include "cuda/gemm/operands.cuh"
 
 namespace growtas::cuda {
 
 enum class Form : int { kForward, kBackwardInput, kBackwardWeight };
 
-// What becomes of s, an element of A B. kStore: out = scale * (s + bias).
-// kGelu: second = s + bias, out = gelu of it. kResidual: out = second + scale * (s + bias).
-// kGeluBackward: out = scale * s * gelu'(second), third = gelu(second). kGradient: out = s, or out + s.
-enum class Finish : int { kStore, kGelu, kResidual, kGeluBackward, kGradient };
-
-// One product C = A B in panels: (part, head) pairs, each a matrix (rows, cols); its sums run over `depth` steps in each of
+// One GEMM C = A B in panels: (part, head) pairs, each a matrix (rows, cols); its sums run over `depth` steps in each of
 // `segments` (part, head) pairs. What is not split by part and head has one panel and one segment.
-struct Product {
+struct Gemm {
     Operand a, b, out;
     int rows, cols, depth, panels, segments;
     int row_tiles, col_tiles, splits, depth_per_split;
     Divisor tokens, head_columns;  // rows of an image; columns (of backward weight: rows) of C in a head
-    Finish finish;
+    EpilogueOp epilogue;
     bool packed;         // out, second and third can be reached in packs of four
     bool accumulate;     // kGradient: add to out
     Rows second, third;  // (rows, cols)
@@ -30,7 +27,7 @@ struct Product {
     std::int64_t full_rows, full_cols, active_rows;
     float* partial;       // (splits, tiles, TILE * TILE), in the order of the threads' registers
     float* row_partial;   // (splits, panels * row_tiles, TILE)
-    unsigned* finished;   // (tiles): how many splits of a tile are done; zero before and after
+    unsigned* counters;   // (tiles): how many splits of a tile are done; zero before and after
 };
 
 __device__ __forceinline__ float normal_cdf(float x) { return 0.5f * (1.0f + erff(x * 0.70710678118654752f)); }
@@ -63,9 +60,9 @@ __device__ __forceinline__ void store_four(const Rows& to, std::int64_t offset, 
     }
 }
 
-// Finishes `count` neighbouring sums v at (row, column) of a panel of an activation.
+// Applies the epilogue to, and writes, `count` neighbouring sums v at (row, column) of a panel of an activation.
 template <Form FORM>
-__device__ __forceinline__ void finish_activation(const Product& p, int panel, int row, int column, float (&v)[4]) {
+__device__ __forceinline__ void store_activation(const Gemm& p, int panel, int row, int column, float (&v)[4]) {
     const int count = min(p.cols - column, 4);
     const bool packed = p.packed && count == 4;
     const int image = p.tokens.divide(row);
@@ -74,15 +71,15 @@ __device__ __forceinline__ void finish_activation(const Product& p, int panel, i
         p.out.offset(panel) + image * p.out.image_stride + (row - image * p.tokens.divisor) * p.out.row_stride;
     const std::int64_t second = row * p.second.stride + column;
     float w[4];
-    if (FORM == Form::kForward && p.finish == Finish::kGelu) {
+    if (FORM == Form::kForward && p.epilogue == EpilogueOp::kGelu) {
         store_four(p.second, second, count, packed, v);
 #pragma unroll
         for (int i = 0; i < 4; ++i) v[i] *= normal_cdf(v[i]);
-    } else if (FORM == Form::kForward && p.finish == Finish::kResidual) {
+    } else if (FORM == Form::kForward && p.epilogue == EpilogueOp::kResidual) {
         load_four(p.second, second, count, packed, w);
 #pragma unroll
         for (int i = 0; i < 4; ++i) v[i] = w[i] + scale * v[i];
-    } else if (FORM == Form::kBackwardInput && p.finish == Finish::kGeluBackward) {
+    } else if (FORM == Form::kBackwardInput && p.epilogue == EpilogueOp::kGeluBackward) {
         load_four(p.second, second, count, packed, w);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -111,7 +108,7 @@ __device__ __forceinline__ void finish_activation(const Product& p, int panel, i
 }
 
 // Writes, or adds, `count` neighbouring sums v to the gradient of a shared weight.
-__device__ __forceinline__ void finish_gradient(const Product& p, int panel, int row, int column, float (&v)[4]) {
+__device__ __forceinline__ void store_gradient(const Gemm& p, int panel, int row, int column, float (&v)[4]) {
     const int count = min(p.cols - column, 4);
     const bool packed = p.packed && count == 4;
     const Rows out{p.out.data, p.out.type, 0};
@@ -125,8 +122,8 @@ __device__ __forceinline__ void finish_gradient(const Product& p, int panel, int
     store_four(out, offset, count, packed, v);
 }
 
-// What blocks beyond the product do: they clear the gradients outside the slice.
-__device__ __forceinline__ void clear_outside(const Product& p, std::int64_t block, std::int64_t blocks, int threads) {
+// The blocks beyond the GEMM clear the gradients outside the slice.
+__device__ __forceinline__ void clear_outside(const Gemm& p, std::int64_t block, std::int64_t blocks, int threads) {
     for (std::int64_t row = block; row < p.full_rows; row += blocks)
         for (std::int64_t c = (row < p.active_rows ? p.cols : 0) + threadIdx.x; c < p.full_cols; c += threads)
             store_any(p.out.data, p.out.type, row * p.full_cols + c, 0.0f);

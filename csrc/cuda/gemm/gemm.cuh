@@ -1,4 +1,4 @@
-// The product that every sliced operation is made of, on tensor cores (mma.sync) or, in exact fp32, on the FMA units.
+// The GEMM behind every sliced linear and QKV, on tensor cores (mma.sync) or, in exact fp32, on the FMA units.
 //
 //     C[r, c] = sum over t of A[r, t] * B[t, c]        sums in fp32
 // Forms    forward          A = x (rows, depth)       B = weight (cols, depth), transposed by how it is read
@@ -6,11 +6,11 @@
 //          backward weight  A = dy (depth, rows)      B = x (depth, cols)
 // A block owns a tile TILE x TILE of C (64 by four warps, 128 by eight) and walks t in steps of 32 through a ring of stages in
 // shared memory, which cp.async fills ahead. Edges are masked in the copies: a slice ends in the middle of a shared weight.
-// A, B     types in memory: those of the product, E, or fp32, converted between shared memory and registers.
-// Splits   a backward weight sums over all rows of the batch, and its output is small: the rows are split over blocks, each
-//          leaves its fp32 sums, and the last block of a tile to finish (an integer counter tells) adds them in the order of
-//          the splits. So the bits do not depend on the order in which blocks run. It also adds up dy, the bias gradient:
-//          on tensor cores a product with a column of ones.
+// A, B     types in memory: E, in which the GEMM multiplies, or fp32, converted between shared memory and registers.
+// Split-K  a backward weight sums over all rows of the batch, and its output is small: the rows are split over blocks, each
+//          writes its fp32 sums to a workspace, and the last block of a tile (an integer counter tells) adds them in the order
+//          of the splits. So the bits do not depend on the order in which blocks run. It also adds up dy, the bias gradient:
+//          on tensor cores an mma with a column of ones.
 #pragma once
 #include "cuda/gemm/epilogue.cuh"
 
@@ -25,7 +25,7 @@ struct Shape {
     static constexpr bool kDeepA = FORM != Form::kBackwardWeight, kDeepB = FORM == Form::kForward;
     static constexpr int kThreads = TILE == 128 ? 256 : 128, kWarpsDown = 2, kWarpsAcross = kThreads / kWarp / kWarpsDown;
     static constexpr int kDown = TILE / kWarpsDown / 16, kAcross = TILE / kWarpsAcross / 8;  // pieces of a warp
-    static constexpr int kQuads = kDown * kAcross;                                          // of sums of a thread
+    static constexpr int kFragments = kDown * kAcross;                                          // of accumulators of a thread
     // That the registers must allow. One more would spill where dy is converted, or its rows are added up.
     static constexpr bool kBusy = !kDeepA || sizeof(A) != sizeof(E);
     static constexpr int kBlocksPerSM = TILE == 64 ? (kBusy ? 3 : 4) : (kBusy ? 1 : 2);
@@ -35,16 +35,17 @@ struct Shape {
     static constexpr int kBytesA = kRowsA * kPitchA * int{sizeof(A)}, kBytesB = kRowsB * kPitchB * int{sizeof(B)};
     static constexpr int kStageBytes = kBytesA + kBytesB + (kDeepA ? 0 : kDepth * int{sizeof(float)});
     static constexpr int kFit = kMaxShared / kStageBytes, kStages = kFit < 4 ? kFit : 4;
-    static_assert(kStages >= 2, "copies run ahead of the products");
+    static_assert(kStages >= 2, "copies run ahead of the mma");
     static constexpr int kTilePitch = TILE + 8;
     static constexpr int kTileBytes = TILE * kTilePitch * int{sizeof(float)};
     static constexpr int kSharedBytes = kStages * kStageBytes > kTileBytes ? kStages * kStageBytes : kTileBytes;
 };
 
-// The sums of a thread, in quads: as mma.sync leaves them (see tensor_core.cuh), or 8 rows of 4 columns on the FMA units.
+// The accumulators of a thread, in fragments of four: as mma.sync writes them (see tensor_core.cuh), or 8 rows of 4 columns on
+// the FMA units.
 template <class S, bool FMA>
 struct Sums {
-    float quad[S::kQuads][4];
+    float fragment[S::kFragments][4];
     float row[S::kDown][4];  // backward weight: sums of A over t
 
     __device__ __forceinline__ static int row_of(int i, int j) {
@@ -96,7 +97,7 @@ __device__ __forceinline__ void multiply_stage(const A* a_tile, const B* b_tile,
             for (int m = 0; m < S::kDown; ++m)
 #pragma unroll
                 for (int o = 0; o < 2; ++o)
-                    multiply_add<E>(sums.quad[m * S::kAcross + n + o], a[m], {b[2 * o], b[2 * o + 1]});
+                    multiply_add<E>(sums.fragment[m * S::kAcross + n + o], a[m], {b[2 * o], b[2 * o + 1]});
         }
     }
 }
@@ -137,13 +138,13 @@ __device__ __forceinline__ void multiply_stage(const float* a_tile, const float*
 #pragma unroll
             for (int i = 0; i < 8; ++i)
 #pragma unroll
-                for (int j = 0; j < 4; ++j) sums.quad[i][j] += a[i][t] * b[j][t];
+                for (int j = 0; j < 4; ++j) sums.fragment[i][j] += a[i][t] * b[j][t];
     }
 }
 
 // The sums of the tile at (row, column) of a panel over steps [begin, end) of every segment.
 template <Form FORM, typename E, typename A, typename B, bool FMA, int TILE, class S>
-__device__ __forceinline__ void sum_products(const Product& p, int panel, int row, int column, int begin, int end,
+__device__ __forceinline__ void accumulate(const Gemm& p, int panel, int row, int column, int begin, int end,
                                              bool sum_rows, Sums<S, FMA>& sums) {
     unsigned char* const memory = dynamic_shared();
     const A* const a_data = static_cast<const A*>(p.a.data) + (FORM == Form::kBackwardWeight ? p.a.offset(panel) : 0);
@@ -224,24 +225,24 @@ __device__ __forceinline__ void gather_row_sums(Sums<S, FMA>& sums, float* to) {
     }
 }
 
-// Leaves this split's sums in memory. True in the last block of the tile to do so, which then holds the sums of all splits.
+// Writes this split's sums to the workspace. True in the last block of the tile, which then holds the sums of all splits.
 template <class S, bool FMA>
-__device__ __forceinline__ bool add_splits(const Product& p, int tile, int tiles, int split, int row_panel, bool sum_rows,
+__device__ __forceinline__ bool add_splits(const Gemm& p, int tile, int tiles, int split, int row_panel, bool sum_rows,
                                            Sums<S, FMA>& sums, float* row_sums) {
     constexpr int TILE = S::kThreads == 256 ? 128 : 64;
     __shared__ bool last;
     float4* const mine = reinterpret_cast<float4*>(p.partial) +
                          (static_cast<std::int64_t>(tile) * p.splits + split) * (TILE * TILE / 4) + threadIdx.x;
 #pragma unroll
-    for (int i = 0; i < S::kQuads; ++i)
-        mine[i * S::kThreads] = make_float4(sums.quad[i][0], sums.quad[i][1], sums.quad[i][2], sums.quad[i][3]);
+    for (int i = 0; i < S::kFragments; ++i)
+        mine[i * S::kThreads] = make_float4(sums.fragment[i][0], sums.fragment[i][1], sums.fragment[i][2], sums.fragment[i][3]);
     float* const rows = p.row_partial + static_cast<std::int64_t>(row_panel) * p.splits * TILE + threadIdx.x;
     if (sum_rows && threadIdx.x < TILE) rows[split * TILE] = row_sums[threadIdx.x];
     __threadfence();
     __syncthreads();  // the whole block has written
     if (threadIdx.x == 0) {
-        last = atomicAdd(p.finished + tile, 1u) == static_cast<unsigned>(p.splits - 1);
-        if (last) p.finished[tile] = 0;  // for the next launch
+        last = atomicAdd(p.counters + tile, 1u) == static_cast<unsigned>(p.splits - 1);
+        if (last) p.counters[tile] = 0;  // for the next launch
     }
     __syncthreads();
     if (!last) return false;
@@ -249,16 +250,18 @@ __device__ __forceinline__ bool add_splits(const Product& p, int tile, int tiles
     const float4* const first = reinterpret_cast<const float4*>(p.partial) +
                                 static_cast<std::int64_t>(tile) * p.splits * (TILE * TILE / 4) + threadIdx.x;
 #pragma unroll
-    for (int i = 0; i < S::kQuads; ++i) sums.quad[i][0] = sums.quad[i][1] = sums.quad[i][2] = sums.quad[i][3] = 0.0f;
+    for (int i = 0; i < S::kFragments; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums.fragment[i][j] = 0.0f;
 #pragma unroll 1
     for (int s = 0; s < p.splits; ++s)
 #pragma unroll
-        for (int i = 0; i < S::kQuads; ++i) {
+        for (int i = 0; i < S::kFragments; ++i) {
             const float4 other = load_shared_by_blocks(first + s * (TILE * TILE / 4) + i * S::kThreads);
-            sums.quad[i][0] += other.x;
-            sums.quad[i][1] += other.y;
-            sums.quad[i][2] += other.z;
-            sums.quad[i][3] += other.w;
+            sums.fragment[i][0] += other.x;
+            sums.fragment[i][1] += other.y;
+            sums.fragment[i][2] += other.z;
+            sums.fragment[i][3] += other.w;
         }
     if (sum_rows && threadIdx.x < TILE) {
         float sum = 0.0f;
@@ -268,17 +271,17 @@ __device__ __forceinline__ bool add_splits(const Product& p, int tile, int tiles
     return true;
 }
 
-// What one block does.
+// The work of one block.
 template <Form FORM, typename E, typename A, typename B, bool FMA, int TILE>
-__device__ __forceinline__ void product(const Product& p) {
+__device__ __forceinline__ void gemm(const Gemm& p) {
     using S = Shape<FORM, E, A, B, FMA, TILE>;
     constexpr bool WEIGHT = FORM == Form::kBackwardWeight;
     __shared__ float vector[TILE];  // the bias of the tile's columns, or the gradient of the bias of its rows
     const int tiles = p.panels * p.row_tiles * p.col_tiles;
     int tile = blockIdx.x, split = 0;
     if constexpr (WEIGHT) {
-        const int products = tiles * p.splits;
-        if (tile >= products) return clear_outside(p, tile - products, gridDim.x - products, S::kThreads);
+        const int blocks = tiles * p.splits;
+        if (tile >= blocks) return clear_outside(p, tile - blocks, gridDim.x - blocks, S::kThreads);
         split = tile / tiles;
         tile -= split * tiles;
     }
@@ -297,7 +300,7 @@ __device__ __forceinline__ void product(const Product& p) {
                                       : 0.0f;
         }
     Sums<S, FMA> sums = {};
-    sum_products<FORM, E, A, B, FMA, TILE, S>(p, panel, row, column, begin, end,
+    accumulate<FORM, E, A, B, FMA, TILE, S>(p, panel, row, column, begin, end,
                                               sum_rows && (FMA || threadIdx.x / kWarp % S::kWarpsAcross == 0), sums);
     if constexpr (WEIGHT) {
         if (sum_rows) {
@@ -313,9 +316,9 @@ __device__ __forceinline__ void product(const Product& p) {
     }
     float* const c = reinterpret_cast<float*>(dynamic_shared());
 #pragma unroll
-    for (int i = 0; i < S::kQuads; ++i)
+    for (int i = 0; i < S::kFragments; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; ++j) c[sums.row_of(i, j) * S::kTilePitch + sums.column_of(i, j)] = sums.quad[i][j];
+        for (int j = 0; j < 4; ++j) c[sums.row_of(i, j) * S::kTilePitch + sums.column_of(i, j)] = sums.fragment[i][j];
     __syncthreads();
 #pragma unroll 1
     for (int id = threadIdx.x; id < TILE * TILE / 4; id += S::kThreads) {
@@ -324,13 +327,13 @@ __device__ __forceinline__ void product(const Product& p) {
         float v[4];
         load_pack(c + r * S::kTilePitch + k, v);
         if constexpr (WEIGHT) {
-            finish_gradient(p, panel, row + r, column + k, v);
+            store_gradient(p, panel, row + r, column + k, v);
         } else {
             if constexpr (FORM == Form::kForward) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) v[i] += vector[k + i];
             }
-            finish_activation<FORM>(p, panel, row + r, column + k, v);
+            store_activation<FORM>(p, panel, row + r, column + k, v);
         }
     }
 }

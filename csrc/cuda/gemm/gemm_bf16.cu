@@ -1,9 +1,9 @@
-// Products in bfloat16. See gemm.cuh.
+// GEMM in bfloat16. See gemm.cuh.
 #include "cuda/gemm/instances.cuh"
 
 namespace growtas::cuda {
 
-void run_product_bf16(Form form, const Product& p, int tile, std::int64_t blocks, Place place) {
+void run_gemm_bf16(Form form, const Gemm& p, int tile, std::int64_t blocks, Place place) {
     run_16_bit<__nv_bfloat16>(form, p, tile, blocks, place);
 }
 

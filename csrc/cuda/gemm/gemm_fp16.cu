@@ -1,9 +1,9 @@
-// Products in fp16. See gemm.cuh.
+// GEMM in fp16. See gemm.cuh.
 #include "cuda/gemm/instances.cuh"
 
 namespace growtas::cuda {
 
-void run_product_fp16(Form form, const Product& p, int tile, std::int64_t blocks, Place place) {
+void run_gemm_fp16(Form form, const Gemm& p, int tile, std::int64_t blocks, Place place) {
     run_16_bit<__half>(form, p, tile, blocks, place);
 }
 

@@ -1,4 +1,4 @@
-// The kernels of one dtype of products, and the choice among them by the types in memory. Included once per dtype.
+// The GEMM kernels of one dtype, and the choice among them by the types in memory. Included once per dtype.
 #pragma once
 #include <atomic>
 
@@ -11,34 +11,34 @@ namespace {
 template <typename E, typename A, typename B, bool FMA, int TILE>
 __global__ void __launch_bounds__((Shape<Form::kForward, E, A, B, FMA, TILE>::kThreads),
                                   (Shape<Form::kForward, E, A, B, FMA, TILE>::kBlocksPerSM))
-    product_forward(const Product p) {
-    product<Form::kForward, E, A, B, FMA, TILE>(p);
+    gemm_forward(const Gemm p) {
+    gemm<Form::kForward, E, A, B, FMA, TILE>(p);
 }
 
 template <typename E, typename A, typename B, bool FMA, int TILE>
 __global__ void __launch_bounds__((Shape<Form::kBackwardInput, E, A, B, FMA, TILE>::kThreads),
                                   (Shape<Form::kBackwardInput, E, A, B, FMA, TILE>::kBlocksPerSM))
-    product_backward_input(const Product p) {
-    product<Form::kBackwardInput, E, A, B, FMA, TILE>(p);
+    gemm_backward_input(const Gemm p) {
+    gemm<Form::kBackwardInput, E, A, B, FMA, TILE>(p);
 }
 
 template <typename E, typename A, typename B, bool FMA, int TILE>
 __global__ void __launch_bounds__((Shape<Form::kBackwardWeight, E, A, B, FMA, TILE>::kThreads),
                                   (Shape<Form::kBackwardWeight, E, A, B, FMA, TILE>::kBlocksPerSM))
-    product_backward_weight(const Product p) {
-    product<Form::kBackwardWeight, E, A, B, FMA, TILE>(p);
+    gemm_backward_weight(const Gemm p) {
+    gemm<Form::kBackwardWeight, E, A, B, FMA, TILE>(p);
 }
 
 template <Form FORM, typename E, typename A, typename B, bool FMA, int TILE>
-void start(const Product& p, std::int64_t blocks, Place place) {
+void start(const Gemm& p, std::int64_t blocks, Place place) {
     using S = Shape<FORM, E, A, B, FMA, TILE>;
-    void (*kernel)(Product);
+    void (*kernel)(Gemm);
     if constexpr (FORM == Form::kForward)
-        kernel = &product_forward<E, A, B, FMA, TILE>;
+        kernel = &gemm_forward<E, A, B, FMA, TILE>;
     else if constexpr (FORM == Form::kBackwardInput)
-        kernel = &product_backward_input<E, A, B, FMA, TILE>;
+        kernel = &gemm_backward_input<E, A, B, FMA, TILE>;
     else
-        kernel = &product_backward_weight<E, A, B, FMA, TILE>;
+        kernel = &gemm_backward_weight<E, A, B, FMA, TILE>;
     static std::atomic<std::uint64_t> allowed{0};  // devices that know how much shared memory this kernel takes
     const std::uint64_t device = std::uint64_t{1} << (place.device % 64);
     if (!(allowed.load() & device)) {
@@ -51,16 +51,16 @@ void start(const Product& p, std::int64_t blocks, Place place) {
 }
 
 template <Form FORM, typename E, typename A, typename B>
-void start_tile(const Product& p, int tile, std::int64_t blocks, Place place) {
+void start_tile(const Gemm& p, int tile, std::int64_t blocks, Place place) {
     if (tile == 128)
         start<FORM, E, A, B, false, 128>(p, blocks, place);
     else
         start<FORM, E, A, B, false, 64>(p, blocks, place);
 }
 
-// Products in 16 bits: what an operand may be besides E is fp32, where that happens.
+// In 16 bits an operand is of E, or of fp32 where that occurs.
 template <typename E>
-void run_16_bit(Form form, const Product& p, int tile, std::int64_t blocks, Place place) {
+void run_16_bit(Form form, const Gemm& p, int tile, std::int64_t blocks, Place place) {
     const bool wide_a = p.a.type == DType::kFloat32, wide_b = p.b.type == DType::kFloat32;
     switch (form) {
         case Form::kForward:  // x of E, weight of either

@@ -1,4 +1,4 @@
-// What each operation on shared weights is, as a product (see gemm.cuh).
+// Sliced linear and sliced QKV as GEMMs (see gemm.cuh).
 //
 // Shapes   x (M, k), weight (N_max, K_max) of which [:n, :k] is active, bias (N_max), y and dy (M, n), M = images * tokens;
 //          qkv, dqkv (3, images, heads, tokens, head_dim), made by rows 3u + part of the weight, u = head * head_dim + column.
@@ -101,10 +101,10 @@ void require_narrow(const Operand& o) {
         throw std::invalid_argument("a row stride of " + std::to_string(o.row_stride) + " elements is over 2^22");
 }
 
-void run(Form form, Product& p, DType product, const Plan& plan, Place place) {
+void run(Form form, Gemm& p, DType type, const Plan& plan, Place place) {
     require_narrow(p.a);
     require_narrow(p.b);
-    const int tile = product == DType::kFloat32 ? 64 : plan.tile;
+    const int tile = type == DType::kFloat32 ? 64 : plan.tile;
     p.row_tiles = (p.rows - 1) / tile + 1;
     p.col_tiles = (p.cols - 1) / tile + 1;
     p.packed = packs(p.out) && (!p.second.data || packs(p.second.data, p.second.type, p.second.stride)) &&
@@ -113,13 +113,13 @@ void run(Form form, Product& p, DType product, const Plan& plan, Place place) {
     p.depth_per_split = p.depth;
     std::int64_t blocks = std::int64_t{p.panels} * p.row_tiles * p.col_tiles;
     if (form == Form::kBackwardWeight) {
-        constexpr int STEP = 32;  // of the kernels' sums
+        constexpr int STEP = 32;  // kDepth of the kernels
         const int each = (p.depth + plan.splits - 1) / plan.splits;
         p.depth_per_split = std::max(1, (each + STEP - 1) / STEP) * STEP;
         p.splits = std::max(1, (p.depth + p.depth_per_split - 1) / p.depth_per_split);
         p.partial = plan.partial;
         p.row_partial = plan.row_partial;
-        p.finished = plan.finished;
+        p.counters = plan.counters;
         blocks *= p.splits;
         if (!p.accumulate) {
             const std::int64_t outside = p.full_rows * p.full_cols - p.active_rows * p.cols;
@@ -128,15 +128,15 @@ void run(Form form, Product& p, DType product, const Plan& plan, Place place) {
         }
     }
     check(cudaSetDevice(place.device), "set device");
-    switch (product) {
-        case DType::kBFloat16: return run_product_bf16(form, p, tile, blocks, place);
-        case DType::kFloat16: return run_product_fp16(form, p, tile, blocks, place);
-        default: return run_product_fp32(form, p, plan.tf32, blocks, place);
+    switch (type) {
+        case DType::kBFloat16: return run_gemm_bf16(form, p, tile, blocks, place);
+        case DType::kFloat16: return run_gemm_fp16(form, p, tile, blocks, place);
+        default: return run_gemm_fp32(form, p, plan.tf32, blocks, place);
     }
 }
 
-Product plain(std::int64_t rows, std::int64_t cols, std::int64_t depth, std::int64_t tokens) {
-    Product p{};
+Gemm plain(std::int64_t rows, std::int64_t cols, std::int64_t depth, std::int64_t tokens) {
+    Gemm p{};
     p.rows = narrow(rows);
     p.cols = narrow(cols);
     p.depth = narrow(depth);
@@ -146,22 +146,22 @@ Product plain(std::int64_t rows, std::int64_t cols, std::int64_t depth, std::int
     return p;
 }
 
-void backward_input(Finish finish, Rows dy, Rows weight, Rows dx, Rows second, Rows third, DType product,
+void backward_input(EpilogueOp epilogue, Rows dy, Rows weight, Rows dx, Rows second, Rows third, DType type,
                     const float* scale, Sizes s, Plan plan, Place place) {
     if (s.rows == 0) return;
-    Product p = plain(s.rows, s.in, s.out, s.tokens);
+    Gemm p = plain(s.rows, s.in, s.out, s.tokens);
     p.a = matrix(dy, s.tokens);
     p.b = matrix(weight, 0);
     p.out = matrix(dx, s.tokens);
     p.second = second;
     p.third = third;
     p.scale = scale;
-    p.finish = finish;
-    run(Form::kBackwardInput, p, product, plan, place);
+    p.epilogue = epilogue;
+    run(Form::kBackwardInput, p, type, plan, place);
 }
 
-void set_gradient(Product& p, const Gradient& gradient, std::int64_t active_rows) {
-    p.finish = Finish::kGradient;
+void set_gradient(Gemm& p, const Gradient& gradient, std::int64_t active_rows) {
+    p.epilogue = EpilogueOp::kGradient;
     p.full_rows = gradient.full_rows;
     p.full_cols = gradient.full_cols;
     p.active_rows = active_rows;
@@ -170,34 +170,32 @@ void set_gradient(Product& p, const Gradient& gradient, std::int64_t active_rows
 
 }  // namespace
 
-void linear_forward(Epilogue epilogue, Rows x, Rows weight, Vector bias, Rows y, Rows other, const float* scale, Sizes s,
+void linear_forward(EpilogueOp epilogue, Rows x, Rows weight, Vector bias, Rows y, Rows other, const float* scale, Sizes s,
                     Plan plan, Place place) {
     if (s.rows == 0) return;
-    Product p = plain(s.rows, s.out, s.in, s.tokens);
+    Gemm p = plain(s.rows, s.out, s.in, s.tokens);
     p.a = matrix(x, s.tokens);
     p.b = matrix(weight, 0);
     p.out = matrix(y, s.tokens);
     p.bias = plain_bias(bias);
     p.second = other;
     p.scale = scale;
-    p.finish = epilogue == Epilogue::kGelu       ? Finish::kGelu
-               : epilogue == Epilogue::kResidual ? Finish::kResidual
-                                                 : Finish::kStore;
+    p.epilogue = epilogue;
     run(Form::kForward, p, x.type, plan, place);
 }
 
-void linear_backward_input(Rows dy, Rows weight, Rows dx, DType product, const float* scale, Sizes sizes, Plan plan,
+void linear_backward_input(Rows dy, Rows weight, Rows dx, DType type, const float* scale, Sizes sizes, Plan plan,
                            Place place) {
-    backward_input(Finish::kStore, dy, weight, dx, {}, {}, product, scale, sizes, plan, place);
+    backward_input(EpilogueOp::kStore, dy, weight, dx, {}, {}, type, scale, sizes, plan, place);
 }
 
 void linear_gelu_backward_input(Rows dy, Rows weight, Rows h, Rows dh, Rows a, const float* scale, Sizes sizes, Plan plan,
                                 Place place) {
-    backward_input(Finish::kGeluBackward, dy, weight, dh, h, a, h.type, scale, sizes, plan, place);
+    backward_input(EpilogueOp::kGeluBackward, dy, weight, dh, h, a, h.type, scale, sizes, plan, place);
 }
 
 void linear_backward_weight(Rows dy, Rows x, Gradient gradient, const float* scale, Sizes s, Plan plan, Place place) {
-    Product p = plain(s.out, s.in, s.rows, s.tokens);
+    Gemm p = plain(s.out, s.in, s.rows, s.tokens);
     p.a = matrix(dy, s.tokens);
     p.b = matrix(x, 0);
     p.out = matrix(gradient.weight, 0);
@@ -209,7 +207,7 @@ void linear_backward_weight(Rows dy, Rows x, Gradient gradient, const float* sca
 
 void qkv_forward(Rows x, Rows weight, Vector bias, void* qkv, HeadSizes s, Plan plan, Place place) {
     if (s.images * s.tokens == 0) return;
-    Product p = plain(s.images * s.tokens, s.heads * s.head_dim, s.in, s.tokens);
+    Gemm p = plain(s.images * s.tokens, s.heads * s.head_dim, s.in, s.tokens);
     p.panels = 3;
     p.a = matrix(x, s.tokens);
     p.b = interleaved(weight, s.head_dim);
@@ -221,7 +219,7 @@ void qkv_forward(Rows x, Rows weight, Vector bias, void* qkv, HeadSizes s, Plan 
 
 void qkv_backward_input(void* dqkv, Rows weight, Rows dx, HeadSizes s, Plan plan, Place place) {
     if (s.images * s.tokens == 0) return;
-    Product p = plain(s.images * s.tokens, s.in, s.head_dim, s.tokens);
+    Gemm p = plain(s.images * s.tokens, s.in, s.head_dim, s.tokens);
     p.segments = narrow(3 * s.heads);
     p.a = head_split(dqkv, dx.type, s);
     p.b = interleaved(weight, s.head_dim);
@@ -232,7 +230,7 @@ void qkv_backward_input(void* dqkv, Rows weight, Rows dx, HeadSizes s, Plan plan
 void qkv_backward_weight(void* dqkv, Rows x, Gradient gradient, HeadSizes s, Plan plan, Place place) {
     // A copy of eight channels must not reach into the next head: where it might, each head is a panel of its own.
     const bool together = s.head_dim % 8 == 0;
-    Product p = plain(together ? s.heads * s.head_dim : s.head_dim, s.in, s.images * s.tokens, s.tokens);
+    Gemm p = plain(together ? s.heads * s.head_dim : s.head_dim, s.in, s.images * s.tokens, s.tokens);
     p.panels = narrow(together ? 3 : 3 * s.heads);
     p.a = head_split(dqkv, x.type, s);
     p.b = matrix(x, 0);

@@ -1,20 +1,21 @@
-// Sliced linear and sliced QKV on the GPU: products with the upper left corner of a shared weight, read in place. See
-// gemm.cuh for how, linear_qkv.cu for what each of them is. No CUDA header is needed to include this one.
+// Sliced linear and sliced QKV on the GPU: GEMMs with the upper left corner of a shared weight, read in place. linear_qkv.cu
+// maps each operation to a GEMM, gemm.cuh holds the kernel. No CUDA header is needed to include this one.
 #pragma once
 #include <cstdint>
 
 #include "cuda/common/place.h"
+#include "cuda/gemm/epilogue_op.h"
 #include "views.h"
 
 namespace growtas::cuda {
 
-// How a product is cut: tiles of C (64 or 128 wide) and parts of a sum over rows (backward weight), which the caller chooses.
-// Where splits > 1 it provides partial, row_partial and finished: see workspace_sizes. tf32: fp32 products on tensor cores.
+// How a GEMM is cut: tiles of C (64 or 128 wide) and split-K over rows (backward weight), which the caller chooses. Where
+// splits > 1 the caller provides the workspace: partial, row_partial and counters. tf32: fp32 on tensor cores.
 struct Plan {
     int tile, splits;
     bool tf32;
     float *partial, *row_partial;
-    unsigned* finished;
+    unsigned* counters;
 };
 
 // Sizes of a sliced linear layer: x (rows, in), y (rows, out), weight[:out, :in]; image = row / tokens.
@@ -37,21 +38,19 @@ struct Gradient {
     bool accumulate;
 };
 
-enum class Epilogue : int { kNone, kGelu, kResidual };
-
-// y = x W^T + b. kGelu: other = that, y = gelu of it. kResidual: y = other + scale[image] * that.
-void linear_forward(Epilogue epilogue, Rows x, Rows weight, Vector bias, Rows y, Rows other, const float* scale, Sizes sizes,
+// y = x W^T + b (kStore). kGelu: other = that, y = gelu of it. kResidual: y = other + scale[image] * that.
+void linear_forward(EpilogueOp epilogue, Rows x, Rows weight, Vector bias, Rows y, Rows other, const float* scale, Sizes sizes,
                     Plan plan, Place place);
 
-// dx = (scale * dy) W, in products of `product`.
-void linear_backward_input(Rows dy, Rows weight, Rows dx, DType product, const float* scale, Sizes sizes, Plan plan,
+// dx = (scale * dy) W, multiplied in `type`.
+void linear_backward_input(Rows dy, Rows weight, Rows dx, DType type, const float* scale, Sizes sizes, Plan plan,
                            Place place);
 
-// With h (rows, in) and a = gelu(h): dh = (scale * dy) W * gelu'(h), and a again; products in h's dtype.
+// With h (rows, in) and a = gelu(h): dh = (scale * dy) W * gelu'(h), and a again; multiplied in h's dtype.
 void linear_gelu_backward_input(Rows dy, Rows weight, Rows h, Rows dh, Rows a, const float* scale, Sizes sizes, Plan plan,
                                 Place place);
 
-// The gradients of weight and bias: (scale * dy)^T x and the sums of scale * dy; products in x's dtype.
+// The gradients of weight and bias: (scale * dy)^T x and the sums of scale * dy; multiplied in x's dtype.
 void linear_backward_weight(Rows dy, Rows x, Gradient gradient, const float* scale, Sizes sizes, Plan plan, Place place);
 
 // qkv (3, images, heads, tokens, head_dim), dense.

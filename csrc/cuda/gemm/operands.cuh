@@ -1,6 +1,6 @@
-// The operands of a product: where their rows lie, how a tile of one reaches shared memory, and a lane's piece of it.
+// The operands of a GEMM: where their rows lie, the copy of a tile to shared memory, and a lane's fragment of it.
 //
-// A tile is copied as it lies in memory, in its own dtype; what is fp32 there and 16-bit in the product is converted on the
+// A tile is copied as it lies in memory, in its own dtype; what is fp32 there and 16-bit in the GEMM is converted on the
 // way from shared memory to registers, so that every copy is asynchronous. Rows in shared memory are padded such that neither
 // ldmatrix nor the reads of fp32 meet a bank twice.
 #pragma once
@@ -154,8 +154,8 @@ struct TileCopy {
     }
 };
 
-// A lane's piece of 16 outer indices (rows of C for A, columns of C for B) and of one step of the sum. What the fragments hold
-// for outer index g + 8o: of a product in 16 bits, steps 2q + 8k and 2q + 8k + 1 (of 16); of one in tf32 step 2q + k (of 8),
+// A lane's fragment of 16 outer indices (rows of C for A, columns of C for B) and of one step of the sum. Its elements for
+// outer index g + 8o: in 16 bits, steps 2q + 8k and 2q + 8k + 1 (of 16); in tf32 step 2q + k (of 8),
 // unrounded: the order of a sum is free as long as A and B agree on it. It is r[o + 2k] of A and r[2o + k] of B, which is how
 // mma.sync wants the registers: one fragment of A, two of B.
 // DEEP: the tile's rows are outer indices and its columns steps; else the other way around.

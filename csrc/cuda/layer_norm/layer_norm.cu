@@ -1,4 +1,4 @@
-// Partial LayerNorm forward and backward.
+// LayerNorm over the first `width` entries of shared parameters, forward and backward.
 //
 // Shapes   x, dy, y, dx (rows, width), each with its own row stride and dtype; weight, bias (full_width), of which the first
 //          `width` are read; mean, rstd (rows) fp32; dweight, dbias (full_width); block_sums (blocks, 2, width) fp32.

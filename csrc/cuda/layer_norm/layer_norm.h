@@ -1,4 +1,4 @@
-// Partial LayerNorm on the GPU: weight and bias are the first `width` entries of longer vectors. See layer_norm.cu.
+// LayerNorm on the GPU: weight and bias are the first `width` entries of shared vectors. See layer_norm.cu.
 // No CUDA header is needed to include this one: a stream is a void*, a failed call an exception.
 #pragma once
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The MLP branch with products in bf16.
+// The MLP branch in bf16.
 #include "cuda/mlp/mlp_forward.cuh"
 
 namespace growtas::cuda {

@@ -2,7 +2,7 @@
 //
 // Shapes   x, y (rows, width) fp32 or E, width at most 256 and a multiple of 8; W1 = w1[:hidden, :width] and W2 =
 //          w2[:width, :hidden] of E (bf16, fp16), read in place: the sizes of their tensor maps are the slice's, so that TMA
-//          brings zeros for what lies outside it, and the strides are the shared weight's. b1 (hidden), b2 (width), scale (images).
+//          brings zeros outside it, and the strides are the shared weight's. b1 (hidden), b2 (width), scale (images).
 // Saved    mean and rstd (rows) fp32. The hidden layer never leaves the multiprocessor; a backward pass computes it again.
 // Blocks   128 rows each, 64 for each of two consumer warpgroups; the third warpgroup gives its registers away, and one thread
 //          of it loads weights, 64 hidden units at a time, through rings of stages. Where the rows left after whole waves of
@@ -150,9 +150,9 @@ __device__ __forceinline__ void normalise(const Branch& p, const Parameters& sha
     }
 }
 
-// y = x + scale * (o + b2) for the rows and columns of this lane's part of O (64 x N).
+// The epilogue: y = x + scale * (o + b2) for the rows and columns of this lane's fragment of O (64 x N).
 template <typename X, int N>
-__device__ __forceinline__ void finish(const Branch& p, const float (&o)[N / 2], const float* b2, std::int64_t first,
+__device__ __forceinline__ void store_output(const Branch& p, const float (&o)[N / 2], const float* b2, std::int64_t first,
                                        int lane) {
     const int q = lane % 4;
 #pragma unroll
@@ -301,9 +301,9 @@ __device__ __forceinline__ void consume(const Branch& p, const Parameters& share
     keep(o);
     keep(a);
     if (p.wide)
-        finish<float, N>(p, o, shared.b2, first, lane);
+        store_output<float, N>(p, o, shared.b2, first, lane);
     else
-        finish<E, N>(p, o, shared.b2, first, lane);
+        store_output<E, N>(p, o, shared.b2, first, lane);
 }
 
 template <typename E, int N>

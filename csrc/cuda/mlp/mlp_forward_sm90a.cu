@@ -1,4 +1,4 @@
-// The MLP branch as the module calls it: checks, tensor maps, the grid. mlp_forward.cuh says how it works.
+// The launcher of the MLP branch: checks, tensor maps, the grid. mlp_forward.cuh holds the kernel.
 #include "cuda/mlp/mlp_forward.h"
 
 #include <array>
@@ -11,7 +11,7 @@
 namespace growtas::cuda {
 namespace {
 
-// encode_map, which costs a call of the driver, once for each matrix.
+// encode_map, cached per matrix: it costs a call of the driver.
 TensorMap map_of(const Rows& m, std::int64_t rows, std::int64_t columns, int box_rows) {
     using Key = std::array<std::int64_t, 6>;
     static std::mutex mutex;

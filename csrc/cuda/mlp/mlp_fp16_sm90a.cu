@@ -1,4 +1,4 @@
-// The MLP branch with products in fp16.
+// The MLP branch in fp16.
 #include "cuda/mlp/mlp_forward.cuh"
 
 namespace growtas::cuda {

@@ -1,4 +1,4 @@
-// Where the MLP kernels of each dtype are started; each has a source file of its own, so that they compile side by side.
+// Launches of the MLP kernels, one per dtype; each has a source file of its own, so that they compile in parallel.
 #pragma once
 #include <cstdint>
 
