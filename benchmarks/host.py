@@ -41,7 +41,8 @@ from triton.backends.nvidia.driver import CudaLauncher
 from triton.runtime import driver
 
 import growtas
-from growtas.kernels import launch, mlp_tiles, plan, tiles, workspace
+from growtas.kernels.common import launch, plan, tiles, workspace
+from growtas.kernels.mlp import tiles as mlp_tiles
 from growtas.ops import dispatch
 
 #: Builtins and functions that give new memory.

@@ -1,1 +1,1 @@
-"""How setup.py builds the native modules. Not installed; needs pybind11 and ninja, never torch."""
+"""Build the native modules, for setup.py. Not installed; needs pybind11 and ninja, never torch."""

@@ -33,8 +33,8 @@ def sources(pattern: str) -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
 
 
-CPU_SOURCES = ["csrc/cpu_module.cpp", *sources("csrc/cpu/*.cpp")]
-CUDA_SOURCES = ["csrc/cuda_module.cpp", *sources("csrc/cuda/*.cu")]
+CPU_SOURCES = ["csrc/cpu_module.cpp", *sources("csrc/cpu/**/*.cpp")]
+CUDA_SOURCES = ["csrc/cuda_module.cpp", *sources("csrc/cuda/**/*.cu")]
 HOPPER = "90a"  # the architecture of sources named *_sm90a.cu, which nothing else can run
 
 

@@ -24,7 +24,7 @@ def warn(sentence: str) -> None:
 
 
 def output_of(command: list[str]) -> str | None:
-    """What a command prints on both streams, or None where it cannot be run or fails."""
+    """The output of a command on both streams, or None where it cannot be run or fails."""
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
@@ -64,7 +64,7 @@ def max_jobs() -> int:
 
 
 def compiles(command: list[str], source: str) -> bool:
-    """Whether a command turns a small source into a shared library."""
+    """True if a command turns a small source into a shared library."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "probe.cpp")
         path.write_text(source)
@@ -93,7 +93,7 @@ def find_cxx() -> tuple[list[str], str]:
 
 
 def clone_targets(cxx: list[str]) -> str:
-    """What compiler and linker support in target_clones, as C strings; empty where they support nothing."""
+    """The target_clones that compiler and linker support, as C strings; empty where they support none."""
     for targets in (("arch=x86-64-v4", "arch=x86-64-v3"), ("arch=skylake-avx512", "arch=haswell")):
         quoted = ",".join(f'"{t}"' for t in (*targets, "default"))
         source = (
@@ -143,7 +143,7 @@ def find_cuda() -> dict:
 
 
 def inspect_nvcc(nvcc: str) -> dict:
-    """What this nvcc is: version, the toolkit it really belongs to, the architectures it knows."""
+    """Properties of this nvcc: version, the toolkit it really belongs to, the architectures it knows."""
     text = output_of([nvcc, "--version"])
     found = re.search(r"release (\d+)\.(\d+), V([\d.]+)", text or "")
     if not found:

@@ -1,4 +1,4 @@
-// What both pybind11 modules need: pointers arrive as integers, sizes and strides as int64, and are checked here.
+// Shared by both pybind11 modules: pointers arrive as integers, sizes and strides as int64, and are checked here.
 #pragma once
 #include <cstdint>
 #include <stdexcept>

@@ -6,12 +6,12 @@
 #endif
 
 #include "arguments.h"
-#include "cpu/branch_module.h"
-#include "cpu/gelu.h"
-#include "cpu/layer_norm.h"
-#include "cpu/level.h"
-#include "cpu/product_module.h"
-#include "cpu/relative_attention_module.h"
+#include "cpu/branch/module.h"
+#include "cpu/gelu/gelu.h"
+#include "cpu/layer_norm/layer_norm.h"
+#include "cpu/common/level.h"
+#include "cpu/gemm/module.h"
+#include "cpu/relative_attention/module.h"
 
 namespace py = pybind11;
 using growtas::dtype;
@@ -103,6 +103,6 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("gelu_forward", &gelu_forward, py::call_guard<py::gil_scoped_release>());
     m.def("gelu_backward", &gelu_backward, py::call_guard<py::gil_scoped_release>());
     growtas::cpu::bind_branch(m);
-    growtas::cpu::bind_product(m);
+    growtas::cpu::bind_gemm(m);
     growtas::cpu::bind_relative_attention(m);
 }

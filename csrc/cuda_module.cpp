@@ -6,9 +6,9 @@
 #include <tuple>
 
 #include "arguments.h"
-#include "cuda/layer_norm.h"
-#include "cuda/mlp_forward.h"
-#include "cuda/products.h"
+#include "cuda/layer_norm/layer_norm.h"
+#include "cuda/mlp/mlp_forward.h"
+#include "cuda/gemm/linear_qkv.h"
 
 namespace py = pybind11;
 using growtas::dtype;
@@ -50,7 +50,7 @@ void layer_norm_backward(uintptr_t dy, int dy_type, int64_t dy_stride, uintptr_t
         pointer<float>(block_sums), rows, width, full_width, {device, pointer<void>(stream)});
 }
 
-// -- products. A matrix is (address, dtype, row stride), a vector (address, dtype, stride); an address of 0 is none.
+// -- linear and QKV. A matrix is (address, dtype, row stride), a vector (address, dtype, stride); an address of 0 is none.
 
 using Matrix = std::tuple<uintptr_t, int, int64_t>;
 using growtas::cuda::Gradient;
@@ -99,7 +99,7 @@ HeadSizes head_sizes_of(const HeadArguments& a) {
     return s;
 }
 
-// tile, splits, tf32, and the addresses of partial, row_partial, finished
+// tile, splits, tf32, and the addresses of partial, row_partial, counters
 using PlanArguments = std::tuple<int, int, bool, uintptr_t, uintptr_t, uintptr_t>;
 Plan plan_of(const PlanArguments& a) {
     const Plan p{std::get<0>(a), std::get<1>(a), std::get<2>(a), pointer<float>(std::get<3>(a)),
@@ -107,7 +107,7 @@ Plan plan_of(const PlanArguments& a) {
     if (p.tile != 64 && p.tile != 128)
         throw std::invalid_argument("tile is " + std::to_string(p.tile) + ", and must be 64 or 128");
     require("splits", p.splits, 1);
-    if (p.splits > 1 && !(p.partial && p.row_partial && p.finished))
+    if (p.splits > 1 && !(p.partial && p.row_partial && p.counters))
         throw std::invalid_argument("splits is " + std::to_string(p.splits) + ", and there is no memory for partial sums");
     return p;
 }
@@ -124,7 +124,7 @@ void linear_forward(int epilogue, Matrix x, Matrix weight, Matrix bias, Matrix y
                     SizeArguments sizes, PlanArguments plan, PlaceArguments place) {
     if (epilogue < 0 || epilogue > 2)
         throw std::invalid_argument("epilogue " + std::to_string(epilogue) + " is not 0, 1 or 2");
-    growtas::cuda::linear_forward(static_cast<growtas::cuda::Epilogue>(epilogue), rows_of(x), rows_of(weight),
+    growtas::cuda::linear_forward(static_cast<growtas::cuda::EpilogueOp>(epilogue), rows_of(x), rows_of(weight),
                                   vector_of(bias), rows_of(y), rows_of(other), pointer<const float>(scale),
                                   sizes_of(sizes), plan_of(plan), place_of(place));
 }

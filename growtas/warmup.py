@@ -27,7 +27,7 @@ from growtas.shadow import Shadows
 from growtas.space import SearchSpace, load_space
 
 if TYPE_CHECKING:
-    from growtas.kernels.launch import Variant
+    from growtas.kernels.common.launch import Variant
 
 DTYPES = {
     "bf16-autocast": (torch.bfloat16, torch.float32, "highest"),
@@ -102,7 +102,7 @@ Target = tuple[int, int | None, int | None]
 def _targets(arch: Sequence[int]) -> list[Target]:
     """What to compile for: the architectures asked for, or the GPU that is there."""
     try:
-        from growtas.kernels import launch
+        from growtas.kernels.common import launch
     except ImportError as error:
         raise GrowtasError(
             f"Triton does not import ({error}). Install it with: pip install triton"
@@ -140,7 +140,7 @@ def record(
         shadows: whether 16-bit GEMMs read shadows of fp32 weights, or the weights themselves, as in graphs of
             ``torch.compile``.
     """
-    from growtas.kernels import launch
+    from growtas.kernels.common import launch
 
     before = torch.get_float32_matmul_precision()
     try:
@@ -171,7 +171,7 @@ def _on_triton(target: Target, preferred: str = "triton") -> Iterator[None]:
         target: what is compiled for.
         preferred: ``triton``, or ``cublas`` for the kernels between cuBLAS's GEMMs.
     """
-    from growtas.kernels import launch
+    from growtas.kernels.common import launch
 
     def choose(op: str, *_: Any) -> str:
         names = (preferred, "triton", "torch")
@@ -355,7 +355,7 @@ def compile_into_cache(variant: Variant, capability: int) -> bool:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from growtas.kernels import launch
+    from growtas.kernels.common import launch
 
     seen: list[bool] = []
 

@@ -1,25 +1,25 @@
-"""Triton kernels, one file per kernel, packaged as ``growtas.kernels``.
+"""Triton kernels, packaged as ``growtas.kernels``.
 
-What an operation calls is in ``layer_norm``, ``linear``, ``qkv``, ``relative_attention`` and ``mlp``; files
-beside them hold their backward passes and fused forms. Shared: ``matmul`` and ``gelu``, what kernels are made
-of; ``parts``, sums over many programs in one launch; ``slices``, checks of shapes; ``tiles`` (for the MLP,
-``mlp_tiles``), the choice of tiles; ``launch``, checks of tensors and the record of variants and launches.
-``compile_ahead`` compiles all of it for GPUs that need not be there. Importing this package imports neither
-torch nor Triton; its modules do.
+Each operation is one package, ``layer_norm``, ``linear``, ``qkv``, ``norm_qkv``, ``relative_attention`` or
+``mlp``, which exports a launcher for every step; its modules hold the kernels, each beside its launcher.
+``common`` holds what they share: GEMM loops, GELU, split-K sums, tiles, launch plans, workspaces and checks.
+``shadow`` casts weights to 16 bits. ``compile_ahead`` compiles all of it for GPUs that need not be there.
+Importing this package imports neither torch nor Triton; its modules do.
 """
 
 from __future__ import annotations
 
 
 def interpreted() -> bool:
-    """Whether the kernels are interpreted on the CPU: TRITON_INTERPRET=1 was set before Triton's import."""
-    from growtas.kernels import launch
+    """True if the kernels are interpreted on the CPU: TRITON_INTERPRET=1 was set before Triton's import."""
+    from growtas.kernels.common import launch
 
     return launch.INTERPRETED
 
 
 def compiled_variants() -> dict[str, int]:
-    """How many variants of each kernel this process has compiled; see ``launch.compiled_variants``."""
-    from growtas.kernels import launch, layer_norm, linear, mlp, qkv, relative_attention  # noqa: F401 - registers
+    """Count the variants of each kernel that this process has compiled; see ``launch.compiled_variants``."""
+    from growtas.kernels import layer_norm, linear, mlp, norm_qkv, relative_attention  # noqa: F401 - registers
+    from growtas.kernels.common import launch
 
     return launch.compiled_variants()

@@ -1,13 +1,13 @@
-"""Compile every kernel for GPUs that need not be there, and tabulate what each variant uses.
+"""Compile every kernel for GPUs that need not be there, and tabulate the resources of each variant.
 
     python -m growtas.kernels.compile_ahead --jobs 2           # all of it, into benchmarks/results/
     python -m growtas.kernels.compile_ahead --sets bf16 --arch 90 --print-only
 
 The variants are not listed by hand: ``growtas.warmup`` runs blocks forward and backward on tensors without
-values, and notes what the launchers would compile. :data:`SETS` says for which spaces, batches and dtypes.
+values, and notes the variants they would compile. :data:`SETS` says for which spaces, batches and dtypes.
 Each is then compiled by Triton and ptxas, and read back: registers, stack (spills and local arrays),
 shared memory, and the tensor-core instructions of the PTX (``mma.sync`` on sm_80, ``wgmma.mma_async`` on
-sm_90). Of sm_90's loops it tells whether products and copies overlap: the fewest products that a wait leaves
+sm_90). Of sm_90's loops it tells whether wgmmas and copies overlap: the fewest wgmmas that a wait leaves
 running (``loop_pendings``; 0: one is waited for at once), the fewest copies that a wait leaves under way
 (``loop_copies``), and whether ptxas serialises the wgmmas of the kernel (``serialised``, remarks from C7510
 on), which costs more than either. All of this is counted; nothing is timed.
@@ -22,6 +22,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,30 +37,32 @@ from triton.compiler import ASTSource
 
 from growtas import atomic, warmup
 from growtas.errors import GrowtasError
-from growtas.kernels import launch
+from growtas.kernels.common import launch
 from growtas.kernels.compiled_code import binary_resources, loop_waits, serialised, widest_copy
 from growtas.space import SearchSpace, load_space
 
 SPACES = ("autoformer-tiny", "autoformer-small", "autoformer-base")
 #: Classes of the head.
 CLASSES = 1000
+#: The folder of the kernels.
+FOLDER = Path(__file__).parent
 #: Shared memory one block may use, in bytes, by compute capability.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is compiled of one way to train."""
+    """The blocks, batches and dtype that are compiled for one way to train."""
 
     dtype: str  # a key of ``warmup.DTYPES``
     batches: tuple[int, ...]  # images
-    shadows: bool = True  # whether GEMMs read 16-bit shadows of fp32 weights
+    shadows: bool = True  # GEMMs read 16-bit shadows of fp32 weights
     widest: bool = (
         False  # only the widest blocks of the smallest space, where the MLP is fused, and of the next
     )
 
 
-#: name -> what is compiled of it. All of "bf16", which is what training launches by default; fp16 differs in
+#: name -> selection. All of "bf16", which is what training launches by default; fp16 differs in
 #: the dtype only. Graphs made by torch.compile read fp32 weights ("mixed"). Of these and of fp32, the widest
 #: blocks of a space stand for the others.
 SETS = {
@@ -103,7 +106,7 @@ def variants(
 
 
 def compile_variant(variant: launch.Variant, capability: int) -> dict[str, Any]:
-    """Compile one variant and read back what it uses.
+    """Compile one variant and read back its resources.
 
     Returns:
         kernel, arch, dtypes, constexprs, warps, stages; registers per thread, stack bytes per thread, shared
@@ -143,11 +146,11 @@ def compile_variant(variant: launch.Variant, capability: int) -> dict[str, Any]:
 
 
 def _begin(cache: str | None) -> None:
-    """In every compiling process: import the kernels, which are named in what is sent to it."""
+    """In every compiling process: import the kernels, since variants are sent by name."""
     if cache:
         os.environ["TRITON_CACHE_DIR"] = cache
-    for path in Path(__file__).parent.glob("*.py"):
-        importlib.import_module(f"growtas.kernels.{path.stem}")
+    for module in pkgutil.walk_packages([str(FOLDER)], "growtas.kernels."):
+        importlib.import_module(module.name)
 
 
 def _compile_item(item: tuple[launch.Variant, int]) -> dict[str, Any]:
@@ -171,7 +174,7 @@ def sources_digest() -> str:
     Docstrings, comments and blank space do not count, so that a better sentence does not cost a compilation.
     """
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(FOLDER.rglob("*.py")):
         code = path.read_text()
         code = re.sub(r'""".*?"""', "", code, flags=re.DOTALL)
         code = re.sub(r"(^|\s)#.*$", "", code, flags=re.MULTILINE)

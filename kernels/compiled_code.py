@@ -1,4 +1,4 @@
-"""What is in a compiled kernel: resources, copies, what its loops wait for; and which ptxas assembles it."""
+"""Read back a compiled kernel: its resources, its copies, the waits of its loops, and ptxas's remarks."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def binary_resources(cubin: bytes) -> dict[str, int]:
 
 
 def loop_waits(ttgir: str) -> dict[str, int | None]:
-    """What the innermost loops with products wait for, from the text of Triton's intermediate code.
+    """The waits of the innermost loops with wgmmas, from the text of Triton's intermediate code.
 
     Args:
         ttgir: of one kernel.
 
     Returns:
-        ``loop_pendings``: the smallest number of products that a wait inside a loop lets run on, and
+        ``loop_pendings``: the smallest number of wgmmas that a wait inside a loop lets run on, and
         ``loop_copies``: of copies that a wait for copies lets run on; None where there is no such wait.
     """
     loops: list[int] = []  # how far the lines of the open loops are indented
@@ -71,46 +71,8 @@ def _ptxas(capability: int) -> str:
     return tool.path
 
 
-def ptxas_version(capability: int = 90) -> tuple[int, int] | None:
-    """Major and minor version of the ptxas that Triton uses, or None where it cannot be run.
-
-    Args:
-        capability: compute capability times ten of the GPU that is assembled for.
-    """
-    try:
-        done = subprocess.run([_ptxas(capability), "--version"], capture_output=True, text=True, check=False)
-    except (OSError, RuntimeError):
-        return None
-    found = re.search(r"release (\d+)\.(\d+)", done.stdout)
-    return (int(found[1]), int(found[2])) if found else None
-
-
-#: The first ptxas that is not known to let a later instruction take a register of a running wgmma.
-SAFE_PTXAS = (13, 3)
-
-
-def ptxas_notice(capability: int = 90) -> str | None:
-    """One sentence about the ptxas that Triton uses where it deserves one, for ``growtas doctor``; else None.
-
-    Args:
-        capability: compute capability times ten of the GPU at hand.
-    """
-    if capability // 10 != 9:
-        return None  # only sm_90 has wgmma
-    version = ptxas_version(capability)
-    if version is None:
-        return "Triton finds no ptxas that runs. Set TRITON_PTXAS_PATH to the one of a CUDA toolkit."
-    if version < SAFE_PTXAS:
-        return (
-            f"Triton assembles with ptxas {version[0]}.{version[1]}; public reports say that versions before "
-            f"{SAFE_PTXAS[0]}.{SAFE_PTXAS[1]} can reuse registers of a running wgmma. growtas tune checks "
-            "every kernel for equal bits; TRITON_PTXAS_PATH names another ptxas."
-        )
-    return None
-
-
 def serialised(ptx: str, capability: int) -> bool:
-    """Whether ptxas remarks that it serialises the wgmmas of a kernel, for a reason it finds in the code.
+    """True if ptxas remarks that it serialises the wgmmas of a kernel, for a reason it finds in the code.
 
     Args:
         ptx: of the kernel.

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 import triton.language as tl
 
-from growtas.kernels import launch
+from growtas.kernels.common import launch
 from growtas.shadow import Work
 
 BLOCK = 4096
@@ -70,7 +70,7 @@ def cast(work: Sequence[Work]) -> None:
 
 @functools.lru_cache(maxsize=16)
 def _tables(sizes: tuple[tuple[int, ...], ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the kernel reads: the weights, and what each program does; kept, as they seldom change."""
+    """The kernel's tables, of weights and of programs; cached, as they seldom change."""
     pieces = [
         (weight, piece)
         for weight, (_, _, rows, columns, _) in enumerate(sizes)

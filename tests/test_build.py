@@ -92,8 +92,9 @@ def sentence(done):
 
 
 def test_every_package_is_listed():
-    folders = [p.parent for p in ROOT.glob("growtas/**/__init__.py")]
-    found = {".".join(p.relative_to(ROOT).parts) for p in folders} | {"growtas.kernels"}
+    folders = [p.parent.relative_to(ROOT).parts for p in ROOT.glob("growtas/**/__init__.py")]
+    folders += [("growtas", *p.parent.relative_to(ROOT).parts) for p in ROOT.glob("kernels/**/__init__.py")]
+    found = {".".join(parts) for parts in folders}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == found
     assert PROJECT["tool"]["setuptools"]["package-dir"] == {"growtas.kernels": "kernels"}
 
@@ -249,7 +250,11 @@ def test_a_wheel_holds_all_that_is_needed(checkout, tmp_path, failing_nvcc):
         (entry,) = [n for n in names if n.endswith("entry_points.txt")]
         assert b"growtas = growtas.cli:main" in archive.read(entry)
         archive.extractall(tmp_path / "installed")
-    assert {f"growtas/_cpu{SUFFIX}", "growtas/presets/digits.yaml", "growtas/kernels/layer_norm.py"} <= names
+    assert {
+        f"growtas/_cpu{SUFFIX}",
+        "growtas/presets/digits.yaml",
+        "growtas/kernels/layer_norm/forward.py",
+    } <= names
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert not [n for n in names if "_cuda" in n or n.startswith(("building", "csrc", "tests", "kernels"))]
     assert metadata["version"] == __version__ and "no such luck" in metadata["cuda"]
@@ -274,7 +279,7 @@ def test_a_source_distribution_holds_the_sources(checkout, tmp_path):
     (root,) = (tmp_path / "unpacked").iterdir()
     for folder, pattern in (
         ("csrc", "**/*.*"),
-        ("kernels", "*.py"),
+        ("kernels", "**/*.py"),
         ("building", "*.py"),
         ("growtas", "**/*.*"),
     ):
@@ -422,7 +427,7 @@ def test_a_compiler_without_clones_still_builds(tmp_path):
     """Another processor or compiler: no target_clones, one plain function instead."""
     path = path_with(tmp_path / "bin", plain='case "$*" in *-Werror*) exit 1;; *) exec g++ "$@";; esac')
     assert toolchain.clone_targets([f"{path}/plain"]) == ""
-    source = ROOT / "csrc" / "cpu" / "layer_norm.cpp"
+    source = ROOT / "csrc" / "cpu" / "layer_norm" / "layer_norm.cpp"
     command = [
         "g++",
         "-std=c++17",

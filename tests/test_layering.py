@@ -34,6 +34,8 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
+#: Within kernels likewise: operations that are made of others come after them.
+KERNEL_LAYERS = [{"common"}, {"layer_norm"}, {"linear", "qkv", "relative_attention"}, {"norm_qkv", "mlp"}]
 #: Modules that are run and that nothing imports -> the layer that they belong to.
 COMMANDS = {"kernels.compile_ahead": "warmup"}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -46,14 +48,19 @@ def modules() -> dict[str, Path]:
     found = {}
     for path in (ROOT / "growtas").rglob("*.py"):
         found[".".join(path.relative_to(ROOT / "growtas").with_suffix("").parts)] = path
-    for path in (ROOT / "kernels").glob("*.py"):
-        found[f"kernels.{path.stem}"] = path
+    for path in (ROOT / "kernels").rglob("*.py"):
+        found[".".join(path.relative_to(ROOT).with_suffix("").parts)] = path
     found.pop("__init__")  # the public names, loaded on use
     return found
 
 
-def imported(path: Path) -> set[str]:
-    """The growtas packages and modules that a file imports anywhere, also inside functions."""
+def imported(path: Path, depth: int = 1) -> set[str]:
+    """The growtas packages and modules that a file imports anywhere, also inside functions.
+
+    Args:
+        path: of the file.
+        depth: 1 for packages of growtas, 2 for packages of these.
+    """
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -64,7 +71,9 @@ def imported(path: Path) -> set[str]:
                 names |= {f"growtas.{alias.name}" for alias in node.names}
             else:
                 names.add(node.module)
-    return {name.split(".")[1] for name in names if name.startswith("growtas.")}
+    return {
+        name.split(".")[depth] for name in names if name.startswith("growtas.") and name.count(".") >= depth
+    }
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
@@ -84,6 +93,17 @@ def test_arrows_go_one_way(name):
         if other == own or other not in RANK:
             continue
         assert RANK[other] < RANK[own], f"growtas.{name} imports growtas.{other}, which lies above it"
+
+
+def test_kernels_are_made_of_kernels_below():
+    rank = {name: rank for rank, layer in enumerate(KERNEL_LAYERS) for name in layer}
+    seen = set()
+    for own, path in ((name.split(".")[1], path) for name, path in modules().items() if name.count(".") == 2):
+        if path.is_relative_to(ROOT / "kernels"):
+            seen.add(own)
+            others = (imported(path, 2) & rank.keys()) - {own}
+            assert all(rank[other] < rank[own] for other in others), f"{path} imports {others}"
+    assert seen == rank.keys()
 
 
 @pytest.mark.parametrize("name", TORCH_FREE)

@@ -132,5 +132,5 @@ def test_impossible_sizes_are_refused():
     x = torch.randn(4, 4)
     with pytest.raises(ValueError, match="must be 1 or more"):
         cpu.gemm(x[:, :0], x[:0], torch.empty(4, 4))
-    with pytest.raises(ValueError, match="finish 1 needs another matrix"):
+    with pytest.raises(ValueError, match="epilogue 1 needs another matrix"):
         cpu.gemm(x, x, torch.empty(4, 4), addresses.Epilogue.GELU)

@@ -1,4 +1,4 @@
-"""The MLP branch in one launch (csrc/cuda/mlp_forward_sm90a.cu), on an emulated GPU and on a real one.
+"""The MLP branch in one launch (csrc/cuda/mlp/mlp_forward_sm90a.cu), on an emulated GPU and on a real one.
 
 Truth is the composition of reference operations in fp64; the kernel's error may be twice that of the same
 composition in its dtypes.

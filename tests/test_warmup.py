@@ -34,7 +34,7 @@ def run(script: str, tmp_path, status: int = 0, **environment: str) -> str:
 TRAIN = """
 import json, random, torch, growtas, growtas.nn.block, growtas.nn.linear, growtas.supernet.vit
 from growtas import warmup
-from growtas.kernels import launch
+from growtas.kernels.common import launch
 
 dtype_name, batch = {dtype!r}, {batch}
 space = growtas.load_space({space!r})
@@ -78,7 +78,7 @@ with launch.recording(90) as found, warmup._on_triton((90, None, None)):
 kinds = sum(isinstance(kind, tuple) for kind in seen)
 # A view of a weight finds the shadow by its address, which meta tensors lack: patches meet the weight itself.
 bare = warmup.record(space, [batch], [dtype_name], 1000, (90, None, None), shadows=False)
-patches = set(key for key in bare if key.startswith("linear._forward "))
+patches = set(key for key in bare if key.startswith("linear.forward._forward "))
 missing = sorted(set(found) - set(expected) - patches)
 print(json.dumps([layers, kinds, len(found), len(expected), missing]))
 """
@@ -112,7 +112,8 @@ KEYS = """
 import json, torch, triton
 import triton.compiler.compiler as compiler
 from growtas import warmup
-from growtas.kernels import launch, layer_norm, linear, mlp
+from growtas.kernels import layer_norm, linear, mlp
+from growtas.kernels.common import launch
 from growtas.warmup import _empty
 
 class Stop(Exception):
@@ -168,7 +169,8 @@ def test_what_is_compiled_has_the_key_that_a_launch_looks_for(tmp_path):
 COMPILE = """
 import json, torch
 from growtas import warmup
-from growtas.kernels import launch, layer_norm
+from growtas.kernels import layer_norm
+from growtas.kernels.common import launch
 from growtas.warmup import _empty
 
 with launch.recording(90) as found:

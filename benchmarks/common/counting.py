@@ -121,7 +121,7 @@ def native_wrapped(wrap: Callable[[str, Callable], Callable]) -> Iterator[None]:
             for name, function in list(vars(module).items()):
                 if callable(function) and not name.startswith("_") and name not in QUESTIONS:
                     stack.enter_context(_set(module, name, wrap(name, function)))
-        launch, plan = (sys.modules.get(f"growtas.kernels.{name}") for name in ("launch", "plan"))
+        launch, plan = (sys.modules.get(f"growtas.kernels.common.{name}") for name in ("launch", "plan"))
         if launch is not None:
             planned: list[Any] = []  # a plan's first start goes through launch.run, and is one launch
 

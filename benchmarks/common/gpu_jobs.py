@@ -135,7 +135,7 @@ def compile_kernels(
         candidate: ``{"part", "op", "fields"}``: one job with its tiles constrained, in place of all that.
     """
     from growtas import warmup
-    from growtas.kernels import launch
+    from growtas.kernels.common import launch
 
     if launch.INTERPRETED:
         return context.add("compiled", share=share, variants=0, of=0, fresh=0, seconds=0.0)

@@ -51,7 +51,7 @@ def record(
 ) -> dict[str, Any]:
     """The kernel variants that jobs and training steps launch, by key; see ``growtas.warmup``."""
     from growtas import warmup
-    from growtas.kernels import launch
+    from growtas.kernels.common import launch
 
     meta = torch.device("meta")
     with launch.recording(target[0]) as found, warmup._on_triton(target):
@@ -70,7 +70,7 @@ def record(
 def record_space(space: Any, every_signature: bool, batch: int, target: tuple) -> dict[str, Any]:
     """The launches of a training step under autocast: at every signature, or at the middle subnet's alone."""
     from growtas import warmup
-    from growtas.kernels import launch
+    from growtas.kernels.common import launch
 
     if every_signature:
         return warmup.record(space, (batch,), ("bf16-autocast",), 1000, target)
@@ -98,7 +98,9 @@ def _run_all(found: Sequence, device: torch.device, batch: int, dtype: torch.dty
 
 def tiles_module(part: str, op: str) -> Any:
     """The module that picks the tiles of an operation."""
-    from growtas.kernels import mlp_tiles, relative_attention_tiles, tiles
+    from growtas.kernels.common import tiles
+    from growtas.kernels.mlp import tiles as mlp_tiles
+    from growtas.kernels.relative_attention import tiles as relative_attention_tiles
 
     if part == "attention":
         return relative_attention_tiles
@@ -108,7 +110,7 @@ def tiles_module(part: str, op: str) -> Any:
 @contextlib.contextmanager
 def constrained(part: str, op: str, fields: dict) -> Iterator[None]:
     """Within it, an operation's tiles have these fields; both modules of the MLP are told where they can."""
-    from growtas.kernels import tiles
+    from growtas.kernels.common import tiles
 
     module = tiles_module(part, op)
     with module.constrained(**fields):

@@ -120,7 +120,7 @@ class _Model:
         whole, own = FULL * shared_n * shared_k, FULL * n * k
         operands, flops = HALF * rows * (n + k), 2 * rows * n * k
         if self.fused:
-            yield "linear_backward._weight", operands + whole, flops
+            yield "linear.backward._weight", operands + whole, flops
             return
         yield "mm", operands + own, flops
         yield "zero_", FULL * (shared_n - n) * shared_k, 0
@@ -128,12 +128,12 @@ class _Model:
 
     def norm(self) -> Launch:
         """LayerNorm of the stream."""
-        return "layer_norm._forward", self.x32 + self.x16 + self.statistics(), 0
+        return "layer_norm.forward._forward", self.x32 + self.x16 + self.statistics(), 0
 
     def norm_backward(self, residual: bool) -> Launch:
         """Its backward pass, which adds a residual branch's gradient."""
         moved = self.x16 + (3 if residual else 2) * self.x32 + self.statistics()
-        return "layer_norm._backward", moved, 0
+        return "layer_norm.backward._backward", moved, 0
 
     # -- branches -------------------------------------------------------------------------------------------
 
@@ -142,7 +142,7 @@ class _Model:
         qkv = self.gemm(self.R, self.d, 3 * w, HALF)
         if self.fused:
             moved = qkv[1] - self.x16 + self.x32 + self.statistics()
-            yield "norm_qkv._forward_held", moved, qkv[2]
+            yield "norm_qkv.forward._forward_held", moved, qkv[2]
         else:
             yield self.norm()
             yield self.named("addmm", qkv)
@@ -151,12 +151,12 @@ class _Model:
         scores = 2 * pairs * self.tokens**2
         tables = 2 * pairs * self.tokens * 4 * SIDE * self.e
         yield (
-            "relative_attention_forward._forward",
+            "relative_attention.forward._forward",
             HALF * 4 * self.R * w + lse + places + FULL * 4 * self.table * self.e,
             scores * 2 * (self.e + 2 * SIDE) + 2 * tables,
         )
         if self.fused:
-            yield self.named("linear._forward", self.gemm(self.R, w, self.d, FULL, self.x32))
+            yield self.named("linear.forward._forward", self.gemm(self.R, w, self.d, FULL, self.x32))
         else:
             yield self.named("addmm", self.gemm(self.R, w, self.d, HALF))
             yield "add", self.x16 + 2 * self.x32, 0
@@ -170,7 +170,7 @@ class _Model:
         """LayerNorm, fc1, GELU, fc2, residual."""
         if self.fused:
             moved = 2 * self.x32 + HALF * 2 * self.d * m + self.statistics()
-            yield "mlp_fused._forward", moved, 2 * 2 * self.R * self.d * m
+            yield "mlp.fused_forward._forward", moved, 2 * 2 * self.R * self.d * m
             return
         yield self.norm()
         yield self.named("addmm", self.gemm(self.R, self.d, m, HALF))
@@ -183,12 +183,12 @@ class _Model:
         hidden = HALF * self.R * m
         if self.fused:
             moved = 3 * self.x32 + 2 * self.x16 + 2 * hidden + HALF * 2 * self.d * m + self.statistics()
-            yield "mlp_fused_backward._backward", moved, 2 * 3 * self.R * self.d * m
+            yield "mlp.fused_backward._backward", moved, 2 * 3 * self.R * self.d * m
         else:
-            yield "mlp._normalise", self.x32 + self.x16 + self.statistics(), 0
-            yield "rows._rows", self.x32 + self.x16, 0
+            yield "layer_norm.normalise._normalise", self.x32 + self.x16 + self.statistics(), 0
+            yield "common.rows._rows", self.x32 + self.x16, 0
             yield self.gemm(self.R, self.d, m, HALF)
-            yield "rows._rows", 4 * hidden, 0
+            yield "common.rows._rows", 4 * hidden, 0
         yield from self.weight_gradient(self.d, m, self.D, self.M, self.R)
         yield from self.weight_gradient(m, self.d, self.M, self.D, self.R)
         if not self.fused:
@@ -197,9 +197,9 @@ class _Model:
 
     def attention_backward(self, w: int, heads: int) -> Iterator[Launch]:
         """The projection, attention in two passes, qkv and LayerNorm."""
-        yield "rows._rows", self.x32 + self.x16, 0
+        yield "common.rows._rows", self.x32 + self.x16, 0
         yield from self.weight_gradient(self.d, w, self.D, self.W, self.R)
-        name = "linear_backward._input" if self.fused else "mm"
+        name = "linear.backward._input" if self.fused else "mm"
         yield self.named(name, self.gemm(self.R, self.d, w, HALF))
         lse, pairs = FULL * self.R * heads, self.batch * heads
         scores, tables = 2 * pairs * self.tokens**2, 2 * pairs * self.tokens * 4 * SIDE * self.e
@@ -207,25 +207,25 @@ class _Model:
         qkv, out = 3 * HALF * self.R * w, HALF * self.R * w
         table, hot = FULL * 4 * self.table * self.e, -(-self.tokens // PADDED) * PADDED * 2 * SIDE * HALF
         yield (
-            "relative_attention_backward._backward_queries",
+            "relative_attention.two_pass._backward_queries",
             qkv + 3 * out + 2 * lse + terms + table + self.places(),
             scores * (3 * self.e + 4 * 2 * SIDE) + 5 * tables,
         )
         yield (
-            "relative_attention_backward._backward_keys",
+            "relative_attention.two_pass._backward_keys",
             qkv + 3 * out + 2 * lse + terms + hot,
             scores * (4 * self.e + 2 * 2 * SIDE),
         )
-        yield "relative_attention_backward._add_tables", table, 0
+        yield "relative_attention.backward._add_tables", table, 0
         product = 2 * self.R * self.d * 3 * w
         if self.fused:
             stream = self.x32 + self.statistics()
-            yield "qkv_backward._weight", qkv + stream + FULL * 3 * self.W * self.D, product
+            yield "qkv.backward._weight", qkv + stream + FULL * 3 * self.W * self.D, product
             moved = qkv + stream + 2 * self.x32 + HALF * 3 * w * self.d
-            yield "norm_qkv_backward._input", moved, product
+            yield "norm_qkv.backward._input", moved, product
             return
         own = FULL * 3 * w * self.d
-        yield "mlp._normalise", self.x32 + self.x16 + self.statistics(), 0
+        yield "layer_norm.normalise._normalise", self.x32 + self.x16 + self.statistics(), 0
         yield "mm", qkv + self.x16 + own, product
         yield "zero_", FULL * 3 * (self.W - w) * self.D, 0
         yield "zero_", FULL * 3 * w * (self.D - self.d), 0
@@ -243,7 +243,7 @@ class _Model:
         shared = self.depth * (block + biases) + self.D * (self.patch + 1) + self.classes * (self.D + 1)
         yield "shadow._cast", (FULL + HALF) * shared, 0
         yield "_to_copy", (FULL + HALF) * self.patches * self.patch, 0
-        name = "linear._forward" if self.fused else "addmm"
+        name = "linear.forward._forward" if self.fused else "addmm"
         yield self.named(name, self.gemm(self.patches, self.patch, self.d, HALF))
         yield "add", HALF * self.patches * self.d + self.x32 + FULL * self.tokens * self.d, 0
 
@@ -262,5 +262,5 @@ class _Model:
         yield "sum", self.x32, 0
         yield "_to_copy", (FULL + HALF) * self.patches * self.d, 0
         if not self.fused:
-            yield "rows._rows", 2 * patches, 0
+            yield "common.rows._rows", 2 * patches, 0
         yield from self.weight_gradient(self.d, self.patch, self.D, self.patch, self.patches)

@@ -27,8 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import growtas
 from growtas import shadow, warmup
-from growtas.kernels import launch
 from growtas.kernels import shadow as cast_kernel
+from growtas.kernels.common import launch
 from growtas.nn import Block
 from growtas.nn import block as block_module
 from growtas.nn import linear as linear_module
@@ -44,10 +44,9 @@ ROOM = {"partial_ptr", "counter_ptr", "work_ptr"}
 #: How many elements of a whole shared tensor a launch reads, by the sizes that it was given.
 SLICES = {
     "layer_norm": {"weight_ptr": "width", "bias_ptr": "width"},
-    "mlp": {"weight_ptr": "width", "bias_ptr": "width"},
-    "linear": {"weight_ptr": "N * K", "bias_ptr": "N"},
-    "linear_backward": {"weight_ptr": "N * K"},
-    "mlp_fused": {
+    "linear.forward": {"weight_ptr": "N * K", "bias_ptr": "N"},
+    "linear.backward": {"weight_ptr": "N * K"},
+    "mlp.fused_forward": {
         "gamma_ptr": "width", "beta_ptr": "width", "w1_ptr": "hidden * width", "b1_ptr": "hidden",
         "w2_ptr": "hidden * width", "b2_ptr": "width", "z_ptr": "0",
     },
@@ -56,37 +55,36 @@ SLICES = {
         "bias_ptr": "3 * heads * HEAD_DIM",
     },
 }  # fmt: skip
-SLICES["relative_attention_forward"] = {
+SLICES["relative_attention.forward"] = {
     "hot_ptr": "-(-N // BLOCK_K) * BLOCK_K * 2 * SIDE",
     "terms_index_ptr": "-(-N // BLOCK_Q) * BLOCK_Q * 2 * SIDE",
     "tables_index_ptr": "-(-N // BLOCK_Q) * BLOCK_Q * 4 * SIDE",
 }
-SLICES["relative_attention_backward"] = {
-    **SLICES["relative_attention_forward"],
+SLICES["relative_attention.two_pass"] = {
+    **SLICES["relative_attention.forward"],
     "dq_ptr": "qkv_ptr.numel() // 3",  # of dqkv
 }
-SLICES["relative_attention_one_pass"] = SLICES["relative_attention_forward"]
-SLICES["mlp_fused_backward"] = {k: v for k, v in SLICES["mlp_fused"].items() if k != "z_ptr"}
-for name in ("norm_qkv_backward", "qkv", "qkv_backward"):
-    SLICES[name] = SLICES["norm_qkv"]
+SLICES["relative_attention.one_pass"] = SLICES["relative_attention.forward"]
+SLICES["mlp.fused_backward"] = {k: v for k, v in SLICES["mlp.fused_forward"].items() if k != "z_ptr"}
+SLICES["qkv"] = SLICES["norm_qkv"]
 #: Multiply-adds of a launch on tensor cores, by its own sizes.
 PRODUCTS = {
-    "linear._forward": "M * N * K",
-    "linear_backward._input": "M * N * K",
-    "linear_backward._weight": "M * N * K",
-    "mlp_fused._forward": "2 * M * width * hidden",
-    "mlp_fused_backward._backward": "3 * M * width * hidden",
-    "norm_qkv._forward_held": "M * K * 3 * heads * HEAD_DIM",
-    "norm_qkv._forward_tiled": "M * K * 3 * heads * HEAD_DIM",
-    "norm_qkv_backward._input": "M * K * 3 * heads * HEAD_DIM",
-    "qkv_backward._weight": "M * K * 3 * heads * HEAD_DIM",
+    "linear.forward._forward": "M * N * K",
+    "linear.backward._input": "M * N * K",
+    "linear.backward._weight": "M * N * K",
+    "mlp.fused_forward._forward": "2 * M * width * hidden",
+    "mlp.fused_backward._backward": "3 * M * width * hidden",
+    "norm_qkv.forward._forward_held": "M * K * 3 * heads * HEAD_DIM",
+    "norm_qkv.forward._forward_tiled": "M * K * 3 * heads * HEAD_DIM",
+    "norm_qkv.backward._input": "M * K * 3 * heads * HEAD_DIM",
+    "qkv.backward._weight": "M * K * 3 * heads * HEAD_DIM",
     # with a table's window: terms, and what lies in place space, beside every product over keys
-    "relative_attention_forward._forward": "PAIRS * N * (2 * N * (HEAD_DIM + 2 * SIDE) + 2 * TABLES)",
-    "relative_attention_backward._backward_queries": (
+    "relative_attention.forward._forward": "PAIRS * N * (2 * N * (HEAD_DIM + 2 * SIDE) + 2 * TABLES)",
+    "relative_attention.two_pass._backward_queries": (
         "PAIRS * N * (N * (3 * HEAD_DIM + 8 * SIDE) + 5 * TABLES)"
     ),
-    "relative_attention_backward._backward_keys": "PAIRS * N * N * (4 * HEAD_DIM + 4 * SIDE)",
-    "relative_attention_one_pass._backward": "PAIRS * N * (N * (5 * HEAD_DIM + 8 * SIDE) + 5 * TABLES)",
+    "relative_attention.two_pass._backward_keys": "PAIRS * N * N * (4 * HEAD_DIM + 4 * SIDE)",
+    "relative_attention.one_pass._backward": "PAIRS * N * (N * (5 * HEAD_DIM + 8 * SIDE) + 5 * TABLES)",
 }
 #: What moves nothing: views, allocation and bookkeeping.
 FREE = set(
@@ -125,7 +123,8 @@ def given_to(jitted: Any, arguments: tuple, constants: dict[str, Any]) -> dict[s
 
 def sizes(name: str, given: dict[str, Any]) -> dict[str, int]:
     """The bytes that a launch reads or writes of each tensor that it was given."""
-    slices, found = SLICES.get(name.split(".")[0], {}), {}
+    module = name.rpartition(".")[0]
+    slices, found = SLICES.get(module, SLICES.get(module.split(".")[0], {})), {}
     for pointer, tensor in given.items():
         if isinstance(tensor, torch.Tensor) and pointer not in ROOM:
             elements = eval(slices[pointer], {}, given) if pointer in slices else tensor.numel()

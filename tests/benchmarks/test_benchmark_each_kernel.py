@@ -99,7 +99,7 @@ def test_the_issues_count_for_t_holds():
 def test_a_missing_launcher_is_named():
     with pytest.raises(LookupError, match="triton has no linear_sideways"):
         works.launcher("triton", "linear_sideways")
-    assert works.launcher("triton", "linear_forward").__module__ == "growtas.kernels.linear"
+    assert works.launcher("triton", "linear_forward").__module__ == "growtas.kernels.linear.forward"
 
 
 @interpreted

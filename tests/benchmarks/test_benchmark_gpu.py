@@ -208,17 +208,22 @@ def test_a_record_that_was_cut_off_is_left_out(tmp_path):
 
 def test_the_overlay_holds_growtas_and_its_kernels(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
-    for name in ("growtas/ops/backend.py", "growtas/__init__.py", "kernels/linear.py", "kernels/__init__.py"):
+    for name in (
+        "growtas/ops/backend.py",
+        "growtas/__init__.py",
+        "kernels/linear/forward.py",
+        "kernels/__init__.py",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("here = __file__\n")
     folder = gpu.overlay()
     (tmp_path / "growtas" / "_cuda.so").write_text("built since")
     assert folder == gpu.overlay() and (folder / "growtas" / "_cuda.so").exists()
-    code = "import growtas.kernels.linear as k, growtas.ops.dispatch as b; print(k.here, b.here)"
+    code = "import growtas.kernels.linear.forward as k, growtas.ops.dispatch as b; print(k.here, b.here)"
     env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [
-        str(folder / "growtas" / "kernels" / "linear.py"),
+        str(folder / "growtas" / "kernels" / "linear" / "forward.py"),
         str(folder / "growtas" / "ops" / "backend.py"),
     ]
 

@@ -27,7 +27,11 @@ def found() -> dict:
 
 
 def test_a_step_is_a_whole_one(found):
-    assert found["by_kernel"]["mlp_fused._forward"] == found["by_kernel"]["qkv_backward._weight"] == DEPTH
+    assert (
+        found["by_kernel"]["mlp.fused_forward._forward"]
+        == found["by_kernel"]["qkv.backward._weight"]
+        == DEPTH
+    )
     assert found["launches"] == sum(found["by_kernel"].values()) > DEPTH * 10
     assert found["milliseconds"] > 0 and found["forward_milliseconds"] > 0
     assert found["undisturbed_milliseconds"] > DEPTH * found["block_milliseconds"] > 0

@@ -28,9 +28,9 @@ SUFFIXES = (".h", ".cuh", ".cu", ".cpp")
 def emulated_module() -> ModuleType:
     """The CUDA sources as a module for the CPU, built once for as long as they stay the same."""
     digest = hashlib.sha256(f"{sysconfig.get_config_var('SOABI')} {pybind11.__version__}".encode())
-    for folder in ("csrc", "csrc/cuda", "tests/cuda_on_cpu"):
-        for source in sorted(p for p in (ROOT / folder).iterdir() if p.suffix in SUFFIXES):
-            digest.update(source.name.encode() + source.read_bytes())
+    for pattern in ("csrc/*", "csrc/cuda/**/*", "tests/cuda_on_cpu/*"):
+        for source in sorted(p for p in ROOT.glob(pattern) if p.suffix in SUFFIXES):
+            digest.update(source.relative_to(ROOT).as_posix().encode() + source.read_bytes())
     path = ROOT / "build" / "cuda_on_cpu" / f"{digest.hexdigest()[:16]}.so"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.parent / "lock", "w") as lock:
@@ -57,11 +57,11 @@ def _build(path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
     def compiled(source: Path) -> str:
-        made = f"{folder}/{source.name}.o"
+        made = f"{folder}/{source.relative_to(ROOT).as_posix().replace('/', '_')}.o"
         run(*flags, *includes, *defines, "-x", "c++", "-c", str(source), "-o", made)
         return made
 
-    sources = [ROOT / "csrc/cuda_module.cpp", *sorted(ROOT.glob("csrc/cuda/*.cu"))]
+    sources = [ROOT / "csrc/cuda_module.cpp", *sorted(ROOT.glob("csrc/cuda/**/*.cu"))]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         run("-shared", *pool.map(compiled, sources), "-o", f"{folder}/module.so")
         shutil.move(f"{folder}/module.so", path)

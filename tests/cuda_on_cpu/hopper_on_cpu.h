@@ -1,4 +1,4 @@
-// csrc/cuda/hopper.cuh on the CPU, by the layouts and rules that the PTX ISA gives.
+// csrc/cuda/common/hopper.cuh on the CPU, by the layouts and rules that the PTX ISA gives.
 //
 // A multiply is made as late as its wait allows on device 0, from what registers and shared memory hold then (what was changed
 // too early shows), and at once on device 1 (what was not there yet shows). Loads of TMA likewise: when their barrier is first

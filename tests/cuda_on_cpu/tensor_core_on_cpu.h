@@ -1,4 +1,4 @@
-// csrc/cuda/tensor_core.cuh on the CPU, by the fragment layouts that the PTX ISA gives: what a lane computes comes from the
+// csrc/cuda/common/tensor_core.cuh on the CPU, by the fragment layouts that the PTX ISA gives: what a lane computes comes from the
 // registers of the lanes that hold it, so an index that is wrong in a kernel is wrong here.
 //
 // An asynchronous copy is made as late as its wait allows on device 0 (a missing wait reads NaN), and at once on device 1 (a

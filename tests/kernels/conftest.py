@@ -26,7 +26,7 @@ def device() -> torch.device:
 @pytest.fixture(autouse=True)
 def _plans_of_one_test():
     """Tests replace what plans are made from (tiles, counts of programs): none outlives its test."""
-    from growtas.kernels import launch
+    from growtas.kernels.common import launch
 
     launch.forget()
     yield

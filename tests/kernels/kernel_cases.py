@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from growtas.kernels import launch
+from growtas.kernels.common import launch
 
 NAN = float("nan")
 GPU = torch.cuda.is_available()
@@ -19,7 +19,7 @@ needs_interpreter = pytest.mark.skipif(
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a CUDA device")
 
 #: (dtype of activations, dtype of parameters). Triton's interpreter multiplies the bits of bfloat16 as
-#: integers, so products in bfloat16 are tested on a GPU only.
+#: integers, so matmuls in bfloat16 are tested on a GPU only.
 DTYPES = [
     pytest.param(torch.float32, torch.float32, id="fp32"),
     pytest.param(torch.float16, torch.float32, id="fp16-fp32"),
@@ -43,7 +43,7 @@ def rows(m: int, width: int, dtype: torch.dtype, device: torch.device, gap: int 
 def parameter(
     shape: tuple[int, ...], active: tuple[int, ...], dtype: torch.dtype, device: torch.device, scale: float
 ) -> torch.Tensor:
-    """A super parameter that is NaN outside its active prefix, and whose neighbours in memory are NaN too."""
+    """A shared parameter that is NaN outside its active prefix, as are its neighbours in memory."""
     guard = 8
     buffer = torch.full((shape[0] + 2 * guard, *shape[1:]), NAN, device=device, dtype=dtype)
     whole = buffer[guard:-guard]

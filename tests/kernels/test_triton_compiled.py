@@ -20,33 +20,33 @@ from kernel_cases import needs_interpreter
 from growtas.kernels import compile_ahead, compiled_code
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-#: What two versions of Triton made of these sources: the newest that torch brings, and that of torch 2.11.
+#: Tables by two versions of Triton: the newest that torch brings, and that of torch 2.11.
 TABLES = ("triton_resources.json", "triton_resources_3.6.json")
 ARCHES = {"sm_80", "sm_90"}
-#: Every kernel that makes matrix products -> the pointer whose dtype is that of the products.
+#: Every kernel with matmuls -> the pointer whose dtype is that of the matmuls.
 MATRIX_KERNELS = {
-    "linear._forward": "x_ptr",
-    "linear_backward._input": "dx_ptr",
-    "linear_backward._weight": "x_ptr",
-    "qkv._forward": "x_ptr",
-    "qkv_backward._input": "dqkv_ptr",
-    "qkv_backward._weight": "dqkv_ptr",
-    "norm_qkv._forward_held": "qkv_ptr",
-    "norm_qkv._forward_tiled": "qkv_ptr",
-    "norm_qkv_backward._input": "dqkv_ptr",
-    "relative_attention_forward._forward": "qkv_ptr",
-    "relative_attention_backward._backward_queries": "qkv_ptr",
-    "relative_attention_backward._backward_keys": "qkv_ptr",
-    "mlp_fused._forward": "z_ptr",
-    "mlp_fused_backward._backward": "z_ptr",
+    "linear.forward._forward": "x_ptr",
+    "linear.backward._input": "dx_ptr",
+    "linear.backward._weight": "x_ptr",
+    "qkv.forward._forward": "x_ptr",
+    "qkv.backward._input": "dqkv_ptr",
+    "qkv.backward._weight": "dqkv_ptr",
+    "norm_qkv.forward._forward_held": "qkv_ptr",
+    "norm_qkv.forward._forward_tiled": "qkv_ptr",
+    "norm_qkv.backward._input": "dqkv_ptr",
+    "relative_attention.forward._forward": "qkv_ptr",
+    "relative_attention.two_pass._backward_queries": "qkv_ptr",
+    "relative_attention.two_pass._backward_keys": "qkv_ptr",
+    "mlp.fused_forward._forward": "z_ptr",
+    "mlp.fused_backward._backward": "z_ptr",
 }
 #: The others that training launches.
 ROW_KERNELS = {
-    "layer_norm._forward",
-    "layer_norm._backward",
-    "mlp._normalise",
-    "relative_attention_backward._add_tables",
-    "rows._rows",
+    "layer_norm.forward._forward",
+    "layer_norm.backward._backward",
+    "layer_norm.normalise._normalise",
+    "relative_attention.backward._add_tables",
+    "common.rows._rows",
     "shadow._cast",
 }
 #: Of these, the ones whose operands all come from asynchronous copies, 16 bytes wide where rows allow it.
@@ -69,76 +69,79 @@ def _run(script: str, tmp_path: Path) -> dict:
     return json.loads(done.stdout)
 
 
-PRODUCTS, COPIES, SERIALISED = "waits for every product", "waits for every copy", "is serialised"
-#: (kernel, what it waits for) -> why, of 16-bit products whose operands are 16 bits in memory.
+MATMULS, COPIES, SERIALISED = "waits for every matmul", "waits for every copy", "is serialised"
+#: (kernel, what it waits for) -> why, of 16-bit matmuls whose operands are 16 bits in memory.
 EXCEPTIONS = {
-    ("norm_qkv._forward_held", PRODUCTS): "the sums of each step are final, and stored at once",
-    ("norm_qkv._forward_held", COPIES): "two stages: the held rows leave no room for a third",
-    ("norm_qkv._forward_tiled", SERIALISED): "few rows: the operand made on load passes through registers",
+    ("norm_qkv.forward._forward_held", MATMULS): "the sums of each step are final, and stored at once",
+    ("norm_qkv.forward._forward_held", COPIES): "two stages: the held rows leave no room for a third",
     (
-        "qkv_backward._weight, normalising",
-        PRODUCTS,
+        "norm_qkv.forward._forward_tiled",
+        SERIALISED,
+    ): "few rows: the operand made on load goes through registers",
+    (
+        "qkv.backward._weight, normalising",
+        MATMULS,
     ): "the operand made on load has one place",
-    ("mlp_fused._forward", PRODUCTS): "GELU needs each chunk of h at once",
-    ("mlp_fused._forward", COPIES): "sm_80: two stages, for the 99 KiB of the smallest parts",
-    ("mlp_fused_backward._backward", PRODUCTS): "GELU needs each chunk of h at once",
-    ("mlp_fused_backward._backward", COPIES): "two stages: sums and two chunks of weights leave no room",
-    ("relative_attention_forward._forward", PRODUCTS): "the softmax needs the scores of each step at once",
-    ("relative_attention_forward._forward", COPIES): "sm_80: two stages",
-    ("relative_attention_backward._backward_queries", PRODUCTS): "the softmax needs each step's scores",
-    ("relative_attention_backward._backward_queries", COPIES): "two stages",
-    ("relative_attention_backward._backward_keys", PRODUCTS): "the softmax needs each step's scores",
-    ("relative_attention_backward._backward_keys", COPIES): "sm_80: two stages",
+    ("mlp.fused_forward._forward", MATMULS): "GELU needs each chunk of h at once",
+    ("mlp.fused_forward._forward", COPIES): "sm_80: two stages, for the 99 KiB of the smallest parts",
+    ("mlp.fused_backward._backward", MATMULS): "GELU needs each chunk of h at once",
+    ("mlp.fused_backward._backward", COPIES): "two stages: sums and two chunks of weights leave no room",
+    ("relative_attention.forward._forward", MATMULS): "the softmax needs the scores of each step at once",
+    ("relative_attention.forward._forward", COPIES): "sm_80: two stages",
+    ("relative_attention.two_pass._backward_queries", MATMULS): "the softmax needs each step's scores",
+    ("relative_attention.two_pass._backward_queries", COPIES): "two stages",
+    ("relative_attention.two_pass._backward_keys", MATMULS): "the softmax needs each step's scores",
+    ("relative_attention.two_pass._backward_keys", COPIES): "sm_80: two stages",
 }
 
 
 #: The same of the newest Triton alone.
 NEWEST = {
     (
-        "linear_backward._weight",
+        "linear.backward._weight",
         SERIALISED,
     ): "756 units of dy and their sum for the bias",
-    ("relative_attention_forward._forward", SERIALISED): "every product is waited for as it is",
-    ("mlp_fused_backward._backward", SERIALISED): "756 hidden units: every register is in use",
+    ("relative_attention.forward._forward", SERIALISED): "every matmul is waited for as it is",
+    ("mlp.fused_backward._backward", SERIALISED): "756 hidden units: every register is in use",
 }
 #: (kernel, GPU, operands) -> bytes that a variant may spill, of the ways to train that are not the default.
 SPILLS = {
-    ("norm_qkv._forward_held", "sm_90", "fp32 weights"): 8,
-    ("mlp_fused._forward", "sm_90", "fp32 weights"): 8,
-    ("relative_attention_forward._forward", "sm_80", "ieee"): 8,
-    ("relative_attention_backward._backward_keys", "sm_80", "tf32"): 16,
+    ("norm_qkv.forward._forward_held", "sm_90", "fp32 weights"): 8,
+    ("mlp.fused_forward._forward", "sm_90", "fp32 weights"): 8,
+    ("relative_attention.forward._forward", "sm_80", "ieee"): 8,
+    ("relative_attention.two_pass._backward_keys", "sm_80", "tf32"): 16,
 }
 
 
-def _products(row: dict) -> str:
-    """The dtype of a kernel's products."""
+def _dtype(row: dict) -> str:
+    """The dtype of a kernel's matmuls."""
     return row["dtypes"][MATRIX_KERNELS[row["kernel"]]]
 
 
 def _form(row: dict) -> str:
     """The kernel, and whether one that has both forms normalises its rows on load."""
-    normalising = row["kernel"] == "qkv_backward._weight" and "mean_ptr" in row["dtypes"]
+    normalising = row["kernel"] == "qkv.backward._weight" and "mean_ptr" in row["dtypes"]
     return row["kernel"] + (", normalising" if normalising else "")
 
 
 def _reads_fp32_weights(row: dict) -> bool:
-    """Of 16-bit products: whether they convert weights on load, which only graphs of torch.compile have."""
+    """Of 16-bit matmuls: whether they convert weights on load, which only graphs of torch.compile have."""
     return "fp32" in (row["dtypes"].get("weight_ptr"), row["dtypes"].get("w1_ptr"))
 
 
 def _operands(row: dict) -> tuple[str, str, str]:
-    """The kernel, the GPU, and how a kernel that makes products does so."""
+    """The kernel, the GPU, and how a kernel that makes matmuls does so."""
     if row["kernel"] not in MATRIX_KERNELS:
         return row["kernel"], row["arch"], "rows"
     half = "fp32 weights" if _reads_fp32_weights(row) else "16 bits"
-    fp32 = _products(row) == "fp32"
+    fp32 = _dtype(row) == "fp32"
     return row["kernel"], row["arch"], row["constexprs"]["PRECISION"] if fp32 else half
 
 
 def _flaws(row: dict) -> set[str]:
-    """The flaws of a main loop: waits for everything, and serialised products."""
+    """The flaws of a main loop: waits for everything, and serialised matmuls."""
     found = {
-        PRODUCTS: row["loop_pendings"] == 0,
+        MATMULS: row["loop_pendings"] == 0,
         COPIES: row["loop_copies"] == 0,
         SERIALISED: row["serialised"],
     }
@@ -153,12 +156,12 @@ def _check_row(row: dict) -> None:
     assert row["registers"] * row["warps"] * 32 <= 65536, what
     if row["kernel"] not in MATRIX_KERNELS:
         return
-    products = _products(row)
-    precision = row["constexprs"]["PRECISION"] if products == "fp32" else "half"
+    matmuls = _dtype(row)
+    precision = row["constexprs"]["PRECISION"] if matmuls == "fp32" else "half"
     hopper = row["arch"] == "sm_90"
     if precision != "ieee":
         # wgmma takes 64 rows from four warps; smaller tiles, and warps side by side, use mma.
-        small = row["kernel"].endswith(("mlp_fused_backward._backward", "._backward_queries"))
+        small = row["kernel"].endswith(("mlp.fused_backward._backward", "._backward_queries"))
         found = row["wgmma"] + (row["mma"] if small else 0) if hopper else row["mma"]
         assert found > 0, f"{what} uses no tensor cores"
     alignments = [value for name, value in row["constexprs"].items() if name in ("ALIGN_N", "ALIGN_K")]
@@ -172,7 +175,12 @@ def _check_row(row: dict) -> None:
 
 
 #: GEMMs that nothing else of the loop depends on: their operands come from copies, their sums stay.
-PLAIN = ("linear._forward", "linear_backward._input", "linear_backward._weight", "qkv_backward._weight")
+PLAIN = (
+    "linear.forward._forward",
+    "linear.backward._input",
+    "linear.backward._weight",
+    "qkv.backward._weight",
+)
 
 
 def test_plain_gemms_overlap_products_and_copies(tmp_path):
@@ -224,19 +232,6 @@ def test_waits_are_read_off_the_loops_only():
     assert compiled_code.loop_waits("") == {"loop_pendings": None, "loop_copies": None}
 
 
-def test_ptxas_is_named_and_an_old_one_noticed(tmp_path, monkeypatch):
-    tool = tmp_path / "ptxas"
-    for release, noticed in (("12.8", True), ("13.2", True), ("13.3", False), ("14.0", False)):
-        tool.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.93'\n")
-        tool.chmod(0o755)
-        monkeypatch.setenv("TRITON_PTXAS_PATH", str(tool))
-        assert compiled_code.ptxas_version() == tuple(int(part) for part in release.split("."))
-        notice = compiled_code.ptxas_notice(90)
-        assert (notice is not None) == noticed
-        assert not noticed or (release in notice and "TRITON_PTXAS_PATH" in notice)
-        assert compiled_code.ptxas_notice(80) is None
-
-
 def _table(name: str) -> dict:
     return json.loads((RESULTS / name).read_text())
 
@@ -261,12 +256,12 @@ def test_committed_tables_are_of_two_tritons():
 
 
 def test_16_bit_main_loops_wait_for_nothing_but_what_is_listed():
-    """In both tables: no wait for every product or every copy, nothing serialised, but :data:`EXCEPTIONS`."""
+    """In both tables: no wait for every matmul or every copy, nothing serialised, but :data:`EXCEPTIONS`."""
     needed, listed = set(), EXCEPTIONS | NEWEST
     for name in TABLES:
         excepted = listed if name == TABLES[0] else EXCEPTIONS
         for row in _table(name)["variants"]:
-            if row["kernel"] not in MATRIX_KERNELS or _products(row) == "fp32" or _reads_fp32_weights(row):
+            if row["kernel"] not in MATRIX_KERNELS or _dtype(row) == "fp32" or _reads_fp32_weights(row):
                 continue
             for flaw in _flaws(row):
                 needed.add((_form(row), flaw))
@@ -282,25 +277,25 @@ def test_16_bit_main_loops_wait_for_nothing_but_what_is_listed():
 #: hidden units).
 BOUND = {
     "shadow._cast": 1,
-    "layer_norm._forward": 3,  # rows padded to 256, 512 and 1024
-    "layer_norm._backward": 3,
-    "mlp._normalise": 3,
-    "rows._rows": 2 * 2 + 2,  # in another dtype and scaled, with sums and without; through GELU
-    "linear._forward": 3 + 3,  # residual; GELU
-    "linear_backward._input": 3 + 2,  # plain; through GELU
-    "linear_backward._weight": 3 * 3,  # plain, and with 756 units before or behind it
-    "qkv._forward": 3,
-    "qkv_backward._input": 3,
-    "qkv_backward._weight": 3 + 3,  # x as it is; normalised on load
-    "norm_qkv._forward_held": 1,
-    "norm_qkv._forward_tiled": 3,
-    "norm_qkv_backward._input": 1,
-    "mlp_fused._forward": 2 * 3,  # rows in two pieces, in one, and that with 756 units
-    "mlp_fused_backward._backward": 2 * 2,  # in one piece, and that with 756 units
-    "relative_attention_forward._forward": 1,
-    "relative_attention_backward._backward_queries": 1,
-    "relative_attention_backward._backward_keys": 1,
-    "relative_attention_backward._add_tables": 1,
+    "layer_norm.forward._forward": 3,  # rows padded to 256, 512 and 1024
+    "layer_norm.backward._backward": 3,
+    "layer_norm.normalise._normalise": 3,
+    "common.rows._rows": 2 * 2 + 2,  # in another dtype and scaled, with sums and without; through GELU
+    "linear.forward._forward": 3 + 3,  # residual; GELU
+    "linear.backward._input": 3 + 2,  # plain; through GELU
+    "linear.backward._weight": 3 * 3,  # plain, and with 756 units before or behind it
+    "qkv.forward._forward": 3,
+    "qkv.backward._input": 3,
+    "qkv.backward._weight": 3 + 3,  # x as it is; normalised on load
+    "norm_qkv.forward._forward_held": 1,
+    "norm_qkv.forward._forward_tiled": 3,
+    "norm_qkv.backward._input": 1,
+    "mlp.fused_forward._forward": 2 * 3,  # rows in two pieces, in one, and that with 756 units
+    "mlp.fused_backward._backward": 2 * 2,  # in one piece, and that with 756 units
+    "relative_attention.forward._forward": 1,
+    "relative_attention.two_pass._backward_queries": 1,
+    "relative_attention.two_pass._backward_keys": 1,
+    "relative_attention.backward._add_tables": 1,
 }
 
 
@@ -312,7 +307,8 @@ import json, random
 from collections import Counter
 import torch
 from growtas import warmup
-from growtas.kernels import compile_ahead as ahead, launch
+from growtas.kernels import compile_ahead as ahead
+from growtas.kernels.common import launch
 from growtas.space import load_space
 
 rng = random.Random(0)
@@ -361,7 +357,7 @@ import json, random
 from collections import Counter
 import torch
 from growtas import warmup
-from growtas.kernels import launch
+from growtas.kernels.common import launch
 from growtas.space import load_space
 
 rng = random.Random(0)
@@ -376,13 +372,14 @@ print(json.dumps(Counter(variant.kernel for variant in found.values())))
     )
     # Rows padded to 16 ... 1024 x classes of alignment; tiles x classes of K x classes of N x forms.
     limits = {
-        "layer_norm": 7 * 3 * 2, "mlp": 7 * 3, "linear": 3 * 9 * 3, "linear_backward": 3 * 9 * 4,
-        "qkv": 3 * 3, "qkv_backward": 3 * 3 * 2, "norm_qkv": 3 * 3, "norm_qkv_backward": 3,
-        "mlp_fused": 3 * 9 * 4, "mlp_fused_backward": 3 * 9 * 4,
-        "relative_attention_forward": 1, "relative_attention_backward": 1, "rows": 3 * 4, "shadow": 1,
+        "layer_norm.forward": 7 * 3 * 2, "layer_norm.backward": 7 * 3 * 2, "layer_norm.normalise": 7 * 3,
+        "linear.forward": 3 * 9 * 3, "linear.backward": 3 * 9 * 4, "qkv.forward": 3 * 3,
+        "qkv.backward": 3 * 3 * 2, "norm_qkv.forward": 3 * 3, "norm_qkv.backward": 3,
+        "mlp.fused_forward": 3 * 9 * 4, "mlp.fused_backward": 3 * 9 * 4, "relative_attention.forward": 1,
+        "relative_attention.backward": 1, "relative_attention.two_pass": 1, "common.rows": 3 * 4, "shadow": 1,
     }  # fmt: skip
     for kernel, count in found.items():
-        limit = limits[kernel.split(".")[0]]
+        limit = limits[kernel.rpartition(".")[0]]
         assert count <= limit, f"{kernel} has {count} variants for arbitrary widths, more than {limit}"
 
 
@@ -390,7 +387,7 @@ print(json.dumps(Counter(variant.kernel for variant in found.values())))
 def test_interpreted_kernels_have_no_variants():
     from growtas import kernels
     from growtas.errors import UsageError
-    from growtas.kernels import launch
+    from growtas.kernels.common import launch
 
     assert set(kernels.compiled_variants().values()) == {0}
     with pytest.raises(UsageError, match="without TRITON_INTERPRET"), launch.recording(90):

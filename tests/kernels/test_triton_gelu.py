@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from growtas.kernels.gelu import gelu, gelu_and_slope
+from growtas.kernels.common.gelu import gelu, gelu_and_slope
 
 
 @triton.jit

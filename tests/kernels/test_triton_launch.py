@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from kernel_cases import parameter, rows
 
-from growtas.kernels import launch, linear, tiles
+from growtas.kernels import linear
+from growtas.kernels.common import launch, tiles
 
 
 def _inputs(device):
@@ -23,8 +24,8 @@ def test_launches_are_counted(device):
         with launch.counted() as inner:
             linear.linear_backward_input(dy, weight, 20)
     linear.linear_forward(x, weight, bias, 30)
-    assert inner == ["linear_backward._input"]
-    assert outer == ["linear._forward", "linear_backward._input"]
+    assert inner == ["linear.backward._input"]
+    assert outer == ["linear.forward._forward", "linear.backward._input"]
 
 
 def test_counters_are_left_at_zero(device):

@@ -23,7 +23,8 @@ from kernel_cases import (
 
 from growtas import kernels
 from growtas.errors import UsageError
-from growtas.kernels import launch, linear, tiles
+from growtas.kernels import linear
+from growtas.kernels.common import launch, tiles
 
 # rows, in, out, super in, super out, gap between rows
 CASES = [
@@ -61,7 +62,7 @@ def test_matches_fp64(m, k, n, k_max, n_max, gap, dtype, parameter_dtype, device
         with tiles.constrained(splits=3, depth=16), launch.counted() as launched:
             gradients["split"] = linear.linear_backward_weight(dy, x, weight, bias)
 
-    assert launched == ["linear_backward._weight"], "the parts of a split sum are added in the same launch"
+    assert launched == ["linear.backward._weight"], "the parts of a split sum are added in the same launch"
 
     wide = [tensor.double() for tensor in (x, weight, bias, dy)]
     x64, weight64, bias64, dy64 = wide
@@ -168,7 +169,7 @@ def test_no_rows(device):
 
 def test_refuses_what_it_cannot_multiply(device, monkeypatch):
     x, weight, bias = (torch.ones(shape, device=device) for shape in ((4, 20), (32, 24), (32,)))
-    with pytest.raises(UsageError, match="33 x 20 is not inside a super weight of shape"):
+    with pytest.raises(UsageError, match="33 x 20 is not inside a shared weight of shape"):
         linear.linear_forward(x, weight, bias, 33)
     with pytest.raises(UsageError, match="30 x 25 is not inside"):
         linear.linear_backward_input(torch.ones(4, 30, device=device), weight, 25)
@@ -193,7 +194,7 @@ def test_refuses_what_it_cannot_multiply(device, monkeypatch):
 def test_interpreter_refuses_bfloat16_products(device):
     assert kernels.interpreted()
     x = torch.ones(4, 20, dtype=torch.bfloat16)
-    with pytest.raises(UsageError, match="no bfloat16 products"):
+    with pytest.raises(UsageError, match="no bfloat16 matmuls"):
         linear.linear_forward(x, torch.ones(32, 24), None, 30)
 
 
@@ -226,7 +227,7 @@ def test_new_widths_do_not_compile_new_kernels(device):
 
     run(216, 840)
     before = kernels.compiled_variants()
-    assert before["linear._forward"] > 0
+    assert before["linear.forward._forward"] > 0
     for k, n in ((192, 768), (240, 840), (200, 912), (248, 888)):
         run(k, n)
     assert kernels.compiled_variants() == before

@@ -20,7 +20,8 @@ from kernel_cases import (
 )
 
 from growtas.errors import UsageError
-from growtas.kernels import launch, linear, tiles
+from growtas.kernels import linear
+from growtas.kernels.common import launch, tiles
 
 # images, tokens, in, out, super in, super out, gap between rows
 CASES = [
@@ -88,7 +89,7 @@ def test_forward_matches_fp64(b, tokens, k, n, k_max, n_max, gap, dtype, paramet
 @pytest.mark.parametrize("dtype, parameter_dtype", DTYPES)
 @pytest.mark.parametrize("b, tokens, k, n, k_max, n_max, gap", CASES)
 def test_backward_matches_fp64(b, tokens, k, n, k_max, n_max, gap, dtype, parameter_dtype, device):
-    """dy in fp32 under 16-bit products, as a residual stream in fp32 hands it over."""
+    """dy in fp32 under 16-bit matmuls, as a residual stream in fp32 hands it over."""
     x, weight, bias, dy, scale = _inputs(b, tokens, k, n, k_max, n_max, gap, dtype, parameter_dtype, device)
     with poisoned_outputs(), tiles.constrained(**LARGE_TILES):
         dx = linear.linear_backward_input(dy, weight, k, scale, tokens, dtype)
@@ -188,7 +189,7 @@ def test_each_is_one_launch(device):
         linear.linear_residual_forward(x, weight, bias, dy, scale, 11)
         linear.linear_gelu_backward_input(dy, weight, x, scale, 11)
         linear.linear_backward_weight(dy, x, weight, bias, scale, 11)
-    assert launched == ["linear._forward"] * 2 + ["linear_backward._input", "linear_backward._weight"]
+    assert launched == ["linear.forward._forward"] * 2 + ["linear.backward._input", "linear.backward._weight"]
 
 
 def test_no_images(device):

@@ -21,7 +21,13 @@ from kernel_cases import (
 )
 
 from growtas.errors import UsageError
-from growtas.kernels import launch, mlp, mlp_tiles, tiles
+from growtas.kernels import mlp
+from growtas.kernels.common import launch, tiles
+from growtas.kernels.mlp import tiles as mlp_tiles
+from growtas.kernels.mlp.backward import wide_backward
+from growtas.kernels.mlp.forward import wide_forward
+from growtas.kernels.mlp.fused_backward import fused_backward
+from growtas.kernels.mlp.fused_forward import fused_forward
 
 EPS = 1e-5
 GRADIENTS = ("dx", "dnorm_weight", "dnorm_bias", "dw1", "db1", "dw2", "db2")
@@ -48,7 +54,7 @@ WIDE_CASES = [
 if GPU:
     WIDE_CASES.append(pytest.param(128, 197, 624, 2496, 640, 2560, 0, id="B-624-batch-128"))
 
-# residual stream, products, parameters: where they differ, autocast
+# residual stream, matmuls, parameters: where they differ, autocast
 DTYPES = [
     pytest.param(torch.float32, torch.float32, torch.float32, id="fp32"),
     pytest.param(torch.float32, torch.float16, torch.float32, id="fp32-fp16-fp32"),
@@ -97,8 +103,8 @@ def _small_tiles(monkeypatch):
 def _run(form, x, dy, p, m, scale, tokens, dtype):
     """y, then the gradients as GRADIENTS names them, of the form that is asked for."""
     forward, backward = {
-        "fused": (lambda *a: (*mlp.fused_forward(*a), torch.empty(0)), lambda *a: mlp.fused_backward(*a)),
-        "wide": (mlp.wide_forward, mlp.wide_backward),
+        "fused": (lambda *a: (*fused_forward(*a), torch.empty(0)), fused_backward),
+        "wide": (wide_forward, wide_backward),
     }[form]
     y, mean, rstd, hidden = forward(x, *p[:2], EPS, *p[2:], m, scale, tokens, dtype)
     kept = (mean, rstd, hidden) if form == "wide" else (mean, rstd)
@@ -206,7 +212,7 @@ def test_results_do_not_depend_on_the_run(form, device):
 
 def test_more_programs_than_a_group(device, monkeypatch):
     """LayerNorm's gradients are added in groups of programs; the last group is shorter."""
-    monkeypatch.setattr(mlp_tiles, "PARTS", 4)
+    monkeypatch.setattr(mlp_tiles, "SUM_GROUP", 4)
     _small_tiles(monkeypatch)
     x, dy, p, scale = _inputs(6, 24, 20, 24, 24, 24, 0, torch.float32, torch.float32, device)
     results = _run("fused", x, dy, p, 24, scale, 24, torch.float32)
@@ -220,7 +226,7 @@ def test_more_programs_than_a_group(device, monkeypatch):
 @pytest.mark.parametrize("parts", [1, 32])
 def test_every_gradient_is_written_once(parts, device, monkeypatch):
     """y and dx are not among them: their memory holds intermediate rows first (see the kernels' heads)."""
-    monkeypatch.setattr(mlp_tiles, "PARTS", parts)
+    monkeypatch.setattr(mlp_tiles, "SUM_GROUP", parts)
     _small_tiles(monkeypatch)
     x, dy, p, scale = _inputs(3, 11, 20, 30, 40, 36, 0, torch.float32, torch.float32, device)
     kept = []  # so that no gradient lies where an intermediate tensor was, whose stores would count
@@ -282,9 +288,9 @@ def test_form_and_launches_follow_from_the_width(d, device):
 
 @pytest.mark.parametrize("d", [40, 272])
 def test_backward_takes_either_hidden_layer(d, device):
-    """It may come from another back end, which kept h where this one would not, or did not where it would."""
+    """It may come from another backend, which kept h where this one would not, or did not where it would."""
     x, dy, p, scale = _inputs(2, 5, d, 24, 288, 32, 0, torch.float32, torch.float32, device)
-    _, mean, rstd, hidden = mlp.wide_forward(x, *p[:2], EPS, *p[2:], 24, scale, 5, torch.float32)
+    _, mean, rstd, hidden = wide_forward(x, *p[:2], EPS, *p[2:], 24, scale, 5, torch.float32)
     kept = mlp.mlp_backward(dy, x, mean, rstd, hidden, *p, 24, scale, 5, torch.float32)
     again = mlp.mlp_backward(dy, x, mean, rstd, hidden.new_empty(0), *p, 24, scale, 5, torch.float32)
     for name, a, b in zip(GRADIENTS, kept, again, strict=True):
@@ -307,9 +313,9 @@ def test_refuses_what_it_cannot_compute(device):
     def forward(x=x, p=p, m=24, scale=scale, tokens=5, dtype=torch.float32):
         return mlp.mlp_forward(x, *p[:2], EPS, *p[2:], m, scale, tokens, dtype)
 
-    with pytest.raises(UsageError, match="33 x 40 is not inside a super weight of shape"):
+    with pytest.raises(UsageError, match="33 x 40 is not inside a shared weight of shape"):
         forward(m=33)
-    with pytest.raises(UsageError, match="40 x 24 is not inside a super weight of shape"):
+    with pytest.raises(UsageError, match="40 x 24 is not inside a shared weight of shape"):
         forward(p=[*p[:4], p[4][:32], p[5][:32]])
     with pytest.raises(UsageError, match="Flatten the rows"):
         forward(x=x[None])
@@ -317,7 +323,7 @@ def test_refuses_what_it_cannot_compute(device):
         forward(scale=scale[:1])
     with pytest.raises(UsageError, match="no whole number of images of 3 tokens"):
         forward(tokens=3)
-    with pytest.raises(UsageError, match="Products in float64"):
+    with pytest.raises(UsageError, match="dtype is float64"):
         forward(dtype=torch.float64)
     with pytest.raises(UsageError, match="last stride of w2 is"):
         forward(p=[*p[:4], p[4].T.contiguous().T, p[5]])
@@ -333,5 +339,5 @@ def test_refuses_what_it_cannot_compute(device):
 @needs_interpreter
 def test_interpreter_refuses_bfloat16_products(device):
     x, _, p, scale = _inputs(2, 5, 40, 24, 48, 32, 0, torch.float32, torch.float32, device)
-    with pytest.raises(UsageError, match="no bfloat16 products"):
+    with pytest.raises(UsageError, match="no bfloat16 matmuls"):
         mlp.mlp_forward(x, *p[:2], EPS, *p[2:], 24, scale, 5, torch.bfloat16)

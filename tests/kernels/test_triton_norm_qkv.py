@@ -20,9 +20,8 @@ from kernel_cases import (
 )
 
 from growtas.errors import UsageError
-from growtas.kernels import launch, tiles
-from growtas.kernels.norm_qkv import norm_qkv_forward
-from growtas.kernels.norm_qkv_backward import norm_qkv_backward
+from growtas.kernels.common import launch, tiles
+from growtas.kernels.norm_qkv import norm_qkv_backward, norm_qkv_forward
 
 # images, tokens, embed_dim, heads, head_dim, super embed_dim, super heads, layout of the bias
 CASES = [
@@ -98,8 +97,10 @@ def test_matches_fp64(
                     x, norm_weight, norm_bias, 1e-5, weight, bias, heads, e, layout, dtype
                 )
             held = way == "held" and d <= 256 and dtype is not torch.float32
-            one = "norm_qkv._forward_held" if held else "norm_qkv._forward_tiled"
-            assert launched == (["layer_norm._forward", "qkv._forward"] if way == "apart" else [one])
+            one = "norm_qkv.forward._forward_held" if held else "norm_qkv.forward._forward_tiled"
+            assert launched == (
+                ["layer_norm.forward._forward", "qkv.forward._forward"] if way == "apart" else [one]
+            )
         mean, rstd = results["tiled"][1:]
         gradients = {}
         for apart in (False, True):
@@ -108,7 +109,7 @@ def test_matches_fp64(
                     dqkv, x, mean, rstd, norm_weight, norm_bias, weight, bias, layout, residual
                 )
             assert len(launched) == (2 if d <= 256 else 3) + apart
-            assert ("mlp._normalise" in launched) == apart
+            assert ("layer_norm.normalise._normalise" in launched) == apart
         alone = norm_qkv_backward(dqkv, x, mean, rstd, norm_weight, norm_bias, weight, None, layout, None)
 
     forward64 = [tensor.double() for tensor in forward]

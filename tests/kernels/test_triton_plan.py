@@ -8,18 +8,8 @@ from kernel_cases import needs_interpreter, parameter, rows
 
 from growtas import shadow
 from growtas.errors import UsageError
-from growtas.kernels import (
-    launch,
-    layer_norm,
-    linear,
-    linear_backward,
-    norm_qkv,
-    norm_qkv_backward,
-    plan,
-    qkv,
-    tiles,
-    workspace,
-)
+from growtas.kernels import layer_norm, linear, norm_qkv, qkv
+from growtas.kernels.common import launch, plan, tiles, workspace
 
 pytestmark = needs_interpreter
 
@@ -65,7 +55,7 @@ def test_the_second_launch_starts_the_compiled_kernel(compiled):
     with launch.counted() as names:
         x, weight, bias, y = _linear()
     assert len(compiled) == 1, "the second launch went through Triton again"
-    assert names == ["linear._forward"]
+    assert names == ["linear.forward._forward"]
     (_, grid, *arguments, constants), kernel = compiled[0]
     (found,) = kernel.runs
     assert found[:9] == (*grid, 1, 1, 5, kernel.function, kernel.packed_metadata, None, None, None)
@@ -75,7 +65,7 @@ def test_the_second_launch_starts_the_compiled_kernel(compiled):
     assert found[16 : 16 + len(sizes)] == tuple(sizes) == (60, 20, 24, 1, 24, 24, 20, 0)
     options = ("num_warps", "num_stages")
     assert found[16 + len(sizes) :] == tuple(v for k, v in constants.items() if k not in options)
-    names = launch.constexprs(linear._forward)
+    names = launch.constexprs(linear.forward._forward)
     assert list(names) == [k for k in constants if k not in options], "constexprs are passed in their order"
 
 
@@ -131,11 +121,11 @@ def test_another_device_is_made_current_for_the_launch(compiled, monkeypatch):
 def test_parts_and_counters_follow_the_pointers(compiled):
     dy, x, weight = torch.zeros(4096, 20), torch.zeros(4096, 24), torch.zeros(32, 24)
     for _ in range(2):
-        grad, _ = linear_backward.linear_backward_weight(dy, x, weight, None)
-    room = workspace.room(x.device, 0, 0)
+        grad, _ = linear.linear_backward_weight(dy, x, weight, None)
+    space = workspace.acquire(x.device, 0, 0)
     (run,) = compiled[0][1].runs
-    assert run[9:16] == (dy.data_ptr(), x.data_ptr(), grad.data_ptr(), 0, 0, *room.addresses)
-    assert (room.counters == 0).all()
+    assert run[9:16] == (dy.data_ptr(), x.data_ptr(), grad.data_ptr(), 0, 0, *space.addresses)
+    assert (space.counters == 0).all()
 
 
 def _captured(monkeypatch):
@@ -146,11 +136,11 @@ def _captured(monkeypatch):
 def test_a_captured_launch_has_counters_of_its_own(compiled, monkeypatch):
     dy, x, weight = torch.zeros(4096, 20), torch.zeros(4096, 24), torch.zeros(32, 24)
     device = x.device
-    linear_backward.linear_backward_weight(dy, x, weight, None)
-    eager = workspace.room(device, 0, 0)
+    linear.linear_backward_weight(dy, x, weight, None)
+    eager = workspace.acquire(device, 0, 0)
     _captured(monkeypatch)
     for _ in range(3):
-        linear_backward.linear_backward_weight(dy, x, weight, None)
+        linear.linear_backward_weight(dy, x, weight, None)
     runs = compiled[0][1].runs
     counters = [run[15] for run in runs]
     assert len(runs) == 3 and len({*counters, eager.counters.data_ptr()}) == 4
@@ -160,18 +150,18 @@ def test_a_captured_launch_has_counters_of_its_own(compiled, monkeypatch):
         assert address % 128 == zeros.data_ptr() % 128
     monkeypatch.setattr(workspace, "capturing", lambda device: False)
     monkeypatch.setattr(plan, "_capturing", lambda: False)
-    linear_backward.linear_backward_weight(dy, x, weight, None)
+    linear.linear_backward_weight(dy, x, weight, None)
     assert runs[-1][14:16] == eager.addresses, "an eager launch after a capture has the stream's again"
 
 
 def test_nothing_made_during_a_capture_is_kept(monkeypatch):
     device = torch.device("cpu")
     monkeypatch.setattr(workspace, "_devices", {})
-    monkeypatch.setattr(workspace, "_rooms", {})
+    monkeypatch.setattr(workspace, "_by_stream", {})
     _captured(monkeypatch)
     assert workspace.one(device) == 1 and (workspace.counters(device, 5) == 0).all()
-    assert workspace.room(device, 7, 5).parts.numel() == 7
-    assert not workspace._devices and not any(workspace._rooms.values())
+    assert workspace.acquire(device, 7, 5).partials.numel() == 7
+    assert not workspace._devices and not any(workspace._by_stream.values())
 
 
 def test_counters_for_captures_can_run_out(monkeypatch):
@@ -197,8 +187,8 @@ def test_a_regrown_counter_stays_zero_and_is_the_streams():
 def test_a_plan_is_looked_up_by_all_that_it_depends_on(compiled):
     x, weight, bias = torch.zeros(60, 24), torch.zeros(32, 24), torch.zeros(32)
     arguments = [x, weight, bias, 20, torch.float32, False, None, None, 1, "ieee"]
-    first = linear._plan(*arguments)
-    assert linear._plan(torch.ones(60, 24), *arguments[1:]) is first
+    first = linear.forward._plan(*arguments)
+    assert linear.forward._plan(torch.ones(60, 24), *arguments[1:]) is first
     for place, other in (
         (0, torch.zeros(61, 24)),
         (0, torch.zeros(60, 32)[:, :24]),
@@ -215,17 +205,17 @@ def test_a_plan_is_looked_up_by_all_that_it_depends_on(compiled):
     ):
         changed = [*arguments[:place], other, *arguments[place + 1 :]]
         if place == 1 and other.stride() == weight.stride():
-            assert linear._plan(*changed) is first, "a view of the same sizes and strides is the same"
+            assert linear.forward._plan(*changed) is first, "a view of the same sizes and strides is the same"
         else:
-            assert linear._plan(*changed) is not first, (place, other)
+            assert linear.forward._plan(*changed) is not first, (place, other)
     launch.forget()
-    assert linear._plan(*arguments) is not first
+    assert linear.forward._plan(*arguments) is not first
 
 
 def test_a_refusal_is_not_remembered(device):
     x, weight = torch.zeros(6, 24, device=device), torch.zeros(32, 24, device=device)
     for _ in range(2):
-        with pytest.raises(UsageError, match="not inside a super weight"):
+        with pytest.raises(UsageError, match="not inside a shared weight"):
             linear.linear_forward(x, weight, None, 33)
     assert linear.linear_forward(x, weight, None, 32).shape == (6, 32)
 
@@ -233,10 +223,10 @@ def test_a_refusal_is_not_remembered(device):
 def test_forced_tiles_are_not_remembered(compiled):
     arguments = [torch.zeros(60, 24), torch.zeros(32, 24), None, 20]
     arguments += [torch.float32, False, None, None, 1, "ieee"]
-    before = linear._plan(*arguments).constants
+    before = linear.forward._plan(*arguments).constants
     with tiles.constrained(rows=16):
-        assert linear._plan(*arguments).constants["BLOCK_ROWS"] == 16
-    assert linear._plan(*arguments).constants == before
+        assert linear.forward._plan(*arguments).constants["BLOCK_ROWS"] == 16
+    assert linear.forward._plan(*arguments).constants == before
 
 
 def test_a_planner_starts_over_when_it_remembers_too_much(monkeypatch):
@@ -256,7 +246,7 @@ def test_a_planner_starts_over_when_it_remembers_too_much(monkeypatch):
 
 def test_nothing_to_launch_gives_zeros(compiled):
     x, dy, weight = torch.zeros(0, 24), torch.zeros(0, 20), torch.full((32, 24), 3.0)
-    grad, _ = linear_backward.linear_backward_weight(dy, x, weight, None)
+    grad, _ = linear.linear_backward_weight(dy, x, weight, None)
     dx, dweight, dbias = layer_norm.layer_norm_backward(
         x, x, torch.ones(32), torch.ones(32), torch.zeros(0), torch.zeros(0)
     )
@@ -283,9 +273,7 @@ def test_a_shadow_sorted_by_head_gives_the_same_bits(width, device, monkeypatch)
             x, *norm, 1e-5, weight, bias, heads, head_dim, "interleaved", torch.float16
         )
         yield made[0]
-        yield from norm_qkv_backward.norm_qkv_backward(
-            dqkv, x, *made[1:], *norm, weight, bias, "interleaved", None
-        )
+        yield from norm_qkv.norm_qkv_backward(dqkv, x, *made[1:], *norm, weight, bias, "interleaved", None)
 
     expected = list(everything())
     order = torch.arange(size).view(all_heads, head_dim, 3).transpose(1, 2).reshape(-1)

@@ -21,7 +21,8 @@ from kernel_cases import (
 )
 
 from growtas.errors import UsageError
-from growtas.kernels import qkv, tiles
+from growtas.kernels import qkv
+from growtas.kernels.common import tiles
 
 # images, tokens, embed_dim, heads, head_dim, super embed_dim, super heads, layout of the bias
 CASES = [
@@ -131,12 +132,10 @@ def test_head_j_owns_the_rows_it_is_published_with(device):
         for head in range(heads):
             for channel in range(e):
                 unit = head * e + channel
-                product = x @ weight[3 * unit + part, :d]
-                assert torch.allclose(
-                    y[part, :, head, :, channel], product + bias[3 * unit + part], atol=1e-5
-                )
+                matmul = x @ weight[3 * unit + part, :d]
+                assert torch.allclose(y[part, :, head, :, channel], matmul + bias[3 * unit + part], atol=1e-5)
                 shift = bias[part * heads * e + unit]
-                assert torch.allclose(published[part, :, head, :, channel], product + shift, atol=1e-5)
+                assert torch.allclose(published[part, :, head, :, channel], matmul + shift, atol=1e-5)
 
 
 def test_fewer_heads_are_a_prefix_of_more(device):

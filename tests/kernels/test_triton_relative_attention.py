@@ -22,6 +22,7 @@ from kernel_cases import (
 
 from growtas.errors import UsageError
 from growtas.kernels import relative_attention as attention
+from growtas.kernels.relative_attention.tiles import constrained
 
 NAMES = ("out", "lse", "dqkv", "dkey_v", "dkey_h", "dvalue_v", "dvalue_h")
 
@@ -65,7 +66,7 @@ LARGE_TILES = {} if GPU else {"queries": 128, "keys": 128, "chunk": 256}
 def _qkv(shape, dtype, device, layout="gaps"):
     """(3, B, h, N, e) whose surroundings, and what lies between its heads, are NaN."""
     _, b, h, n, e = shape
-    if layout == "interleaved":  # as a product writes it: (B, N, 3, h, e)
+    if layout == "interleaved":  # as a matmul writes it: (B, N, 3, h, e)
         buffer = torch.full((b + 2, n, 3, h, e), NAN, device=device, dtype=dtype)
         view = buffer[1:-1].permute(2, 0, 3, 1, 4)
     else:
@@ -115,7 +116,7 @@ def test_backward_in_one_pass(b, heads, grid, cls, e, clamp, queries, keys, prog
     """Against fp64, the same bits twice, and every element of dqkv written, none twice."""
     qkv, tables, dout = _inputs(b, heads, grid, cls, e, clamp, dtype, torch.float32, device, "interleaved")
     tiles = {"queries": queries, "keys": keys, "programs": programs, "keep": keep, "chunk": 256}
-    with poisoned_outputs(), attention.constrained(one_pass=1, **tiles):
+    with poisoned_outputs(), constrained(one_pass=1, **tiles):
         out, lse = attention.relative_attention_forward(qkv, *tables, grid)
         results = attention.relative_attention_backward(dout, qkv, *tables, out, lse, grid)
         with nullcontext([]) if GPU else recorded_stores() as stores:
@@ -129,7 +130,7 @@ def test_backward_in_one_pass(b, heads, grid, cls, e, clamp, queries, keys, prog
 
 def test_backward_takes_one_pass_where_it_fits(monkeypatch, device):
     """16-bit heads up to 64 wide on the smallest class of grids, on Hopper; the interpreter counts as one."""
-    from growtas.kernels import relative_attention_tiles as tiles
+    from growtas.kernels.relative_attention import tiles as tiles
 
     one_pass = tiles.one_pass
     assert not one_pass(torch.float16, 64, 16, device)
@@ -142,14 +143,14 @@ def test_backward_takes_one_pass_where_it_fits(monkeypatch, device):
     ]
     hopper = not GPU or torch.cuda.get_device_capability()[0] >= 9
     assert fits == [hopper, False, False, False]
-    with attention.constrained(one_pass=0):
+    with constrained(one_pass=0):
         assert not one_pass(torch.float16, 64, 16, device)
 
 
 @pytest.mark.parametrize("b, heads, grid, cls, e, clamp, dtype, table_dtype", CASES_AND_DTYPES)
 def test_matches_fp64(b, heads, grid, cls, e, clamp, dtype, table_dtype, device):
     qkv, tables, dout = _inputs(b, heads, grid, cls, e, clamp, dtype, table_dtype, device)
-    with poisoned_outputs(), attention.constrained(**LARGE_TILES):
+    with poisoned_outputs(), constrained(**LARGE_TILES):
         results = _run(attention, qkv, tables, dout, grid)
     assert results[0].is_contiguous() and results[2].is_contiguous()
     assert results[1].dtype == torch.float32
@@ -160,7 +161,7 @@ def test_matches_fp64(b, heads, grid, cls, e, clamp, dtype, table_dtype, device)
 def test_tiles_smaller_than_images_and_tables(b, heads, grid, cls, chunk, device):
     """Several query and key tiles per head, table space in chunks, table gradients over several tiles."""
     qkv, tables, dout = _inputs(b, heads, grid, cls, 16, 4, torch.float32, torch.float32, device)
-    with poisoned_outputs(), attention.constrained(queries=16, keys=16, chunk=chunk, programs=2):
+    with poisoned_outputs(), constrained(queries=16, keys=16, chunk=chunk, programs=2):
         results = _run(attention, qkv, tables, dout, grid)
     _check(results, qkv, tables, dout, grid, f"chunk {chunk}")
 
@@ -168,7 +169,7 @@ def test_tiles_smaller_than_images_and_tables(b, heads, grid, cls, chunk, device
 def test_table_gradients_kept_in_registers(device):
     """Over all query tiles of a program, instead of partial sums in memory."""
     qkv, tables, dout = _inputs(2, 1, (4, 5), 1, 16, 9, torch.float16, torch.float32, device)
-    with poisoned_outputs(), attention.constrained(queries=16, keys=32, chunk=64, keep=1, programs=2):
+    with poisoned_outputs(), constrained(queries=16, keys=32, chunk=64, keep=1, programs=2):
         results = _run(attention, qkv, tables, dout, (4, 5))
     _check(results, qkv, tables, dout, (4, 5))
 
@@ -178,7 +179,7 @@ def test_sixteen_bits_hold_logits_far_from_zero(device):
     qkv, tables, dout = _inputs(1, 1, (3, 3), 1, 16, 2, torch.float16, torch.float16, device)
     qkv[0].mul_(30)
     qkv[1].sub_(60)
-    with poisoned_outputs(), attention.constrained(**LARGE_TILES):
+    with poisoned_outputs(), constrained(**LARGE_TILES):
         results = _run(attention, qkv, tables, dout, (3, 3))
     for name, result in zip(NAMES, results, strict=True):
         assert result.isfinite().all(), name
@@ -188,7 +189,7 @@ def test_any_strides(device):
     shape = (2, 2, (3, 4), 1, 32, 2)
     qkv, tables, dout = _inputs(*shape, torch.float32, torch.float32, device, "interleaved")
     assert not qkv.is_contiguous()
-    with attention.constrained(**LARGE_TILES):
+    with constrained(**LARGE_TILES):
         expected = _run(attention, qkv.contiguous(), tables, dout.contiguous(), (3, 4))
         results = _run(attention, qkv, tables, dout, (3, 4))
         scattered = torch.randn(2, 32, 3, 2, 13, device=device).permute(2, 0, 3, 4, 1).copy_(qkv)
@@ -203,7 +204,7 @@ def test_any_strides(device):
 @pytest.mark.parametrize("programs", [1, 3])
 def test_gradients_do_not_depend_on_the_run(programs, device):
     qkv, tables, dout = _inputs(2, 2, (3, 4), 1, 32, 3, torch.float32, torch.float32, device)
-    with attention.constrained(queries=32, keys=32, chunk=64, programs=programs):
+    with constrained(queries=32, keys=32, chunk=64, programs=programs):
         first = _run(attention, qkv, tables, dout, (3, 4))
         second = _run(attention, qkv, tables, dout, (3, 4))
     for name, one, other in zip(NAMES, first, second, strict=True):
@@ -213,7 +214,7 @@ def test_gradients_do_not_depend_on_the_run(programs, device):
 @needs_interpreter
 def test_every_element_is_written_once(device):
     qkv, tables, dout = _inputs(1, 2, (4, 5), 1, 24, 3, torch.float32, torch.float32, device)
-    with recorded_stores() as stores, attention.constrained(queries=16, keys=16, chunk=64, programs=3):
+    with recorded_stores() as stores, constrained(queries=16, keys=16, chunk=64, programs=3):
         results = _run(attention, qkv, tables, dout, (4, 5))
     for name, result in zip(NAMES, results, strict=True):
         assert_written_once(stores, result, name)
@@ -221,7 +222,7 @@ def test_every_element_is_written_once(device):
 
 def test_distances_that_no_two_places_have_get_no_gradient(device):
     qkv, tables, dout = _inputs(1, 1, (2, 3), 1, 16, 6, torch.float32, torch.float32, device)
-    with poisoned_outputs(), attention.constrained(**LARGE_TILES):
+    with poisoned_outputs(), constrained(**LARGE_TILES):
         *_, dkey_v, dkey_h, dvalue_v, dvalue_h = _run(attention, qkv, tables, dout, (2, 3))
     for gradient, size in ((dkey_v, 2), (dkey_h, 3), (dvalue_v, 2), (dvalue_h, 3)):
         distance = torch.arange(14) - 7
@@ -265,7 +266,7 @@ def test_refuses_what_it_cannot_attend(device):
 
 def test_places_of_a_grid_are_made_once():
     """Worked out by hand for a 2 x 3 grid with cls: the window of query 5, at row 1, column 1."""
-    from growtas.kernels.relative_attention_places import places
+    from growtas.kernels.relative_attention.places import places
 
     made = places((2, 3), 1, 1, 16, torch.float32, torch.device("cpu"))
     assert places((2, 3), 1, 1, 16, torch.float32, torch.device("cpu")) is made
@@ -283,7 +284,7 @@ def test_places_of_a_grid_are_made_once():
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
 def test_places_under_capture(kept, monkeypatch):
     """What is kept is used in a graph; what a graph makes is its own, and not kept."""
-    from growtas.kernels import relative_attention_places as module
+    from growtas.kernels.relative_attention import places as module
 
     made = []
 
@@ -309,7 +310,7 @@ def test_places_under_capture(kept, monkeypatch):
 
 
 def test_places_that_a_graph_may_read_are_never_evicted(monkeypatch):
-    from growtas.kernels import relative_attention_places as module
+    from growtas.kernels.relative_attention import places as module
 
     monkeypatch.setattr(module, "_kept", {})
     first = module.places((1, 1), 0, 1, 16, torch.float32, torch.device("cpu"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from kernel_cases import GPU, NAN, assert_as_good_as_torch, needs_gpu, poisoned_outputs, rows
 
-from growtas.kernels import rows as row_kernels
+from growtas.kernels.common import rows as row_kernels
 from growtas.kernels.shadow import cast
 from growtas.shadow import Work, copy
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import growtas
-from growtas.kernels import launch
+from growtas.kernels.common import launch
 from growtas.nn import Block
 from growtas.nn import block as block_module
 from growtas.nn import linear as linear_module

@@ -35,8 +35,9 @@ def test_a_block_launches_its_kernels_and_nothing_between_them(counts):
 
 
 def test_every_block_uses_the_fused_kernels(counts):
-    by_file: dict[str, int] = {}
+    by_module: dict[str, int] = {}
     for name, count in counts["kernels"].items():
-        by_file[name.split(".")[0]] = by_file.get(name.split(".")[0], 0) + count
-    assert by_file["mlp_fused"] == by_file["mlp_fused_backward"] == 13
-    assert by_file["norm_qkv"] == by_file["relative_attention_forward"] == 13
+        module = name.rpartition(".")[0]
+        by_module[module] = by_module.get(module, 0) + count
+    assert by_module["mlp.fused_forward"] == by_module["mlp.fused_backward"] == 13
+    assert by_module["norm_qkv.forward"] == by_module["relative_attention.forward"] == 13

@@ -2,14 +2,14 @@
 
 Plain GEMMs go to cuBLAS as they lie: activations and shadows by their row strides, weight gradients in fp32
 straight into the slice of the full-size gradient. The rest is as many passes over memory as there are
-dependencies (growtas.kernels.rows).
+dependencies (growtas.kernels.common.rows).
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from growtas.kernels.rows import gelu_backward, scaled_rows
+from growtas.kernels.common.rows import gelu_backward, scaled_rows
 from growtas.ops.linear import reference
 from growtas.ops.linear.reference import (
     linear_backward_input,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from growtas.kernels.common.rows import in_dtype
 from growtas.kernels.linear import (
     linear_backward_input,
     linear_backward_weight,
@@ -12,7 +13,6 @@ from growtas.kernels.linear import (
     linear_gelu_forward,
     linear_residual_forward,
 )
-from growtas.kernels.rows import in_dtype
 
 __all__ = [
     "linear_backward",

@@ -1,7 +1,7 @@
 """The MLP branch by cuBLAS on the 16-bit shadows, and LayerNorm and GELU's backward pass in Triton.
 
-Cast, drop path and bias gradients are one pass over the rows (growtas.kernels.rows). Saved: as in unfused.
-Recomputed: the normalised rows, and GELU's result.
+Cast, drop path and bias gradients are one pass over the rows (growtas.kernels.common.rows). Saved: as in
+unfused. Recomputed: the normalised rows, and GELU's result.
 
 The hidden layer's rows begin at multiples of 16 bytes, also where it is 756 wide: cuBLAS is slow otherwise.
 
@@ -13,9 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from growtas.kernels.layer_norm import layer_norm_backward, layer_norm_forward
-from growtas.kernels.mlp import normalised
-from growtas.kernels.rows import gelu_backward, scaled_rows
+from growtas.kernels.common.rows import gelu_backward, scaled_rows
+from growtas.kernels.layer_norm import layer_norm_backward, layer_norm_forward, normalised
 from growtas.ops.linear.cublas import linear_backward_input, linear_residual_forward, weight_gradient
 from growtas.ops.mlp.weights import MLPWeights
 from growtas.shadow import read

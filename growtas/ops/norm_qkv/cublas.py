@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from growtas.kernels.layer_norm import layer_norm_backward, layer_norm_forward
-from growtas.kernels.mlp import normalised
+from growtas.kernels.layer_norm import layer_norm_backward, layer_norm_forward, normalised
 from growtas.ops.qkv.reference import gradient_layout, qkv_backward_input, qkv_backward_weight, qkv_forward
 
 

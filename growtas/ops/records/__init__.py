@@ -121,8 +121,8 @@ def _kernels_digest() -> str:
     spec = importlib.util.find_spec("growtas.kernels")
     digest = hashlib.sha256()
     for place in spec.submodule_search_locations if spec else ():
-        for path in sorted(Path(place).glob("*.py")):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        for path in sorted(Path(place).rglob("*.py")):
+            digest.update(path.relative_to(place).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -1,9 +1,0 @@
-// The binding of product.cpp for the CPU module.
-#pragma once
-#include <pybind11/pybind11.h>
-
-namespace growtas::cpu {
-
-void bind_product(pybind11::module_& m);
-
-}  // namespace growtas::cpu

@@ -1,0 +1,10 @@
+// The MLP branch in bf16.
+#include "cuda/mlp/mlp_forward.cuh"
+
+namespace growtas::cuda {
+
+void run_mlp_bf16(const Branch& p, const TensorMap& map1, const TensorMap& map2, std::int64_t blocks, Place place) {
+    run<__nv_bfloat16>(p, map1, map2, blocks, place);
+}
+
+}  // namespace growtas::cuda

@@ -1,0 +1,1 @@
+"""Building blocks that the kernels of all operations share."""

@@ -1,0 +1,17 @@
+"""Sliced linear, with bias, GELU or residual in its epilogue."""
+
+from growtas.kernels.linear.backward import (
+    linear_backward_input,
+    linear_backward_weight,
+    linear_gelu_backward_input,
+)
+from growtas.kernels.linear.forward import linear_forward, linear_gelu_forward, linear_residual_forward
+
+__all__ = [
+    "linear_backward_input",
+    "linear_backward_weight",
+    "linear_forward",
+    "linear_gelu_backward_input",
+    "linear_gelu_forward",
+    "linear_residual_forward",
+]
