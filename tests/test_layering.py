@@ -20,7 +20,7 @@ LAYERS = [
     {"space"},
     {"cost"},
     {"shadow"},
-    {"kernels"},
+    {"kernels", "native"},
     {"ops"},
     {"nn"},
     {"supernet"},

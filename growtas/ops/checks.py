@@ -13,6 +13,7 @@ from torch import Tensor
 from growtas.errors import UsageError, nearest
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_TABLES = ("key_v", "key_h", "value_v", "value_h")
 BIAS_LAYOUTS = ("interleaved", "published")
 
 
@@ -20,18 +21,20 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def activation(op: str, x: Tensor, shape: str, name: str = "x") -> None:
+def activation(op: str, x: Tensor, axes: int, shape: str, name: str = "x") -> None:
     """Refuse activations of another number of axes, without channels, or that are not floating-point.
 
     Args:
         op: the public operation, for the message.
         x: activations.
-        shape: as the message has it, such as ``(B, N, d)``; ``(..., k)`` takes any number of leading axes.
+        axes: how many; 0 for any number.
+        shape: as the message has it, such as ``(B, N, d)``.
         name: of the argument.
     """
-    axes = shape.count(",") + 1
-    if (x.dim() != axes and "..." not in shape) or not x.dim() or not x.shape[-1]:
-        raise UsageError(f"{op} got {name} of shape {tuple(x.shape)}, and takes {shape}, not empty.")
+    if (axes or x.dim() or 1) != x.dim() or not x.shape[-1]:
+        raise UsageError(
+            f"{op} got {name} of shape {tuple(x.shape)}, and takes {shape} with a channel or more."
+        )
     if x.dtype not in _DTYPES:
         raise UsageError(
             f"{op} got {name} in {_name(x.dtype)}, and computes in float32, bfloat16, float16 or float64; "
@@ -48,16 +51,19 @@ def check_dtype(op: str, name: str, dtype: torch.dtype, x: Tensor) -> None:
         )
 
 
-def shared(op: str, name: str, parameter: Tensor, axes: int, x: Tensor) -> None:
-    """Refuse a shared parameter on another device than the activations, or of a wrong number of axes."""
-    if parameter.dim() != axes:
-        raise UsageError(f"{op} got {name} of shape {tuple(parameter.shape)}, and takes {axes} axes.")
+def shared(op: str, name: str, parameter: Tensor, axes: int, x: Tensor) -> torch.Size:
+    """The shape of a shared parameter; refused on another device, of another dtype or number of axes."""
+    shape, dtype = parameter.shape, parameter.dtype
+    if len(shape) != axes:
+        raise UsageError(f"{op} got {name} of shape {tuple(shape)}, and takes {axes} axes.")
     if parameter.device != x.device:
         raise UsageError(f"{op} got {name} on {parameter.device}, and the activations on {x.device}.")
-    check_dtype(op, name, parameter.dtype, x)
+    if dtype is not torch.float32 and dtype is not x.dtype:
+        check_dtype(op, name, dtype, x)
+    return shape
 
 
-def matrix(op: str, name: str, weight: Tensor, rows: int, columns: int, x: Tensor, remedy: str = "") -> None:
+def matrix(op: str, name: str, weight: Tensor, rows: int, columns: int, x: Tensor) -> None:
     """Refuse a slice that is empty or larger than its shared weight.
 
     Args:
@@ -65,15 +71,13 @@ def matrix(op: str, name: str, weight: Tensor, rows: int, columns: int, x: Tenso
         weight: (N_max, K_max) shared weight.
         rows, columns: of the slice.
         x: activations.
-        remedy: the end of the sentence; by default, to sample a smaller subnet.
     """
-    shared(op, name, weight, 2, x)
-    if rows > weight.shape[0] or columns > weight.shape[1] or rows < 1 or columns < 1:
-        remedy = remedy or "sample a smaller subnet or build a larger supernet"
-        part = f" of {name}" if name != "weight" else ""
+    shape = shared(op, name, weight, 2, x)
+    if not (0 < rows <= shape[0] and 0 < columns <= shape[1]):
+        part = "" if name == "weight" else f" of {name}"
         raise UsageError(
-            f"{op} needs a ({rows}, {columns}) slice{part}, but the shared weight is {tuple(weight.shape)}; "
-            f"{remedy if rows > 0 and columns > 0 else 'a slice has a row and a column or more'}."
+            f"{op} needs a ({rows}, {columns}) slice{part}, but the shared weight is {tuple(shape)}; sample "
+            "a smaller subnet or build a larger supernet."
         )
 
 
@@ -88,13 +92,13 @@ def vector(op: str, name: str, parameter: Tensor | None, length: int, x: Tensor)
     """
     if parameter is None:
         return None
-    shared(op, name, parameter, 1, x)
-    if parameter.shape[0] != length:
+    shape = shared(op, name, parameter, 1, x)
+    if shape[0] != length:
         raise UsageError(
-            f"{op} got {name} of length {parameter.shape[0]}, and the shared weight has {length}: pass the "
-            "whole vector, not a slice of it."
+            f"{op} got {name} of length {shape[0]}, and the shared weight has {length}: pass the whole "
+            "vector, not a slice of it."
         )
-    return parameter.contiguous()
+    return parameter if parameter.is_contiguous() else parameter.contiguous()
 
 
 def images_scale(op: str, scale: Tensor | None, x: Tensor) -> Tensor | None:
@@ -130,20 +134,20 @@ def qkv(
     Returns:
         The bias, dense.
     """
-    shared(op, "the qkv weight", weight, 2, x)
-    rows = 3 * num_heads * head_dim
-    if rows > weight.shape[0] or x.shape[-1] > weight.shape[1] or num_heads < 1 or head_dim < 1:
+    shape, rows = shared(op, "the qkv weight", weight, 2, x), 3 * num_heads * head_dim
+    if not (0 < rows <= shape[0] and x.shape[-1] <= shape[1] and num_heads > 0):
         raise UsageError(
             f"qkv needs a ({rows}, {x.shape[-1]}) slice for {num_heads} heads of {head_dim}, but the shared "
-            f"weight is {tuple(weight.shape)}; sample a smaller subnet or build a larger supernet."
+            f"weight is {tuple(shape)}; sample a smaller subnet or build a larger supernet."
         )
-    if weight.shape[0] % 3:
+    if shape[0] % 3:
         raise UsageError(
-            f"{op} got a qkv weight of {weight.shape[0]} rows, and needs a multiple of 3: q, k and v of "
-            "every channel."
+            f"{op} got a qkv weight of {shape[0]} rows, and needs a multiple of 3: q, k and v of each "
+            "channel."
         )
-    bias_layout(layout)
-    return vector(op, "the qkv bias", bias, weight.shape[0], x)
+    if layout != "interleaved":
+        bias_layout(layout)
+    return vector(op, "the qkv bias", bias, shape[0], x)
 
 
 def grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:
@@ -159,12 +163,11 @@ def grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:
 
 def tables(op: str, given: tuple[Tensor, ...], head_dim: int, x: Tensor) -> tuple[Tensor, ...]:
     """The four tables of relative positions, (2 * m + 2, e) each, in dense rows."""
-    first = given[0].shape
-    for name, table in zip(("key_v", "key_h", "value_v", "value_h"), given, strict=True):
-        shared(op, name, table, 2, x)
-        if table.shape != first or first[1] != head_dim or first[0] % 2 or first[0] < 2:
-            raise UsageError(
-                f"{op} got {name} of shape {tuple(table.shape)}: all tables must be (2 * m + 2, {head_dim}) "
-                "for one clamp m."
-            )
-    return tuple([table if table.stride(1) == 1 else table.contiguous() for table in given])
+    device, dtype, first = x.device, x.dtype, given[0].shape
+    for name, table in zip(_TABLES, given, strict=True):
+        if table.shape != first or table.device != device or table.dtype not in (torch.float32, dtype):
+            shared(op, name, table, 2, x)
+    if len({table.shape for table in given}) > 1 or len(first) != 2 or first[1] != head_dim or first[0] % 2:
+        shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in zip(_TABLES, given, strict=True))
+        raise UsageError(f"{op} got {shapes}: all tables must be (2 * m + 2, {head_dim}) for one clamp m.")
+    return tuple([table if table.is_contiguous() else table.contiguous() for table in given])

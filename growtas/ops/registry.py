@@ -62,18 +62,19 @@ def flat(function: Step) -> Step:
     signature = inspect.Signature(parameters, return_annotation=hints.get("return", Any))
     groups = [i for i, parameter in enumerate(parameters) if hasattr(parameter.annotation, "_fields")]
     if not groups:
-        run = lambda *arguments: function(*arguments)  # noqa: E731
-    else:
-        (at,) = groups
-        group = parameters[at].annotation
-        end = at + len(group._fields)
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        return function
+    (at,) = groups
+    group = parameters[at].annotation
+    end = at + len(group._fields)
+    make = group._make
 
-        def run(*arguments: Any) -> Any:
-            return function(*arguments[:at], group(*arguments[at:end]), *arguments[end:])
+    def run(*arguments: Any) -> Any:
+        return function(*arguments[:at], make(arguments[at:end]), *arguments[end:])
 
-        fields = [parameters[0].replace(name=n, annotation=kind) for n, kind in get_type_hints(group).items()]
-        signature = signature.replace(parameters=[*parameters[:at], *fields, *parameters[at + 1 :]])
-    run.__signature__ = signature  # type: ignore[attr-defined]
+    fields = [parameters[0].replace(name=n, annotation=kind) for n, kind in get_type_hints(group).items()]
+    flattened = [*parameters[:at], *fields, *parameters[at + 1 :]]
+    run.__signature__ = signature.replace(parameters=flattened)  # type: ignore[attr-defined]
     run.__doc__ = function.__doc__
     return run
 

@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import reference
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,7 +31,9 @@ from growtas.kernels.common import launch
 from growtas.nn import Block
 from growtas.nn import block as block_module
 from growtas.nn import linear as linear_module
-from growtas.ops import cublas, dispatch, shadows
+from growtas.ops import dispatch, shadows
+from growtas.ops.linear import cublas, reference
+from growtas.ops.qkv import reference as qkv_reference
 from growtas.subnet import Subnet
 from growtas.supernet import vit
 
@@ -194,16 +195,16 @@ def on_a_pretended_gpu(preferred: str, counts: Counts) -> Iterator[None]:
         if into is not None or preferred != "cublas":
             return kept(dy, x, weight, bias, scale, tokens, into)
         dy, dbias = cublas.scaled_rows(dy, scale, tokens, x.dtype, bias)
-        return cublas._weight_gradient(dy, x, weight), dbias
+        return cublas.weight_gradient(dy, x, weight), dbias
 
-    def product_into(a, b, out):
+    def matmul_into(a, b, out):
         torch.mm(a, b, out=torch.empty_like(out)) if a.dtype == out.dtype else between_mm(a, b, out)
 
     def between_mm(a, b, out):
         counts.add("mm", sum(map(_in_memory, (a, b, out))), 2 * a.shape[0] * a.shape[1] * b.shape[1])
 
     reference.linear_backward_weight = on_cuda
-    cublas.product_into = reference.qkv.product_into = reference.products.product_into = product_into
+    cublas.matmul_into = qkv_reference.matmul_into = reference.matmul_into = matmul_into
     with launch.recording(90), warmup._on_triton(warmup._targets((90,))[0], preferred):
         yield
 

@@ -209,7 +209,7 @@ def test_a_record_that_was_cut_off_is_left_out(tmp_path):
 def test_the_overlay_holds_growtas_and_its_kernels(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
     for name in (
-        "growtas/ops/backend.py",
+        "growtas/ops/dispatch.py",
         "growtas/__init__.py",
         "kernels/linear/forward.py",
         "kernels/__init__.py",
@@ -224,7 +224,7 @@ def test_the_overlay_holds_growtas_and_its_kernels(tmp_path, monkeypatch):
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [
         str(folder / "growtas" / "kernels" / "linear" / "forward.py"),
-        str(folder / "growtas" / "ops" / "backend.py"),
+        str(folder / "growtas" / "ops" / "dispatch.py"),
     ]
 
 

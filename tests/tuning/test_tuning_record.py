@@ -256,7 +256,7 @@ def test_a_real_tuning_survives_a_kill_and_auto_follows_it(cache):
     assert whole["measurements"][: len(first)] == first and len(whole["finished"]) > 1
     assert not [one for one in whole["measurements"] if "refused" in one], whole["measurements"]
     code = (
-        "import json, torch\nfrom growtas.ops import backend\n"
+        "import json, torch\nfrom growtas.ops import dispatch\n"
         "asked = json.loads(input())\nfound = dispatch.record(torch.device('cpu'))\n"
         "print(found.source, *(dispatch.choose(op, torch.device('cpu'), torch.float32, int(width)) "
         "for op, width in asked))\n"

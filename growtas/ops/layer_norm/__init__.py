@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from growtas.errors import UsageError
-from growtas.ops import checks
-from growtas.ops.dispatch import Lazy, Operation, choose
+from growtas.ops import checks, dispatch
+from growtas.ops.dispatch import Lazy, Operation
 from growtas.ops.layer_norm import cpu, cuda, reference
 from growtas.ops.registry import register
 
@@ -60,7 +60,7 @@ def layer_norm(
 
     Source: AutoFormer (Chen et al., ICCV 2021), entangled LayerNorm.
     """
-    checks.activation("layer_norm", x, "(..., d)")
+    checks.activation("layer_norm", x, 0, "(..., d)")
     checks.check_dtype("layer_norm", "out_dtype", out_dtype or x.dtype, x)
     weight, bias = check_norm("layer_norm", x, weight, bias)
     return _layer_norm(x, weight, bias, eps, out_dtype)
@@ -68,20 +68,20 @@ def layer_norm(
 
 def check_norm(op: str, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and shift of a LayerNorm, dense; refused where x is wider."""
-    checks.shared(op, "weight", weight, 1, x)
-    if x.shape[-1] > weight.shape[0]:
+    channels, (full,) = x.shape[-1], checks.shared(op, "weight", weight, 1, x)
+    if channels > full:
         raise UsageError(
-            f"{op} got {x.shape[-1]} channels, but the shared weight has {weight.shape[0]}; "
-            "sample a narrower subnet or build a wider supernet."
+            f"{op} got {channels} channels, but the shared weight has {full}; sample a narrower subnet or "
+            "build a wider supernet."
         )
-    return weight.contiguous(), checks.vector(op, "bias", bias, weight.shape[0], x)
+    return checks.vector(op, "weight", weight, full, x), checks.vector(op, "bias", bias, full, x)
 
 
 def layer_norm_again(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """The rows (M, d) that LayerNorm gave in the forward pass, once more from their mean and rstd."""
-    again = cpu if choose("layer_norm", x.device, x.dtype, len(weight)) == "cpu" else reference
+    again = cpu if dispatch.choose("layer_norm", x.device, x.dtype, len(weight)) == "cpu" else reference
     return again.layer_norm_again(x, weight, bias, mean, rstd, dtype)
 
 

@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from growtas.ops import checks
-from growtas.ops.dispatch import Lazy, Operation, choose
+from growtas.ops import checks, dispatch
+from growtas.ops.dispatch import Lazy, Operation
 from growtas.ops.qkv import cpu, cuda, reference
 from growtas.ops.registry import matmul_flops, register
 
@@ -75,7 +75,7 @@ def qkv(
 
     Source: AutoFormer's published code, setting ``change_qkv``; the bias layouts are in docs/supernet.md.
     """
-    checks.activation("qkv", x, "(B, N, d)")
+    checks.activation("qkv", x, 3, "(B, N, d)")
     bias = checks.qkv("qkv", x, weight, bias, num_heads, head_dim, bias_layout)
     return _qkv(x, weight, bias, num_heads, head_dim, bias_layout)
 
@@ -85,14 +85,14 @@ def empty_qkv(
 ) -> Tensor:
     """A result for tokens x (B, N, d) of a (.., width) weight, with the strides its backend gives it."""
     x = x if dtype is None else x.to(dtype)
-    if choose("qkv", x.device, x.dtype, width) in INTERLEAVED:
+    if dispatch.choose("qkv", x.device, x.dtype, width) in INTERLEAVED:
         return reference.empty_qkv(x, num_heads, head_dim)
     return x.new_empty(3, x.shape[0], num_heads, x.shape[1], head_dim)
 
 
 def readable_gradient(dqkv: Tensor, weight: Tensor) -> Tensor:
     """dqkv (3, B, h, N, e) in the memory layout that both gradients of the chosen backend read."""
-    if choose("qkv", dqkv.device, dqkv.dtype, weight.shape[1]) in INTERLEAVED:
+    if dispatch.choose("qkv", dqkv.device, dqkv.dtype, weight.shape[1]) in INTERLEAVED:
         return reference.gradient_layout(dqkv, weight)
     return dqkv.contiguous()
 

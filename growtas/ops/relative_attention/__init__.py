@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from growtas.errors import UsageError
-from growtas.ops import checks
-from growtas.ops.dispatch import Lazy, Operation, choose
+from growtas.ops import checks, dispatch
+from growtas.ops.dispatch import Lazy, Operation
 from growtas.ops.registry import matmul_flops, register
 from growtas.ops.relative_attention import cpu, reference
 
@@ -64,7 +64,7 @@ def attention_backend(qkv: Tensor, grid: tuple[int, int]) -> Backend:
     reason = backend.unsupported(head_dim, grid, qkv.dtype)
     if not reason:
         return backend
-    _notice(choose("relative_attention", qkv.device, qkv.dtype, head_dim), reason)
+    _notice(dispatch.choose("relative_attention", qkv.device, qkv.dtype, head_dim), reason)
     return reference
 
 
@@ -91,7 +91,7 @@ def relative_attention(
 
     Source: AutoFormer (Chen et al., ICCV 2021), published code; decomposed as docs/supernet.md derives.
     """
-    checks.activation("relative_attention", qkv, "(3, B, h, N, e)", "qkv")
+    checks.activation("relative_attention", qkv, 5, "(3, B, h, N, e)", "qkv")
     if qkv.shape[0] != 3:
         raise UsageError(
             f"relative_attention got qkv of shape {tuple(qkv.shape)}, and takes (3, B, h, N, e)."
