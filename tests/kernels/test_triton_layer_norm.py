@@ -22,11 +22,11 @@ from growtas.errors import UsageError
 from growtas.kernels import layer_norm
 from growtas.kernels.common import launch, tiles
 
-# rows, width, super width, gap between rows
+# rows, width, shared width, gap between rows
 CASES = [
     pytest.param(40, 216, 256, 0, id="T-216"),
     pytest.param(23, 240, 256, 8, id="T-240-strided"),
-    pytest.param(9, 640, 640, 0, id="B-super-edge"),
+    pytest.param(9, 640, 640, 0, id="B-shared-edge"),
     pytest.param(37, 13, 17, 3, id="primes"),
     pytest.param(1, 48, 48, 0, id="one-row"),
     pytest.param(5, 1, 3, 0, id="one-channel"),

@@ -26,12 +26,12 @@ from growtas.errors import UsageError
 from growtas.kernels import linear
 from growtas.kernels.common import launch, tiles
 
-# rows, in, out, super in, super out, gap between rows
+# rows, in, out, shared in, shared out, gap between rows
 CASES = [
     pytest.param(40, 216, 756, 256, 1024, 0, id="T-fc1-216-756"),
     pytest.param(33, 840, 240, 1024, 256, 0, id="T-fc2-840-240"),
     pytest.param(70, 192, 216, 256, 256, 8, id="T-proj-strided"),
-    pytest.param(20, 64, 48, 64, 48, 0, id="super-edge"),
+    pytest.param(20, 64, 48, 64, 48, 0, id="shared-edge"),
     pytest.param(31, 37, 13, 50, 41, 3, id="primes"),
     pytest.param(1, 40, 24, 48, 48, 0, id="one-row"),
     pytest.param(3, 1, 1, 4, 3, 0, id="one-channel"),

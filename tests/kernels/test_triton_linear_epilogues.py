@@ -23,12 +23,12 @@ from growtas.errors import UsageError
 from growtas.kernels import linear
 from growtas.kernels.common import launch, tiles
 
-# images, tokens, in, out, super in, super out, gap between rows
+# images, tokens, in, out, shared in, shared out, gap between rows
 CASES = [
     pytest.param(2, 17, 216, 756, 256, 1024, 0, id="T-fc1-216-756"),
     pytest.param(3, 11, 840, 240, 1024, 256, 8, id="T-fc2-840-240"),
     pytest.param(2, 20, 320, 448, 448, 448, 0, id="S-proj"),
-    pytest.param(1, 9, 528, 640, 640, 640, 0, id="B-proj-super-edge"),
+    pytest.param(1, 9, 528, 640, 640, 640, 0, id="B-proj-shared-edge"),
     pytest.param(3, 7, 37, 13, 50, 41, 3, id="primes"),
     pytest.param(1, 1, 40, 24, 48, 48, 0, id="one-row"),
 ]

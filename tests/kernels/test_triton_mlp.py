@@ -32,11 +32,11 @@ from growtas.kernels.mlp.fused_forward import fused_forward
 EPS = 1e-5
 GRADIENTS = ("dx", "dnorm_weight", "dnorm_bias", "dw1", "db1", "dw2", "db2")
 
-# images, tokens, width, hidden, super width, super hidden, gap between rows
+# images, tokens, width, hidden, shared width, shared hidden, gap between rows
 CASES = [
     pytest.param(2, 37, 216, 70, 256, 128, 0, id="T-216"),
     pytest.param(3, 11, 192, 48, 256, 64, 8, id="T-192-strided"),
-    pytest.param(2, 17, 240, 70, 240, 70, 0, id="T-240-super-edge"),
+    pytest.param(2, 17, 240, 70, 240, 70, 0, id="T-240-shared-edge"),
     pytest.param(3, 7, 37, 41, 50, 53, 3, id="primes"),
     pytest.param(1, 1, 36, 24, 48, 48, 0, id="one-row"),
     pytest.param(1, 3, 1, 1, 3, 4, 0, id="one-channel"),

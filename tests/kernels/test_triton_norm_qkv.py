@@ -23,14 +23,14 @@ from growtas.errors import UsageError
 from growtas.kernels.common import launch, tiles
 from growtas.kernels.norm_qkv import norm_qkv_backward, norm_qkv_forward
 
-# images, tokens, embed_dim, heads, head_dim, super embed_dim, super heads, layout of the bias
+# images, tokens, embed_dim, heads, head_dim, shared embed_dim, shared heads, layout of the bias
 CASES = [
     pytest.param(2, 17, 216, 3, 64, 256, 4, "interleaved", id="T-216-3"),
-    pytest.param(1, 13, 240, 4, 64, 256, 4, "published", id="T-240-4-super-heads"),
+    pytest.param(1, 13, 240, 4, 64, 256, 4, "published", id="T-240-4-shared-heads"),
     pytest.param(1, 11, 384, 5, 64, 448, 7, "interleaved", id="S-384-5"),
     pytest.param(1, 9, 624, 2, 64, 640, 10, "interleaved", id="B-624"),
     pytest.param(2, 17, 36, 2, 12, 48, 3, "published", id="digits"),
-    pytest.param(3, 17, 48, 3, 16, 48, 3, "interleaved", id="super-edge"),
+    pytest.param(3, 17, 48, 3, 16, 48, 3, "interleaved", id="shared-edge"),
     pytest.param(2, 5, 37, 1, 20, 41, 2, "interleaved", id="one-head-primes"),
     pytest.param(1, 1, 8, 1, 8, 16, 2, "published", id="one-token"),
 ]

@@ -257,13 +257,13 @@ def test_nothing_to_launch_gives_zeros(compiled):
 @pytest.mark.parametrize("width", [40, 264], ids=["one-launch", "wide"])
 def test_a_shadow_sorted_by_head_gives_the_same_bits(width, device, monkeypatch):
     """Forward and both input gradients of q, k, v, with and without LayerNorm, from rows in another order."""
-    heads, all_heads, head_dim, super_width = 2, 3, 8, width + 8
+    heads, all_heads, head_dim, full_width = 2, 3, 8, width + 8
     torch.manual_seed(0)
     x = rows(2 * 5, width, torch.float16, device).view(2, 5, width)
     size = 3 * head_dim * all_heads
-    weight = parameter((size, super_width), (3 * head_dim * heads, width), torch.float16, device, 0.1)
+    weight = parameter((size, full_width), (3 * head_dim * heads, width), torch.float16, device, 0.1)
     bias = parameter((size,), (3 * head_dim * heads,), torch.float32, device, 0.5)
-    norm = [parameter((super_width,), (width,), torch.float32, device, 1.0) for _ in range(2)]
+    norm = [parameter((full_width,), (width,), torch.float32, device, 1.0) for _ in range(2)]
     dqkv = torch.randn(3, 2, heads, 5, head_dim, device=device).to(torch.float16)
 
     def everything():

@@ -24,12 +24,12 @@ from growtas.errors import UsageError
 from growtas.kernels import qkv
 from growtas.kernels.common import tiles
 
-# images, tokens, embed_dim, heads, head_dim, super embed_dim, super heads, layout of the bias
+# images, tokens, embed_dim, heads, head_dim, shared embed_dim, shared heads, layout of the bias
 CASES = [
     pytest.param(2, 37, 216, 3, 64, 256, 4, "interleaved", id="T-216-3"),
     pytest.param(1, 17, 36, 2, 12, 48, 3, "published", id="digits"),
     pytest.param(2, 17, 36, 2, 12, 48, 3, "interleaved", id="digits-interleaved"),
-    pytest.param(3, 17, 48, 3, 16, 48, 3, "published", id="super-edge"),
+    pytest.param(3, 17, 48, 3, 16, 48, 3, "published", id="shared-edge"),
     pytest.param(2, 5, 37, 1, 20, 41, 2, "interleaved", id="one-head-primes"),
     pytest.param(1, 1, 8, 1, 8, 16, 2, "published", id="one-token"),
 ]
