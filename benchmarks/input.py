@@ -4,10 +4,12 @@
 
 Photograph-like JPEGs are generated. The ways take turns in one process with one thread; times are of the
 CPU, all threads of the process together, so that other work on the machine counts little, and freed memory
-is kept in all of them. Every way ends in a batch of 224 x 224 images in memory of the process. "Cropped
-bytes" is what a loading process does where a GPU does the rest: flip, RandAugment, normalisation and
-erasing then cost no CPU. "Everything" is the published augmentation on the CPU (rand-m9-mstd0.5-inc1,
-erasing 0.25). RandAugment of torchvision and of DALI is their own, of other operations.
+is kept in all of them. Every way ends in a batch in memory of the process. "Everything" is the published
+augmentation on the CPU (rand-m9-mstd0.5-inc1, erasing 0.25). "Resized bytes" are crops of 224 x 224 pixels,
+before flip, RandAugment, normalisation and erasing. "Crops for a GPU to resize" is all that a loading
+process of growtas does where the run has a GPU: crops keep their pixels, and the resize costs no CPU either.
+Its cost on the CPU is the difference to "resized bytes". RandAugment of torchvision and of DALI is their
+own, of other operations.
 """
 
 from __future__ import annotations
@@ -67,15 +69,16 @@ def make_folder(folder: Path, count: int, width: int, height: int) -> None:
             photograph(noise, width, height).save(path, quality=90)
 
 
-def ours(data: str, everything: bool) -> Way:
-    """growtas' loading process: of a run on a GPU, or with everything on the CPU."""
+def ours(data: str, what: str) -> Way:
+    """growtas' loading process. Args: what: it does, of :data:`common.input_report.PARTS`."""
     split = load_splits(data, load_space("autoformer-tiny")).train
     augmented = AugmentedImages(split, TrainConfig("autoformer-tiny", data=data).resolved())
+    augmented.resizes = what != input_report.CROPS
 
     def batch(number: int) -> object:
         keys = [(0, i % len(split), 0) for i in range(number * BATCH, (number + 1) * BATCH)]
         pixels, labels, draws = augmented.collate([augmented[key] for key in keys])
-        return augmented.finished(pixels, draws) if everything else pixels
+        return augmented.finished(pixels, draws) if what == input_report.EVERYTHING else pixels
 
     return batch
 
@@ -146,6 +149,20 @@ def _paths(paths: list[Path], number: int) -> list[Path]:
     return [paths[i % len(paths)] for i in range(number * BATCH, (number + 1) * BATCH)]
 
 
+def rivals(folder: Path, paths: list[Path], what: str) -> dict[str, Way]:
+    """Other libraries' ways. Args: what: they do, of :data:`common.input_report.PARTS` but the last."""
+    everything = what == input_report.EVERYTHING
+    ways = {
+        f"timm, {what if everything else 'as for its PrefetchLoader'}": timms(paths, everything),
+        f"torchvision v2, {what}": torchvisions(paths, everything),
+    }
+    try:
+        return {**ways, f"DALI, {what}": dalis(folder, everything)}
+    except ImportError:
+        print("DALI is not installed: pip install nvidia-dali-cuda130")
+        return ways
+
+
 @contextlib.contextmanager
 def all_ways(count: int, width: int, height: int) -> Iterator[tuple[dict[str, Way], dict[str, float]]]:
     """Every way that can be imported, and the bytes per image of each store, while their files exist."""
@@ -162,15 +179,11 @@ def all_ways(count: int, width: int, height: int) -> Iterator[tuple[dict[str, Wa
             )
             stores[f"packed {kind}"] = f"packed:{packed}"
         ways: dict[str, Way] = {}
-        for everything, what in ((True, "everything"), (False, "cropped bytes")):
-            ways[f"timm, {what if everything else 'as for its PrefetchLoader'}"] = timms(paths, everything)
-            ways[f"torchvision v2, {what}"] = torchvisions(paths, everything)
-            try:
-                ways[f"DALI, {what}"] = dalis(folder, everything)
-            except ImportError:
-                print("DALI is not installed: pip install nvidia-dali-cuda130")
+        for what in input_report.PARTS:
+            if what != input_report.CROPS:
+                ways |= rivals(folder, paths, what)
             for store, data in stores.items():
-                ways[f"growtas, {store}, {what}"] = ours(data, everything)
+                ways[f"growtas, {store}, {what}"] = ours(data, what)
         yield ways, sizes
 
 

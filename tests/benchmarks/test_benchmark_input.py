@@ -20,6 +20,8 @@ def test_it_compares_ways_of_reading(capsys, monkeypatch, tmp_path):
     assert all(0 < each["low"] <= each["median"] <= each["high"] for each in rates.values())
     assert found["bytes_per_image"]["packed raw"] > 3 * 60 * 40
     assert input_report.BASELINE in capsys.readouterr().out
-    ours = rates["growtas, JPEG files, cropped bytes"]["times"]
-    assert f"reads {ours:.1f} times" in input_report.reading(tmp_path)
+    said = input_report.reading(tmp_path)
+    assert f"reads {rates[f'growtas, JPEG files, {input_report.CROPS}']['times']:.1f} times" in said
+    on_cpu = rates[f"growtas, packed raw, {input_report.RESIZED}"]["times"]
+    assert f"({on_cpu:.1f} times if the CPU resized them)" in said
     assert len(input_report.cores(tmp_path).splitlines()) == 2 + len(input_report.STORES) + 2

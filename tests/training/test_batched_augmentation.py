@@ -62,7 +62,7 @@ def test_every_operation_gives_pillows_pixels(name, resample, photographs):
         expected.append(policy(image))
         operation.aug_fn = functools.partial(_note, name, SIZE)
         seed_globally("operation", number)
-        rows.append(Row(False, policy([]), (), 0))
+        rows.append(Row((SIZE, SIZE), False, False, policy([]), (), 0))
     changed = applied(pixels_of(photographs * 4), draws.collate(rows))
     away = (changed.int() - pixels_of(expected).int()).abs()
     geometric = name.startswith(("Shear", "Translate", "Rotate"))
@@ -114,6 +114,32 @@ def test_images_are_those_of_timms_transforms(given, photographs):
     assert away.flatten(1).mean(1).median() < 0.004
 
 
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ({}, {30, 50}),
+        ({"interpolation": "random", "reprob": 0.5}, {30, 50}),
+        ({"interpolation": "nearest"}, set()),
+        ({"auto_augment": "augmix"}, set()),
+    ],
+)
+def test_a_resize_left_to_the_device_gives_the_same_images(given, left):
+    """What is left: crops not much larger than the image, where no policy needs the pixels before."""
+    noise = np.random.default_rng(0)
+    sides = (30, 50, 400)
+    images = [noise.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in sides]
+    augmented = AugmentedImages(_Split(images * 20), settings(**given))
+    keys, batches = [(0, image, 0) for image in range(60)], []
+    for augmented.resizes in (True, False):
+        items = [augmented[key] for key in keys]
+        pixels, _, draws = augmented.collate(items)
+        batches.append(augmented.finished(pixels, draws))
+    assert torch.equal(*batches)
+    resized = [crop.shape[:2] == (SIZE, SIZE) for crop, _, _ in items]
+    for i, side in enumerate(sides):
+        assert all(resized[i::3]) is (side not in left)
+
+
 class _Split:
     """As much of FileImages as training takes."""
 
@@ -135,6 +161,7 @@ class _Split:
 def test_an_image_does_not_depend_on_its_batch(mode, photographs):
     config = settings(reprob=0.6, remode=mode, recount=2)
     augmented = AugmentedImages(_Split(photographs), config)
+    augmented.resizes = False
     items = [augmented[(0, image, 0)] for image in range(len(photographs))]
 
     def finished(chosen):
@@ -153,7 +180,7 @@ def test_operations_are_drawn_as_often_and_as_strongly_as_by_timm(photographs):
     drawn = []
     for key in range(count):
         seed_globally("often", key)
-        drawn.append(draws.rest(image)[1])
+        drawn.append(draws.rest(image, "bicubic")[1])
     kinds = Counter(step.kind for row in drawn for step in row.steps)
     layers = 2 * count * 0.5 / 15  # two of fifteen operations, each with probability 0.5
     tables = ("Invert", "Posterize", "Solarize", "SolarizeAdd", "Brightness")
@@ -219,6 +246,7 @@ def test_the_host_plans_without_the_devices_values(mode, photographs):
     """On the device without values everything runs that neither waits for values nor mixes devices."""
     config = settings(interpolation="random", auto_augment="rand-m9-n3-p1", reprob=1.0, remode=mode)
     augmented = AugmentedImages(_Split(photographs * 9), config)
+    augmented.resizes = False
     pixels, _, draws = augmented.collate([augmented[(0, image, 0)] for image in range(63)])
     assert len(draws.kinds.unique()) == augment.KINDS - 1  # all but NONE
     images = augmented.finished(pixels.to("meta"), draws)

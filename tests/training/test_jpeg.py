@@ -1,4 +1,4 @@
-"""JPEG files are decoded to Pillow's pixels, or left to Pillow; crops are resized to Pillow's pixels."""
+"""JPEG files are decoded to Pillow's pixels, or left to Pillow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from growtas.space import load_space
 from growtas.training.data import evaluation_loader
 from growtas.training.data.decode import UnreadableImage
 from growtas.training.data.images import EVALUATION_CROP, FileImages
-from growtas.training.data.jpeg import jpeg_pixels, resized
+from growtas.training.data.jpeg import jpeg_pixels
 from growtas.training.data.sources import PathImages
 
 
@@ -65,16 +65,6 @@ def test_pixels_of_files(photograph, tmp_path):
     for index, name in ((2, "c.jpg"), (3, "missing.jpg")):
         with pytest.raises(UnreadableImage, match=f"{name} cannot be read"):
             source.pixels(index)
-
-
-@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-def test_resizing_gives_pillows_pixels(mode, photograph):
-    pixels = jpeg_pixels(encoded(photograph))
-    image = Image.fromarray(pixels.numpy())
-    for shape in ((24, 31), (61, 93), (120, 200)):
-        expected = np.array(image.resize(shape[::-1], getattr(Image.Resampling, mode.upper())), np.int16)
-        away = np.abs(resized(pixels, *shape, mode).numpy() - expected)
-        assert away.mean() < 0.1 and away.max() <= 2
 
 
 @pytest.mark.parametrize("shape", [(61, 93), (93, 61), (20, 20), (300, 201)])

@@ -15,7 +15,7 @@ from runs import SPACE
 from growtas.errors import UsageError
 from growtas.space import load_space
 from growtas.training.config import TrainConfig
-from growtas.training.data import evaluation_loader, hold_out, load_splits
+from growtas.training.data import evaluation_loader, hold_out, load_splits, loader
 from growtas.training.data.images import AugmentedImages
 from growtas.training.data.loader import TrainingLoader, _one_ahead
 from growtas.training.data.workers import worker_count
@@ -200,7 +200,9 @@ def test_file_batches_are_a_function_of_seed_and_step(folder, config, workers):
     assert not equal(all_batches(split, other, first_step=8), whole[8:])
 
 
-def test_a_gpu_finishes_the_same_batches_one_ahead(folder, config, monkeypatch):
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*no accelerator")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_gpu_finishes_the_same_batches_one_ahead(workers, folder, config, monkeypatch):
     """A stream, its events and the use of a GPU's memory are stood in for; the batches are the CPU's."""
     noted = []
 
@@ -220,11 +222,18 @@ def test_a_gpu_finishes_the_same_batches_one_ahead(folder, config, monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
+    given = []
+
+    def one_ahead(batches, augmented, device):
+        given.extend(batches)
+        return _one_ahead(given, augmented, "cpu")
+
+    monkeypatch.setattr(loader, "_one_ahead", one_ahead)
+    config = dataclasses.replace(config, workers=workers)
     training = TrainingLoader(load_splits(config.data, RGB).train, config)
-    augmented = training._augmented
-    keys = [[(epoch, int(image), 0) for image in images] for epoch, images, _ in training.plan(0)]
-    given = [augmented.collate([augmented[key] for key in batch]) for batch in keys]
-    assert equal(list(_one_ahead(given, augmented, "cpu")), list(training.batches(0)))
+    batches = list(training.batches(0, "cuda"))
+    assert {tuple(shape) for _, _, draws in given for shape in draws.shapes.tolist()} > {(16, 16)}
+    assert equal(batches, list(training.batches(0)))
     count = len(given)
     assert noted[:4] == [("made", 1), ("made", 2), ("awaited", 1), ("made", 3)]
     assert [event for what, event in noted if what == "awaited"] == list(range(1, count + 1))

@@ -24,6 +24,8 @@ class Draws(NamedTuple):
     """Augmentation drawn for the images of a batch. All tensors are on the CPU: the host plans by them.
 
     Args:
+        shapes: (B, 2) int64, height and width of each crop.
+        cubic: (B,) bool, which crops are resized by the bicubic filter, and not the bilinear one.
         flips: (B,) bool, which images are mirrored.
         kinds: (B, L) int64, the kind of each operation, in the order in which they are applied.
         numbers: (B, L, 6) float64: the blend factor, or the matrix from output to input pixels.
@@ -32,6 +34,8 @@ class Draws(NamedTuple):
         seeds: (B,) int64, of the noise in erased pixels.
     """
 
+    shapes: Tensor
+    cubic: Tensor
     flips: Tensor
     kinds: Tensor
     numbers: Tensor

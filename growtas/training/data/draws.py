@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
-from timm.data.auto_augment import RandAugment
+from timm.data.auto_augment import AugmentOp, RandAugment
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms import ColorJitter
@@ -44,8 +44,10 @@ class Step(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The draws of one image after its crop. Args: as in :class:`growtas.training.data.augment.Draws`."""
+    """The draws of one image. Args: as in :class:`growtas.training.data.augment.Draws`."""
 
+    shape: tuple[int, int]
+    cubic: bool
     flip: bool
     steps: Sequence[Step]
     rectangles: Sequence[tuple[int, int, int, int]]
@@ -103,11 +105,12 @@ class TrainingDraws:
         mode = self._crop.interpolation
         return (random.choice(mode) if isinstance(mode, tuple | list) else mode).value
 
-    def rest(self, image: Tensor) -> tuple[Tensor, Row]:
+    def rest(self, image: Tensor, interpolation: str) -> tuple[Tensor, Row]:
         """All draws after the crop.
 
         Args:
-            image: (S, S, 3) uint8.
+            image: (H, W, 3) uint8, (S, S, 3) for a policy that has no batched form.
+            interpolation: of its resize.
 
         Returns:
             The image, changed only by a policy that has no batched form, and the draws.
@@ -116,7 +119,11 @@ class TrainingDraws:
         steps: list[Step] = []
         if self.batched:
             for part in self._policy:
-                steps = part(steps) if isinstance(part, RandAugment) else _jitter(part)
+                if isinstance(part, RandAugment):
+                    for operation in _chosen(part):
+                        steps = operation(steps)
+                else:
+                    steps = _jitter(part)
         else:
             pixels = Image.fromarray((image.flip(1) if flip else image).numpy())
             for part in self._policy:
@@ -125,7 +132,8 @@ class TrainingDraws:
         canvas = _Canvas(self.size)
         if self._eraser is not None:
             self._eraser(canvas)
-        return image, Row(flip, steps, canvas.rectangles, random.getrandbits(62))
+        shape, cubic = tuple(image.shape[:2]), interpolation == "bicubic"
+        return image, Row(shape, cubic, flip, steps, canvas.rectangles, random.getrandbits(62))
 
     def collate(self, rows: Sequence[Row]) -> augment.Draws:
         """The draws of a batch. Args: rows: of its images."""
@@ -141,8 +149,10 @@ class TrainingDraws:
                     tables[i, layer] = step.table
             if row.rectangles:
                 rectangles[i, : len(row.rectangles)] = row.rectangles
-        flips, seeds = np.array([row.flip for row in rows]), np.array([row.seed for row in rows])
-        return augment.Draws(*map(torch.from_numpy, (flips, kinds, numbers, tables, rectangles, seeds)))
+        single = ([getattr(row, name) for row in rows] for name in ("shape", "cubic", "flip", "seed"))
+        shapes, cubic, flips, seeds = map(np.array, single)
+        drawn = shapes, cubic, flips, kinds, numbers, tables, rectangles, seeds
+        return augment.Draws(*map(torch.from_numpy, drawn))
 
 
 def _has_batched_form(part: Any) -> bool:
@@ -170,6 +180,13 @@ class _Canvas:
     def __setitem__(self, place: tuple[slice, slice, slice], value: Any) -> None:
         _, y, x = place
         self.rectangles.append((y.start, x.start, y.stop - y.start, x.stop - x.start))
+
+
+def _chosen(policy: RandAugment) -> Sequence[AugmentOp]:
+    """The operations of an image; without weights np.random.choice's own draw, in a third of its time."""
+    if policy.choice_weights is None:
+        return policy.ops[np.random.randint(0, len(policy.ops), policy.num_layers)]
+    return np.random.choice(policy.ops, policy.num_layers, replace=False, p=policy.choice_weights)
 
 
 def _jitter(jitter: ColorJitter) -> list[Step]:

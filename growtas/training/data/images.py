@@ -16,13 +16,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from growtas.space import SearchSpace, seeded_rng
 from growtas.training.data import augment
 from growtas.training.data.augment import Draws
 from growtas.training.data.draws import Row, TrainingDraws
-from growtas.training.data.jpeg import resized
+from growtas.training.data.resize import in_batches, resized, resized_crops
 
 if TYPE_CHECKING:
     from growtas.training.config import TrainConfig
@@ -217,18 +217,23 @@ def as_input(images: Tensor, channels: int) -> Tensor:
 class AugmentedImages(Dataset):
     """A file split as training sees it, indexed by (epoch, image, copy).
 
-    An item is (S, S, 3) uint8, the label, and the draws of what is still to be done to it, all of them
+    An item is a crop (H, W, 3) uint8, the label, and the draws of what is still to be done to it, all of them
     determined by the seed and the key; :meth:`finished` does it to a batch.
 
     Args:
         split: the images.
         config: gives the seed and timm's augmentation settings.
+
+    Attributes:
+        resizes: whether crops are resized when they are taken. Where not, :meth:`finished` resizes them, to
+            the same values, unless a crop is too large for it or the policy needs its pixels first.
     """
 
     def __init__(self, split: FileImages, config: TrainConfig) -> None:
         self.split = split
         self.seed, self.mode = config.seed, config.remode
         self.draws = TrainingDraws(split.size, config)
+        self.resizes = True
 
     def __len__(self) -> int:
         return len(self.split)
@@ -236,24 +241,33 @@ class AugmentedImages(Dataset):
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int, Row]:
         seed_globally("augment", self.seed, *key)
         pixels = self.split.pixels(key[1], self.draws.crop)
-        size = self.split.size
-        pixels, row = self.draws.rest(resized(pixels, size, size, self.draws.interpolation()))
+        size, interpolation = self.split.size, self.draws.interpolation()
+        later = not self.resizes and self.draws.batched and in_batches(*pixels.shape[:2], size, interpolation)
+        if not later:
+            pixels = resized(pixels, size, size, interpolation)
+        pixels, row = self.draws.rest(pixels, interpolation)
         return pixels, self.split.labels[key[1]], row
 
     def collate(self, items: Sequence[tuple[Tensor, int, Row]]) -> tuple[Tensor, Tensor, Draws]:
-        """(B, S, S, 3) uint8, (B,) labels and the draws of a batch."""
-        pixels, labels, rows = zip(*items, strict=True)
-        return default_collate(pixels), torch.tensor(labels), self.draws.collate(rows)
+        """The crops one after the other, (N,) uint8, (B,) labels and the draws of a batch."""
+        crops, labels, rows = zip(*items, strict=True)
+        sizes = [crop.numel() for crop in crops]
+        pixels = torch.empty(0, dtype=torch.uint8)
+        if get_worker_info():  # into shared memory at once, as torch's own collate does
+            pixels = pixels.set_(pixels.untyped_storage()._new_shared(sum(sizes)))
+        for crop, place in zip(crops, pixels.resize_(sum(sizes)).split(sizes), strict=True):
+            np.copyto(place.numpy().reshape(crop.shape), crop.numpy())  # in half of torch's time
+        return pixels, torch.tensor(labels), self.draws.collate(rows)
 
     def finished(self, pixels: Tensor, draws: Draws) -> Tensor:
         """The images that a batch of items becomes, on the device of the pixels.
 
         Args:
-            pixels: (B, S, S, 3) uint8.
+            pixels: (N,) uint8, the crops.
             draws: of the batch, on the CPU.
 
         Returns:
             (B, C, S, S) float32.
         """
-        images = augment.augment(pixels.permute(0, 3, 1, 2).contiguous(), draws)
+        images = augment.augment(resized_crops(pixels, draws.shapes, draws.cubic, self.split.size), draws)
         return as_input(augment.erase(augment.normalise(images), draws, self.mode), self.split.channels)

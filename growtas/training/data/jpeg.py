@@ -1,11 +1,10 @@
-"""Pixels of JPEG files, faster than by Pillow and equal to it, and crops resized on bytes."""
+"""Pixels of JPEG files, faster than by Pillow and equal to it."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 try:
@@ -35,25 +34,3 @@ def jpeg_pixels(data: bytes) -> Tensor | None:
         if simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "RGB", "Gray"):
             return torch.from_numpy(simplejpeg.decode_jpeg(data))
     return None
-
-
-def resized(pixels: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    """Resize an image with a filter as wide as it shrinks, as Pillow does.
-
-    Args:
-        pixels: (H, W, 3) uint8, of any strides.
-        height, width: in pixels.
-        interpolation: ``bilinear``, ``bicubic`` or ``nearest``.
-
-    Returns:
-        (height, width, 3) uint8, the same image where it has the size already.
-    """
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    smooth = interpolation != "nearest"
-    return F.interpolate(
-        pixels.permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last),
-        size=(height, width),
-        mode=interpolation if smooth else "nearest-exact",
-        antialias=smooth,
-    )[0].permute(1, 2, 0)

@@ -2,8 +2,8 @@
 
 Why not timm's create_loader: its loaders draw augmentation from generators that run on from sample to sample,
 and a sampler cannot be entered in the middle of an epoch; a resumed run would see other images. timm's draws
-are kept; order and randomness are keyed instead. Loading processes read and crop; the rest of the
-augmentation is done to whole batches, by the GPU where the run has one, and else by the loading processes.
+are kept; order and randomness are keyed instead. Loading processes read and crop. Where the run has a GPU,
+it resizes the crops and does the rest of the augmentation, batch by batch; else the loading processes do.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ class TrainingLoader:
             for epoch, images, copies in self.plan(first_step)
         )
         on_gpu = torch.device(device).type == "cuda"
+        augmented.resizes = not on_gpu
         workers = worker_count(self.config.workers)
         loader = DataLoader(
             augmented,

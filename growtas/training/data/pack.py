@@ -16,8 +16,8 @@ from growtas import atomic
 from growtas.errors import UsageError, nearest
 from growtas.progress import Progress
 from growtas.training.data.files import read_files, unreadable_images
-from growtas.training.data.jpeg import resized
 from growtas.training.data.packed import COLUMNS, INDEX, PARTS, key, table_path
+from growtas.training.data.resize import resized
 from growtas.training.data.sources import ImageSource
 from growtas.training.data.workers import begin_loading, worker_count
 

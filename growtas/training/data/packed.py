@@ -83,7 +83,7 @@ class PackedImages(ImageSource):
             return super().pixels(index, box)
         top, left, rows, columns = box(height, width) if box else (0, 0, height, width)
         data = self._read(index, first + top * width * 3, rows * width * 3)
-        return torch.from_numpy(data).view(rows, width, 3)[:, left : left + columns]
+        return torch.from_numpy(data.reshape(rows, width, 3)[:, left : left + columns])
 
     def _path(self, index: int) -> str:
         return os.path.join(self.folder, self.shards[self.shard_of[index]])
