@@ -3,7 +3,7 @@
     python benchmarks/render_docs.py [--check]
 
 In the documents of :data:`DOCUMENTS` the text between two marks, such as ``<!-- kernels -->`` and ``<!-- end
-kernels -->``, is replaced; docs/images/roofline.svg is drawn from the same files.
+kernels -->``, is replaced; docs/images/roofline.svg and size-glyphs.svg are drawn from the same files.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from typing import Any
 
 from common import (
     environment,
+    evidence,
     input_report,
     performance_docs,
     product_report,
     resource_tables,
     results,
     roofline_plot,
+    size_plot,
 )
 from common.table import geometric_mean, render
 
 from growtas.ops import records
 
 ROOT = environment.ROOT
-ROOFLINE = ROOT / "docs" / "images" / "roofline.svg"
+IMAGES = ROOT / "docs" / "images"
+ROOFLINE, SIZES = IMAGES / "roofline.svg", IMAGES / "size-glyphs.svg"
 
 
 def products_section(path: Path) -> str:
@@ -123,7 +126,8 @@ DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
     ROOT / "docs" / "kernels.md": {"resources": resource_tables.worst_cases},
     ROOT / "docs" / "training.md": {"reading": input_report.reading},
     ROOT / "docs" / "imagenet.md": {"cores": input_report.cores},
-    ROOT / "README.md": {"headline": performance_docs.headline},
+    environment.RESULTS / evidence.NAME / "README.md": {"findings": evidence.findings},
+    ROOT / "README.md": {"headline": performance_docs.headline, "sizes": size_plot.caption},
 }
 """What is generated, by document and mark."""
 
@@ -161,6 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not options.check:
         roofline_plot.plot(environment.RESULTS, ROOFLINE)
+        size_plot.plot(environment.RESULTS, SIZES)
     old = []
     for path in DOCUMENTS:
         fresh = rendered(path, environment.RESULTS)
