@@ -1,4 +1,4 @@
-"""Writes what the documents say of measurements, from the committed results: no such number is typed by hand.
+"""Write the measured numbers of the documents from the committed results; none is typed by hand.
 
     python benchmarks/render_docs.py [--check]
 
@@ -34,7 +34,7 @@ IMAGES = ROOT / "docs" / "images"
 ROOFLINE, SIZES = IMAGES / "roofline.svg", IMAGES / "size-glyphs.svg"
 
 
-def products_section(path: Path) -> str:
+def gemm_section(path: Path) -> str:
     """The results of one slice_matmul.json.
 
     Args:
@@ -46,12 +46,12 @@ def products_section(path: Path) -> str:
     described = "  \n".join(product_report.describe(data).splitlines())
     return "\n\n".join(
         [
-            f"### Sliced products, {data['machine']['device']}",
+            f"### Sliced GEMMs, {data['machine']['device']}",
             f"`{where}`, {data['date'][:10]}, load average {data['machine']['load_average']} on "
             f"{data['machine']['processors']} processors at the start.  \n{described}",
             "Geometric means over the widths:",
             product_report.summary(records, markdown=True),
-            "<details><summary>Every width</summary>",
+            "<details><summary>All widths</summary>",
             product_report.table(records, markdown=True),
             "</details>",
         ]
@@ -59,7 +59,7 @@ def products_section(path: Path) -> str:
 
 
 def choices_section(tuned: list[dict[str, Any]]) -> str:
-    """What `auto` follows, per class of widths: the choice, and the worst size that it was measured at.
+    """The records that `auto` follows, per class of widths: the choice, and the worst size that it was measured at.
 
     Args:
         tuned: the tuning records that come with growtas; those without measurements are left out.
@@ -83,21 +83,21 @@ def choices_section(tuned: list[dict[str, Any]]) -> str:
             worst = min((record[key][1] for record in timed), default=float("nan"))
             cells.append(f"{mean:.2f} ({worst:.2f})")
         rows.append([*cells, str(len(own)), chosen])
-    header = ["device", "operation", "dtype", "width", "back end", "× torch, forward", "both passes"]
+    header = ["device", "operation", "dtype", "width", "backend", "× torch, forward", "both passes"]
     return "\n\n".join(
         [
-            "### What `auto` follows",
-            "Speed relative to the torch back end: the geometric mean of the medians over all sizes; in "
+            "### The records that `auto` follows",
+            "Speed relative to the torch backend: the geometric mean of the medians over all sizes; in "
             "brackets the lowest lower quartile.",
             render([*header, "sizes", "auto takes"], rows, left=5, markdown=True),
         ]
     )
 
 
-def products_and_choices(folder: Path) -> str:
-    """What docs/benchmarks.md shows."""
+def gemms_and_choices(folder: Path) -> str:
+    """The generated part of docs/benchmarks.md."""
     files = sorted(folder.glob("*/slice_matmul.json"))
-    sections = [products_section(path) for path in files]
+    sections = [gemm_section(path) for path in files]
     return "\n\n".join([*sections, choices_section([record for _, record in records.shipped()])])
 
 
@@ -106,16 +106,16 @@ def kernels_and_roofline(folder: Path) -> str:
     text = performance_docs.kernels(folder)
     if ROOFLINE.is_file():
         text += (
-            "\n\n![What each kernel reaches, over the FLOPs per byte that it has to move]"
+            "\n\n![Throughput of each kernel over its arithmetic intensity]"
             "(images/roofline.svg)\n\n"
-            "Each point is a kernel at one size, growtas' fastest way; the line is what the measured ceilings"
-            " allow. LayerNorm counts no FLOPs and is judged by the copy beside it in the table."
+            "Each point is the fastest backend of a kernel at one size; the line is the measured roofline. LayerNorm"
+            " counts no FLOPs; the table compares it with a copy."
         )
     return text
 
 
 DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
-    ROOT / "docs" / "benchmarks.md": {"generated": products_and_choices},
+    ROOT / "docs" / "benchmarks.md": {"generated": gemms_and_choices},
     ROOT / "docs" / "performance.md": {
         "steps": performance_docs.steps,
         "profiles": performance_docs.profiles,
@@ -129,7 +129,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
     environment.RESULTS / evidence.NAME / "README.md": {"findings": evidence.findings},
     ROOT / "README.md": {"headline": performance_docs.headline, "sizes": size_plot.caption},
 }
-"""What is generated, by document and mark."""
+"""The generated parts, by document and mark."""
 
 
 def rendered(path: Path, folder: Path) -> str:
