@@ -98,8 +98,8 @@ class Section:
         title, question: of the analysis.
         pictures: of it.
         tables: printed, by caption.
-        findings: what it shows here, the most important sentence first.
-        published: what the paper shows, paragraphs apart by blank lines.
+        findings: sentences from the numbers, the most important one first.
+        published: the paper's finding, paragraphs apart by blank lines.
         numbers: CSV files beside the page.
     """
 
@@ -171,8 +171,8 @@ def page_text(page: Page) -> str:
 {_missing(page.missing)}
 </main>
 <footer>
-<p>Every number of this page comes from this command; one with the same folder draws it again from what is
-kept there:</p>
+<p>This command makes every number of this page; repeated with the same folder, it draws the page again from the
+numbers kept there:</p>
 <pre>{escape(page.command)}</pre>
 {foot}
 </footer>
@@ -195,13 +195,13 @@ def _section(section: Section) -> str:
 {pictures}
 {tables}
 <div class="here">
-<h3>What it shows here</h3>
+<h3>Findings</h3>
 <ul>
 {findings}
 </ul>
 </div>
 <div class="paper">
-<h3>What the paper shows</h3>
+<h3>In the paper</h3>
 {published}
 </div>
 <p class="files">{links}</p>
