@@ -59,7 +59,7 @@ def gemm_section(path: Path) -> str:
 
 
 def choices_section(tuned: list[dict[str, Any]]) -> str:
-    """The records that `auto` follows, per class of widths: the choice, and the worst size that it was measured at.
+    """The records that `auto` follows: per class of widths the choice, and the worst of its sizes.
 
     Args:
         tuned: the tuning records that come with growtas; those without measurements are left out.
@@ -108,8 +108,8 @@ def kernels_and_roofline(folder: Path) -> str:
         text += (
             "\n\n![Throughput of each kernel over its arithmetic intensity]"
             "(images/roofline.svg)\n\n"
-            "Each point is the fastest backend of a kernel at one size; the line is the measured roofline. LayerNorm"
-            " counts no FLOPs; the table compares it with a copy."
+            "Each point is the fastest backend of a kernel at one size; the line is the measured roofline. "
+            "LayerNorm counts no FLOPs; the table compares it with a copy."
         )
     return text
 

@@ -171,8 +171,8 @@ def page_text(page: Page) -> str:
 {_missing(page.missing)}
 </main>
 <footer>
-<p>This command makes every number of this page; repeated with the same folder, it draws the page again from the
-numbers kept there:</p>
+<p>This command makes every number of this page; repeated with the same folder, it draws the page again from
+the numbers kept there:</p>
 <pre>{escape(page.command)}</pre>
 {foot}
 </footer>
