@@ -3,6 +3,7 @@
 #   make demo     train, search, extract and check a subnet on scikit-learn's digits
 #   make test     lint and the whole test suite
 #   make lint     ruff alone
+#   make docs     the documentation as a website in site/, links checked
 #   make bench    the kernels against torch
 #   make gpu      the checks and measurements that need a CUDA device, RUN=a or RUN=b, with the python3 that has torch (no .venv)
 #   make clean    remove what was built; .venv stays
@@ -10,11 +11,12 @@
 # PYTHON=... chooses the interpreter .venv is made from, and the one `make gpu` uses.
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench gpu clean setup
+.PHONY: demo test lint docs bench gpu clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
 # A name on PATH may be a shim for a version that is not installed, so each candidate has to run.
@@ -30,6 +32,10 @@ test: lint
 lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+# Strict: a broken link or an undocumented parameter fails. The variable silences Material's advertisement.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks -n 0 --benchmark-only
@@ -61,7 +67,11 @@ $(STAMP): $(BIN)/python pyproject.toml setup.py $(SOURCES)
 	$(BIN)/python -m pip install -e '.[dev]'
 	@touch $@
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf build dist *.egg-info demo-output .pytest_cache .ruff_cache .benchmarks .hypothesis
-	rm -f growtas/_cpu*.so growtas/_cuda*.so growtas/_build_cpu.json growtas/_build_cuda.json $(STAMP)
+	rm -rf build dist site .cache *.egg-info demo-output .pytest_cache .ruff_cache .benchmarks .hypothesis
+	rm -f growtas/_cpu*.so growtas/_cuda*.so growtas/_build_cpu.json growtas/_build_cuda.json $(STAMP) $(DOCS_STAMP)
 	find growtas kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,9 @@
-"""Writes what the documents say of measurements, from the committed results: no such number is typed by hand.
+"""Write the measured numbers of the documents from the committed results; none is typed by hand.
 
     python benchmarks/render_docs.py [--check]
 
 In the documents of :data:`DOCUMENTS` the text between two marks, such as ``<!-- kernels -->`` and ``<!-- end
-kernels -->``, is replaced; docs/images/roofline.svg is drawn from the same files.
+kernels -->``, is replaced; docs/images/roofline.svg and size-glyphs.svg are drawn from the same files.
 """
 
 from __future__ import annotations
@@ -16,22 +16,25 @@ from typing import Any
 
 from common import (
     environment,
+    evidence,
     input_report,
     performance_docs,
     product_report,
     resource_tables,
     results,
     roofline_plot,
+    size_plot,
 )
 from common.table import geometric_mean, render
 
 from growtas.ops import records
 
 ROOT = environment.ROOT
-ROOFLINE = ROOT / "docs" / "images" / "roofline.svg"
+IMAGES = ROOT / "docs" / "images"
+ROOFLINE, SIZES = IMAGES / "roofline.svg", IMAGES / "size-glyphs.svg"
 
 
-def products_section(path: Path) -> str:
+def gemm_section(path: Path) -> str:
     """The results of one slice_matmul.json.
 
     Args:
@@ -43,12 +46,12 @@ def products_section(path: Path) -> str:
     described = "  \n".join(product_report.describe(data).splitlines())
     return "\n\n".join(
         [
-            f"### Sliced products, {data['machine']['device']}",
+            f"### Sliced GEMMs, {data['machine']['device']}",
             f"`{where}`, {data['date'][:10]}, load average {data['machine']['load_average']} on "
             f"{data['machine']['processors']} processors at the start.  \n{described}",
             "Geometric means over the widths:",
             product_report.summary(records, markdown=True),
-            "<details><summary>Every width</summary>",
+            "<details><summary>All widths</summary>",
             product_report.table(records, markdown=True),
             "</details>",
         ]
@@ -56,7 +59,7 @@ def products_section(path: Path) -> str:
 
 
 def choices_section(tuned: list[dict[str, Any]]) -> str:
-    """What `auto` follows, per class of widths: the choice, and the worst size that it was measured at.
+    """The records that `auto` follows: per class of widths the choice, and the worst of its sizes.
 
     Args:
         tuned: the tuning records that come with growtas; those without measurements are left out.
@@ -80,21 +83,21 @@ def choices_section(tuned: list[dict[str, Any]]) -> str:
             worst = min((record[key][1] for record in timed), default=float("nan"))
             cells.append(f"{mean:.2f} ({worst:.2f})")
         rows.append([*cells, str(len(own)), chosen])
-    header = ["device", "operation", "dtype", "width", "back end", "× torch, forward", "both passes"]
+    header = ["device", "operation", "dtype", "width", "backend", "× torch, forward", "both passes"]
     return "\n\n".join(
         [
-            "### What `auto` follows",
-            "Speed relative to the torch back end: the geometric mean of the medians over all sizes; in "
+            "### The records that `auto` follows",
+            "Speed relative to the torch backend: the geometric mean of the medians over all sizes; in "
             "brackets the lowest lower quartile.",
             render([*header, "sizes", "auto takes"], rows, left=5, markdown=True),
         ]
     )
 
 
-def products_and_choices(folder: Path) -> str:
-    """What docs/benchmarks.md shows."""
+def gemms_and_choices(folder: Path) -> str:
+    """The generated part of docs/benchmarks.md."""
     files = sorted(folder.glob("*/slice_matmul.json"))
-    sections = [products_section(path) for path in files]
+    sections = [gemm_section(path) for path in files]
     return "\n\n".join([*sections, choices_section([record for _, record in records.shipped()])])
 
 
@@ -103,16 +106,16 @@ def kernels_and_roofline(folder: Path) -> str:
     text = performance_docs.kernels(folder)
     if ROOFLINE.is_file():
         text += (
-            "\n\n![What each kernel reaches, over the FLOPs per byte that it has to move]"
+            "\n\n![Throughput of each kernel over its arithmetic intensity]"
             "(images/roofline.svg)\n\n"
-            "Each point is a kernel at one size, growtas' fastest way; the line is what the measured ceilings"
-            " allow. LayerNorm counts no FLOPs and is judged by the copy beside it in the table."
+            "Each point is the fastest backend of a kernel at one size; the line is the measured roofline. "
+            "LayerNorm counts no FLOPs; the table compares it with a copy."
         )
     return text
 
 
 DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
-    ROOT / "docs" / "benchmarks.md": {"generated": products_and_choices},
+    ROOT / "docs" / "benchmarks.md": {"generated": gemms_and_choices},
     ROOT / "docs" / "performance.md": {
         "steps": performance_docs.steps,
         "profiles": performance_docs.profiles,
@@ -123,9 +126,10 @@ DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
     ROOT / "docs" / "kernels.md": {"resources": resource_tables.worst_cases},
     ROOT / "docs" / "training.md": {"reading": input_report.reading},
     ROOT / "docs" / "imagenet.md": {"cores": input_report.cores},
-    ROOT / "README.md": {"headline": performance_docs.headline},
+    environment.RESULTS / evidence.NAME / "README.md": {"findings": evidence.findings},
+    ROOT / "README.md": {"headline": performance_docs.headline, "sizes": size_plot.caption},
 }
-"""What is generated, by document and mark."""
+"""The generated parts, by document and mark."""
 
 
 def rendered(path: Path, folder: Path) -> str:
@@ -161,6 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not options.check:
         roofline_plot.plot(environment.RESULTS, ROOFLINE)
+        size_plot.plot(environment.RESULTS, SIZES)
     old = []
     for path in DOCUMENTS:
         fresh = rendered(path, environment.RESULTS)

@@ -4,7 +4,7 @@
 
 namespace growtas {
 
-// The element types, by the numbers growtas/ops/native.py passes.
+// The element types, by the numbers growtas/ops/addresses.py passes.
 enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 // A matrix of rows: element (r, c) lies at data + r * stride + c, in elements of its dtype.

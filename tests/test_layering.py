@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -145,3 +146,8 @@ def test_public_names_are_the_functions():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "True", result.stderr
+
+
+def test_contributing_lists_the_layers():
+    (block,) = re.findall(r"^```text\n(errors.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)
+    assert [set(line.split(", ")) for line in block.splitlines()] == LAYERS

@@ -141,3 +141,12 @@ def test_ci_runs_make_test_and_nothing_else():
     commands = [s for s in (ROOT / ".ci" / "run").read_text().splitlines() if s and not s.startswith("#")]
     assert commands == ["set -e", 'cd "$(dirname "$0")/.."', "exec make test"]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_docs_install_their_own_extra_once(project):
+    program(project, "python3.11", WORKS)
+    for _ in range(2):
+        done = make(project, "docs")
+        assert done.returncode == 0, done.stderr
+    build = "-m mkdocs build --strict"
+    assert log(project)[1:] == ["-m pip install -e .[dev]", "-m pip install -e .[docs]", build, build]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from common.table import geometric_mean, number, render
+from common.table import geometric_mean, number, render, shown
 
 Record = dict[str, Any]
 #: What the geometric mean of a part has to reach, relative to its baseline.
@@ -67,7 +67,7 @@ def summary(records: Sequence[Record], bars: bool = True, markdown: bool = False
         verdict = "met" if mean["speed"] >= mean["bar"] else "missed"
         rows.append(
             [
-                mean["part"],
+                shown(mean["part"]),
                 mean["op"],
                 mean["way"].removeprefix("growtas "),
                 str(mean["sizes"]),

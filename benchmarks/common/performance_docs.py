@@ -65,7 +65,7 @@ def headline(folder: Path) -> str:
         faster, dense = ([r[f"vs_{name}"][0] for r in own] for name in ("published", "timm"))
         sentences.append(
             f"A training step of an AutoFormer-T subnet runs **{_range(faster)} times as fast as the "
-            f"published way** and {_range(dense)} times as fast as a dense timm ViT of its size without "
+            f"published approach** and {_range(dense)} times as fast as a dense timm ViT of its size without "
             "relative position, and keeps "
             f"{_range(kept, 0)} MB per image for the backward pass in place of {_range(theirs, 0)} "
             f"({_setting(data)}; [how it is measured](docs/performance.md))."
@@ -86,13 +86,13 @@ def steps(folder: Path) -> str:
         parts = [
             f"### Training steps, {data['machine']['device']}",
             f"`{path.relative_to(folder.parent.parent)}`, {data['date'][:10]}  \n{described}",
-            "growtas' speed relative to its rivals, medians of paired rounds:",
+            "Speed of growtas relative to the alternatives, medians of paired rounds:",
             step_report.headline(records, markdown=True),
         ]
         if not on_gpu(data) and data["settings"]["dtype"] == "float32":
             parts.append("\n".join(f"- {line}" for line in step_report.bars(records)))
         parts += [
-            "<details><summary>Every way, with memory and operations</summary>",
+            "<details><summary>Every implementation, with memory and operations</summary>",
             step_report.table(records, markdown=True),
             "</details>",
         ]
@@ -133,12 +133,12 @@ def kernels(folder: Path) -> str:
             f"### Each kernel, {machine['device']}",
             f"{settings['dtype']}, batch {settings['batch']}{threads}, {head['date'][:10]}, growtas at "
             f"{head['commit']}. Ceilings measured here: {ceiling['bandwidth'] / 1e9:.0f} GB/s (copy), "
-            f"{number(ceiling['flops'] / 1e12)} TFLOP/s (dense product).",
+            f"{number(ceiling['flops'] / 1e12)} TFLOP/s (dense GEMM).",
             kernel_report.summary(records, bars=on_gpu(head), markdown=True),
         ]
         left = sum(len(data["left_out"]) for data in own)
         if left:
-            sections.append(f"Left out, since their time was over: {left} jobs.")
+            sections.append(f"Left out because the time limit was reached: {left} jobs.")
     return "\n\n".join(sections)
 
 
@@ -155,8 +155,8 @@ def gpu_state(folder: Path) -> str:
         if ran
         else "**No GPU run is committed.** The Triton kernels have been compared with fp64 in Triton's "
         "interpreter and compiled ahead of time for sm_80 and sm_90 (the table); the CUDA C++ kernels have "
-        "been compiled by nvcc and run in an emulation on the CPU. Neither has run on a GPU, so nothing is "
-        "known of their speed."
+        "been compiled by nvcc and run in an emulation on the CPU. Neither has run on a GPU, and their "
+        "throughput is unknown."
     ]
     path = folder / "triton_resources.json"
     if path.is_file():

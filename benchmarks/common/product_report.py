@@ -40,13 +40,13 @@ def by_case(records: Sequence[Record]) -> dict[tuple[str, str], dict[str, Record
 
 
 def growtas_ways(records: Sequence[Record]) -> list[str]:
-    """growtas' back ends among the records."""
+    """growtas' backends among the records."""
     return list(dict.fromkeys(record["way"] for record in records if record["way"].startswith("growtas ")))
 
 
 def table(records: Sequence[Record], markdown: bool = False) -> str:
-    """One line per product, pass and back end of growtas, beside the times of its rivals."""
-    header = ["product", "pass", "growtas", "ms", "± %", *LIMITS, "× published", "× dense"]
+    """One line per product, pass and backend of growtas, beside the times of its rivals."""
+    header = ["GEMM", "pass", "growtas", "ms", "± %", *LIMITS, "× published", "× dense"]
     header += ["TFLOP/s", "GB/s", "bound ms", "share", "error"]
     rows = []
     for (product, direction), found in by_case(records).items():
@@ -81,7 +81,7 @@ def summary(records: Sequence[Record], markdown: bool = False) -> str:
                 rows.append([short(name), op, direction, str(len(picked))])
                 for key in ("vs_published", "vs_dense"):
                     rows[-1].append(number(geometric_mean(r[key][0] for r in picked if key in r)))
-    header = ["growtas", "product", "pass", "widths", "× published", "× dense"]
+    header = ["growtas", "GEMM", "pass", "widths", "× published", "× dense"]
     return render(header, rows, left=3, markdown=markdown)
 
 
@@ -97,7 +97,7 @@ def describe(head: Record) -> str:
     if ceiling:
         lines.append(
             f"roofline measured here: {ceiling['bandwidth'] / 1e9:.0f} GB/s (copy), "
-            f"{number(ceiling['flops'] / 1e12)} TFLOP/s (dense product)"
+            f"{number(ceiling['flops'] / 1e12)} TFLOP/s (dense GEMM)"
         )
     return "\n".join(lines)
 

@@ -17,8 +17,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Iterable[Any]], Any]]] = {
     "stack": ("stack bytes", max),
     "shared": ("shared KiB", max),
     "stages": ("stages", min),
-    "loop_pendings": ("products left running", min),
-    "loop_copies": ("copies left running", min),
+    "loop_pendings": ("wgmmas in flight", min),
+    "loop_copies": ("copies in flight", min),
     "serialised": ("serialised", sum),
 }
 """Field of a row -> its title, and which of a kernel's variants is shown."""
@@ -66,7 +66,7 @@ def worst_cases(folder: Path) -> str:
     header = ["kernel", "GPU", "variants", *(title for title, _ in COLUMNS.values())]
     return (
         "Counted by the compilers, not measured: the worst variant of each kernel in bf16. Where Triton "
-        f"{first} and {second} differ, it says “{first} / {second}”. A wait for products or copies that "
-        "leaves 0 running waits for all of them; serialised counts the variants whose wgmmas ptxas "
+        f"{first} and {second} differ, the cell reads “{first} / {second}”. A wait that leaves 0 wgmmas "
+        "or copies in flight waits for all of them; serialised counts the variants whose wgmmas ptxas "
         "serialises.\n\n" + render(header, rows, left=2, markdown=True)
     )

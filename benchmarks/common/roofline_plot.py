@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.performance_docs import ceilings, complete, on_gpu
+from common.table import shown
 
 #: Okabe and Ito's colours, which stay apart for colour-blind readers, and a marker of its own for each part.
 STYLES = {
@@ -76,7 +77,7 @@ def _panel(axis: Any, files: list[dict[str, Any]]) -> None:
         axis.plot(
             [record["flops"] / record["bytes"] for record in own],
             [record["flops"] / record["seconds"][0] / unit for record in own],
-            marker, color=color, markersize=4, alpha=0.8, label=part, markeredgewidth=0,
+            marker, color=color, markersize=4, alpha=0.8, label=shown(part), markeredgewidth=0,
         )  # fmt: skip
     axis.set_xscale("log")
     axis.set_yscale("log")
@@ -84,7 +85,7 @@ def _panel(axis: Any, files: list[dict[str, Any]]) -> None:
         one.set_major_locator(LogLocator(subs=(1, 2, 5)))
         one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         one.set_minor_formatter(NullFormatter())
-    axis.set_xlabel("FLOP per byte that has to move")
+    axis.set_xlabel("arithmetic intensity (FLOP per byte)")
     axis.set_ylabel(name)
     settings = files[0]["settings"]
     axis.set_title(f"{files[0]['machine']['device']}, {settings['dtype']}, batch {settings['batch']}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from common.table import number, render
+from common.table import number, render, shown
 
 Record = dict[str, Any]
 #: What growtas has to reach, by pass and rival, on a CPU (docs/performance.md).
@@ -89,19 +89,19 @@ def profile_table(profile: Record, markdown: bool = False) -> str:
     rows = []
     for name, entry in profile["groups"].items():
         share = entry["seconds"] / profile["seconds"]
-        rows.append([name, number(1e3 * entry["seconds"]), f"{share:.0%}", str(entry["calls"])])
+        rows.append([shown(name), number(1e3 * entry["seconds"]), f"{share:.0%}", str(entry["calls"])])
     rows.append(["step, profiled", number(1e3 * profile["seconds"]), "100%", ""])
     return render(["kind of work", "ms", "share", "calls"], rows, markdown=markdown)
 
 
 def profile_note(profile: Record) -> str:
-    """The rate of the products beside the measured peak."""
+    """The rate of the GEMMs beside the measured peak."""
     seconds = profile["groups"]["products"]["seconds"]
     rate = profile["flops"] / seconds if seconds else 0.0
     return (
-        f"products: {profile['flops'] / 1e9:.1f} GFLOP at {rate / 1e9:.0f} GFLOP/s, "
+        f"GEMMs: {profile['flops'] / 1e9:.1f} GFLOP at {rate / 1e9:.0f} GFLOP/s, "
         f"{rate / profile['peak_flops']:.0%} of the {profile['peak_flops'] / 1e9:.0f} GFLOP/s that the best "
-        "of torch's dense products of these sizes reaches"
+        "of torch's dense GEMMs of these sizes reaches"
     )
 
 
@@ -112,14 +112,14 @@ def describe(head: Record) -> str:
     lines = [
         f"{machine['device']}, CPU threads: {machine['threads']}, torch {versions['torch']}, "
         f"timm {versions['timm']}, growtas {versions['growtas']} at {head['commit']}",
-        f"{settings['dtype']}, back end {settings['backend']}, timed by {methods}; in turns, "
+        f"{settings['dtype']}, backend {settings['backend']}, timed by {methods}; in turns, "
         f"{settings['rounds']} rounds at most",
     ]
     if head.get("roofline"):
         ceiling = head["roofline"]
         lines.append(
             f"ceilings measured here: {ceiling['bandwidth'] / 1e9:.0f} GB/s (copy), "
-            f"{number(ceiling['flops'] / 1e12)} TFLOP/s (dense product)"
+            f"{number(ceiling['flops'] / 1e12)} TFLOP/s (dense GEMM)"
         )
     if settings.get("profiled"):
         lines.append("profiled after the timing, not during it")

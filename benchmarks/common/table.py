@@ -21,6 +21,15 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
+#: Names in result files -> the words that tables and pictures show.
+SHOWN = {"products": "GEMMs"}
+
+
+def shown(name: str) -> str:
+    """The word for a name of the result files."""
+    return SHOWN.get(name, name)
+
+
 def render(
     header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, markdown: bool = False
 ) -> str:

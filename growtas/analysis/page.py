@@ -9,9 +9,10 @@ from html import escape
 from growtas.analysis.base import Table, Value
 
 _STYLE = """
-:root { color-scheme: light; --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea; --accent: #0b5fa5; }
+:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea; --accent: #0b5fa5;
+  --paper: #fff; --quote: #3d4755; --code: #f5f7f9; }
 * { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: #fff; line-height: 1.55;
+body { margin: 0; color: var(--ink); background: var(--paper); line-height: 1.55;
   font: 17px/1.55 Georgia, 'Times New Roman', serif; }
 main, header, footer { max-width: 58rem; margin: 0 auto; padding: 0 1.25rem; }
 header { padding-top: 3rem; }
@@ -24,17 +25,19 @@ section > p, section > ul, .here, .paper, header p { max-width: 44rem; }
 .number { font: 600 .8rem/1.4 system-ui, sans-serif; letter-spacing: .05em; text-transform: uppercase;
   color: var(--accent); margin: 0 0 .2rem; }
 .question { font-style: italic; color: var(--soft); margin-top: 0; }
-.paper { border-left: 3px solid var(--line); padding-left: 1rem; color: #3d4755; }
+.paper { border-left: 3px solid var(--line); padding-left: 1rem; color: var(--quote); }
 figure { margin: 1.4rem 0; }
 figure svg { width: 100%; height: auto; display: block; }
+.picture { overflow-x: auto; }
 figcaption, .files, footer, nav, table { font: 14px/1.5 system-ui, sans-serif; }
 figcaption, .files, footer { color: var(--soft); }
 ul { padding-left: 1.2rem; margin: .3rem 0; }
 li { margin: .25rem 0; }
 nav { max-width: 44rem; margin: 2rem 0 0; }
-nav a { display: block; padding: .55rem 0; border-top: 1px solid var(--line); }
-nav b { display: inline-block; min-width: 6.5rem; }
-nav span { display: block; color: var(--soft); padding-left: 6.5rem; }
+nav a { display: grid; grid-template-columns: 6.5rem 1fr; padding: .55rem 0;
+  border-top: 1px solid var(--line); }
+nav i { font-style: normal; }
+nav span { grid-column: 2; color: var(--soft); }
 a { color: var(--accent); text-decoration: none; }
 a:hover { text-decoration: underline; }
 .wide { overflow-x: auto; margin: 1rem 0; }
@@ -43,8 +46,36 @@ caption { text-align: left; color: var(--soft); padding: 0 0 .4rem; caption-side
 th, td { padding: .22rem .8rem .22rem 0; border-bottom: 1px solid var(--line); text-align: left; }
 td.n, th.n { text-align: right; }
 code, pre { font: 13.5px/1.5 ui-monospace, 'DejaVu Sans Mono', monospace; }
-pre { background: #f5f7f9; padding: .8rem 1rem; overflow-x: auto; border-radius: 4px; color: var(--ink); }
+pre { background: var(--code); padding: .8rem 1rem; overflow-x: auto; border-radius: 4px; color: var(--ink); }
 footer { border-top: 1px solid var(--line); margin-top: 3.5rem; padding-top: 1.4rem; padding-bottom: 3rem; }
+@media (max-width: 42rem) {
+  header { padding-top: 1.5rem; }
+  h1 { font-size: 1.7rem; }
+  .picture { margin: 0 -1.25rem; padding: 0 1.25rem; }
+  .picture svg { width: 38.7rem; }  /* as wide as it was drawn: 9 px for the smallest text */
+  figure::before { content: 'Swipe to see all of it'; font: 12px/1.5 system-ui, sans-serif;
+    color: var(--soft); }
+  nav a { grid-template-columns: 1fr; }
+  nav span { grid-column: 1; }
+}
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e3e7ec; --soft: #a3adba; --line: #363f4b; --accent: #74b9ef;
+    --paper: #14181e; --quote: #c0c8d2; --code: #1f252d; }
+  svg { fill: var(--ink); }  /* what names no colour */
+  svg text:is([style*='fill: #000000'], [style*='fill: #262626']) { fill: var(--ink) !important; }
+  svg text[style*='fill: #cc0000'] { fill: #ff7b72 !important; }
+  svg :is([style*='fill: #404040'], [style*='fill: #595959'], [style*='fill: #666666']) {
+    fill: var(--soft) !important; }
+  svg [style*='stroke: #000000'] { stroke: var(--ink) !important; }
+  svg :is([style*='stroke: #404040'], [style*='stroke: #595959']) { stroke: var(--soft) !important; }
+  svg [style*='stroke: #cc0000'] { stroke: #ff7b72 !important; }
+  svg [style*='stroke: #ffffff'] { stroke: var(--paper) !important; }
+  svg :not(text)[style*='fill: #ffffff'] { fill: var(--paper) !important; }
+  svg :is([style*='fill: #f0f0f0'], [style*='fill: #f3f3f3'], [style*='fill: #ededed'],
+    [style*='fill: #dddddd']) { fill: var(--line) !important; }
+  svg [style*='fill: #cfe3f1'] { fill: #24405a !important; }
+  svg :not(text)[style*='fill: #000000'] { fill: var(--ink) !important; }
+}
 @media print { section { break-inside: avoid-page; } nav { display: none; } }
 """
 
@@ -67,8 +98,8 @@ class Section:
         title, question: of the analysis.
         pictures: of it.
         tables: printed, by caption.
-        findings: what it shows here, the most important sentence first.
-        published: what the paper shows, paragraphs apart by blank lines.
+        findings: sentences from the numbers, the most important one first.
+        published: the paper's finding, paragraphs apart by blank lines.
         numbers: CSV files beside the page.
     """
 
@@ -112,7 +143,7 @@ def label(name: str) -> str:
 def page_text(page: Page) -> str:
     """The page as HTML."""
     links = "\n".join(
-        f'<a href="#{escape(s.name)}"><b>{escape(label(s.name))}</b> {escape(s.title)}'
+        f'<a href="#{escape(s.name)}"><b>{escape(label(s.name))}</b><i>{escape(s.title)}</i>'
         f"<span>{escape(s.findings[0])}</span></a>"
         for s in page.sections
     )
@@ -140,8 +171,8 @@ def page_text(page: Page) -> str:
 {_missing(page.missing)}
 </main>
 <footer>
-<p>Every number of this page comes from this command; one with the same folder draws it again from what is
-kept there:</p>
+<p>This command makes every number of this page; repeated with the same folder, it draws the page again from
+the numbers kept there:</p>
 <pre>{escape(page.command)}</pre>
 {foot}
 </footer>
@@ -164,13 +195,13 @@ def _section(section: Section) -> str:
 {pictures}
 {tables}
 <div class="here">
-<h3>What it shows here</h3>
+<h3>Findings</h3>
 <ul>
 {findings}
 </ul>
 </div>
 <div class="paper">
-<h3>What the paper shows</h3>
+<h3>In the paper</h3>
 {published}
 </div>
 <p class="files">{links}</p>
@@ -178,7 +209,8 @@ def _section(section: Section) -> str:
 
 
 def _picture(picture: Picture) -> str:
-    return f"<figure>\n{picture.svg}\n<figcaption>{escape(picture.caption)}</figcaption>\n</figure>"
+    caption = f"<figcaption>{escape(picture.caption)}</figcaption>"
+    return f'<figure>\n<div class="picture">{picture.svg}</div>\n{caption}\n</figure>'
 
 
 def _table(caption: str, table: Table) -> str:
@@ -189,7 +221,9 @@ def _table(caption: str, table: Table) -> str:
     kinds = ['class="n"' if number else "" for number in numeric]
     head = "".join(f"<th {k}>{escape(name)}</th>" for k, name in zip(kinds, table.columns, strict=True))
     rows = "\n".join(
-        "<tr>" + "".join(f"<td {k}>{_cell(v)}</td>" for k, v in zip(kinds, row, strict=True)) + "</tr>"
+        "<tr>"
+        + "".join(f"<td {k}>{escape(cell_text(v))}</td>" for k, v in zip(kinds, row, strict=True))
+        + "</tr>"
         for row in table.rows
     )
     return (
@@ -198,14 +232,15 @@ def _table(caption: str, table: Table) -> str:
     )
 
 
-def _cell(value: Value) -> str:
+def cell_text(value: Value) -> str:
+    """A value as a reader's table shows it."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else escape(value)
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _missing(missing: Sequence[tuple[str, str]]) -> str:

@@ -40,14 +40,14 @@ class GrowtasMobileNet(MobileNetV3):
         kernel: side of each block's depthwise kernel, of all places of all stages.
         expand: middle width of each block over its input's, likewise.
         depth: blocks of each stage; the entries of the places behind them do not matter.
-        stem_width, first_width, widths, final_width, feature_width, strides, activations, squeeze_excite,
-            stem_stride: as of :class:`growtas.spaces.mobilenet.MobileNetSpace`.
         img_size: pixels of the images it is meant for.
         in_chans: channels of the input.
         num_classes: outputs; 0 for features.
         global_pool: ``"avg"``; there is no other.
         drop_rate: dropout before the classifier.
         drop_path_rate: of the last block.
+        **fixed: stem_width, first_width, widths, final_width, feature_width, strides, activations,
+            squeeze_excite and stem_stride, as of :class:`growtas.spaces.mobilenet.MobileNetSpace`.
 
     Raises:
         UsageError: the lists do not fit each other, or the pooling is unknown.

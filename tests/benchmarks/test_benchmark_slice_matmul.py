@@ -154,9 +154,9 @@ def test_a_run_writes_json_a_plot_and_a_table(tmp_path, capsys, fast):
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     shown = capsys.readouterr().out
     assert "T fc1 216→756" in shown and "geometric mean" in shown
-    header = next(line for line in shown.splitlines() if line.startswith("product"))
+    header = next(line for line in shown.splitlines() if line.startswith("GEMM"))
     assert [name for name in re.split(r"  +", header.strip()) if name] == [
-        "product", "pass", "growtas", "ms", "± %", "published", "views", "dense", "× published", "× dense",
+        "GEMM", "pass", "growtas", "ms", "± %", "published", "views", "dense", "× published", "× dense",
         "TFLOP/s", "GB/s", "bound ms", "share", "error",
     ]  # fmt: skip
 

@@ -5,7 +5,7 @@
 //          normalised tokens, the layer after GELU and every gradient between two steps lie in this thread's workspace,
 //          which stays in its cache, and no tensor is made for them. A linear layer by itself (patches, head) is here for the
 //          same reason.
-// Steps    those of layer_norm.cpp, gemm.cpp and relative_attention.cpp, in the order of growtas/ops/composed.py.
+// Steps    those of layer_norm.cpp, gemm.cpp and relative_attention.cpp, in the order of growtas/ops/*/unfused.py.
 // Saved    mean and rstd; of the MLP the hidden layer before GELU; of attention qkv, its result and its log-sum-exp.
 //          Recomputed: the normalised tokens, the layer after GELU and the attention matrix.
 // Order    the steps are the same bits for any number of threads each, and bias gradients are summed by one thread in the
