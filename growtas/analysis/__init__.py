@@ -11,13 +11,13 @@ from types import ModuleType
 from typing import Any
 
 _HOME: dict[str, str] = {
-    "extend_and_crop": "extension",
-    "extend_and_crop_convolutional": "extension",
-    "initialisation": "extension",
+    "extend_and_crop": "extend_and_crop",
+    "extend_and_crop_convolutional": "extend_and_crop",
+    "initialisation": "initialisation",
     "interference": "interference",
     "methods_table": "methods_table",
     "sampling_schedule": "sampling_schedule",
-    "sampling_strategies": "sampling",
+    "sampling_strategies": "sampling_strategies",
     "similarity": "similarity",
     "weight_regions": "weight_regions",
     "weight_statistics": "weight_statistics",

@@ -11,10 +11,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "comparing"))  # small compar
 
 from comparisons import forked
 
-from growtas.comparing import scheduler
+from growtas.jobs import runner
 
 
 @pytest.fixture
 def fork_work(monkeypatch):
     """Networks and parts are made in forked processes: the same work, without importing torch again."""
-    monkeypatch.setattr(scheduler, "_start", forked)
+    monkeypatch.setattr(runner, "_start", forked)

@@ -18,7 +18,7 @@ PAGE = (FOLDER / "index.html").read_text()
 
 def committed(name):
     data = json.loads((FOLDER / "parts" / f"{name}.json").read_text())
-    return parts.part(name).kind.from_json(json.dumps(data["analysis"]))
+    return parts.part(name).from_json(json.dumps(data["analysis"]))
 
 
 @pytest.mark.parametrize("name", parts.part_names())

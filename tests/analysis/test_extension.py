@@ -10,19 +10,21 @@ import pytest
 import torch
 
 import growtas
-from growtas.analysis import extension, histograms
+from growtas.analysis import histograms, networks, parts
 from growtas.analysis.base import Table
 from growtas.analysis.charts import svg_text
-from growtas.analysis.extension import extend_and_crop, extend_and_crop_convolutional, initialisation
-from growtas.analysis.extension_analyses import (
+from growtas.analysis.extend_and_crop import (
     AS_IT_IS,
     RECALIBRATED,
     ExtendAndCrop,
     ExtendAndCropConvolutional,
-    Initialisation,
+    _counts,
+    extend_and_crop,
+    extend_and_crop_convolutional,
 )
-from growtas.analysis.networks import Networks, ofa_space_for
+from growtas.analysis.initialisation import Initialisation, initialisation
 from growtas.analysis.trained import Trained, draw
+from growtas.analysis.workspace import Workspace
 from growtas.errors import UsageError
 from growtas.methods.regions import used_by
 from growtas.space import MobileNetSpace, SearchSpace, load_space
@@ -169,7 +171,7 @@ def made_up(kind=ExtendAndCrop, values=VALUES, ways=(None,)):
     tables = {
         "subnets": table,
         "bases": Table.of(columns, bases),
-        "counts": extension._counts(kind, table, facts),
+        "counts": _counts(kind, table, facts),
     }
     return kind(tables, facts)
 
@@ -322,19 +324,20 @@ def test_another_methods_run_is_refused(tmp_path):
 
 def test_figure_e_is_left_out_where_figure_1_is_the_same_figure():
     transformers, convolutional = (SimpleNamespace(convolutional=answer) for answer in (False, True))
-    assert extension.FIGURE_E.networks(transformers) == ("ofa-smallest", "ofa-largest")
-    assert extension.FIGURE_E.reason(transformers) is None
-    assert "its figure 1 is that figure" in extension.FIGURE_E.reason(convolutional)
-    assert extension.FIGURE_1.networks(convolutional) == ("smallest", "largest")
-    assert extension.FIGURE_C.networks(convolutional) == ("smallest",)
+    figure_1, figure_c, figure_e = (parts.part(f"figure-{name}") for name in "1ce")
+    assert figure_e.networks(transformers) == ("ofa-smallest", "ofa-largest")
+    assert figure_e.reason(transformers) is None
+    assert "its figure 1 is that figure" in figure_e.reason(convolutional)
+    assert figure_1.networks(convolutional) == ("smallest", "largest")
+    assert figure_c.networks(convolutional) == ("smallest",)
 
 
 def test_the_convolutional_networks_take_a_fifth_of_the_reports_epochs(tmp_path):
     config = TrainConfig(space="digits", data="digits", epochs=60).resolved()
     space = load_space("digits")
-    networks = Networks(tmp_path, config, space, ofa_space_for(space))
-    settings = networks.settings("ofa-largest")
+    workspace = Workspace(tmp_path, config, space, networks.ofa_space_for(space), 10)
+    settings = networks.settings(workspace, "ofa-largest")
     assert (settings.epochs, settings.method_options) == (12, "subnet=largest")
     assert settings.warmup_epochs == pytest.approx(1.2)
-    assert networks.settings("largest").epochs == 60
-    assert networks.space_of("ofa-largest").groups == (3, 4, 6)
+    assert networks.settings(workspace, "largest").epochs == 60
+    assert networks.space_of(workspace, "ofa-largest").groups == (3, 4, 6)

@@ -60,18 +60,22 @@ def test_inclusion_is_that_of_sets_of_entries(name):
 
 def test_findings_name_the_violations():
     first, largest, where = regions("autoformer-tiny").findings()
-    assert "2 do not nest: 192 × 4 = 768 > 216 × 3.5 = 756; 216 × 4 = 864 > 240 × 3.5 = 840." in first
+    assert "do not nest: 2 of 12 (192 × 4 = 768 > 216 × 3.5 = 756; 216 × 4 = 864 > 240 × 3.5 = 840)." in first
     assert "24 of 864 hidden channels, 2.8 %" in largest
     assert "between neighbouring groups" in where
     # 528 x 4 reaches past 576, over 624 x 3
-    assert regions("autoformer-base").findings()[-1].startswith("1 of the 7 reaches over")
+    assert (
+        regions("autoformer-base")
+        .findings()[-1]
+        .startswith("Pairs of them that lie more than one group apart: 1 of 7")
+    )
 
 
 def test_a_space_that_nests_says_so():
     found = regions(NESTED)
     assert not found.tables["violations"].rows
     assert found.findings() == [
-        "All 4 pairs of rectangles of nested of different embed_dims nest (2 embed_dims (100, 200)): a wider "
+        "All 4 pairs of rectangles of nested of different embed_dims nest (embed_dims: 100, 200): a wider "
         "one with the smallest ratio still holds a narrower one with the largest."
     ]
 

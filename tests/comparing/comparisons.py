@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import signal
@@ -18,8 +17,8 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from growtas.comparing import scheduler
 from growtas.errors import GrowtasError
+from growtas.jobs import Job, worker
 
 SPACE = {
     "name": "small",
@@ -118,11 +117,10 @@ class Fork:
             time.sleep(0.002)
 
 
-def forked(job: scheduler.Job, threads: int) -> Fork:
-    """In place of ``scheduler._start``."""
+def forked(job: Job, threads: int) -> Fork:
+    """In place of ``runner._start``."""
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    main = importlib.import_module(job.module).main
-    return Fork(lambda: main([*job.arguments, "--guarded"]), job.output)
+    return Fork(lambda: worker.main(job.worker_arguments()), job.output)
 
 
 def children(process: Fork) -> list[int]:

@@ -28,9 +28,10 @@ from scipy import stats
 
 import growtas
 from growtas import cli
-from growtas.comparing import driver, figure, scheduler
+from growtas.comparing import driver, figure
 from growtas.comparing.plan import MOST_FURTHER_RATES, RATE_SEED, Plan, read_plan
 from growtas.errors import UsageError
+from growtas.jobs import Runner, runner
 from growtas.searching import read_result
 from growtas.searching.evaluate import Evaluator
 from growtas.training import Run
@@ -171,7 +172,7 @@ def copied(made, tmp_path, fork_cells):
 
 
 def test_nothing_is_trained_again(made, copied, monkeypatch):
-    monkeypatch.setattr(scheduler, "_start", lambda *job: pytest.fail("a cell was started"))
+    monkeypatch.setattr(runner, "_start", lambda *job: pytest.fail("a cell was started"))
     before = fingerprints(copied)
     again = growtas.compare(copied, device="cpu")
     assert fingerprints(copied) == before
@@ -262,7 +263,7 @@ def test_an_unknown_time_is_left_out(copied):
     found = growtas.compare(copied, report_only=True)
     (row,) = [row for row in found.summary.times if str(row.spec) == "growtas"]
     assert (row.cpu.count, row.ratio.count, row.unknown) == (1, 1, 1)
-    assert "Left out: 1 cells of unknown time" in found.text
+    assert "killed and nobody knows its time: 1." in found.text
 
 
 # -- failures and interruptions --------------------------------------------------------------------------
@@ -314,7 +315,7 @@ def test_learning_rates_beyond_the_best_at_an_end(tmp_path, monkeypatch, peak, t
     plan = Plan(tmp_path, growtas.load_space("digits"), "digits", 1, "auto", {}, (), 1, 1, 1, {})
     reached = lambda plan, rates, *rest: {rate: -abs(math.log(rate / peak)) for rate in rates}  # noqa: E731
     monkeypatch.setattr(driver, "_try_rates", reached)
-    driver._choose_rate(plan, 1, 1, "cpu", "")
+    driver._choose_rate(plan, Runner(1, 1, "cpu", ""))
     chosen = read(tmp_path / "rate.json")
     assert [each["lr"] for each in chosen["tried"]] == pytest.approx(tried)
     assert plan.rate() == pytest.approx(min(peak, tried[-1]))

@@ -5,24 +5,47 @@ from __future__ import annotations
 import bisect
 import inspect
 import itertools
+import math
 import os
+import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import matplotlib
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, PathPatch, Rectangle
+from matplotlib.path import Path
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from growtas import cost
 from growtas.analysis.base import Analysis, Drawing, Table
-from growtas.analysis.workspace import Part, Workspace
-from growtas.comparing.plan import read_plan
+from growtas.analysis.charts import new_figure
+from growtas.comparing.plan import comparison_in
 from growtas.comparing.summary import read_cells
 from growtas.errors import UsageError
+from growtas.plotting import method_colour
 from growtas.subnet import parse_subnet
 from growtas.training.log import read_log
 from growtas.training.run import Run
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from growtas.analysis.workspace import Workspace
+
 COLUMNS, ROWS = 12, 12  # of the map, about: spans of epochs, and of parameters
 _MOST_STAGES = 3  # that a sentence tells one by one
 FEW = 12  # subnets; a method that draws no more is drawn subnet by subnet
+
+BOUNDS = (0, 2, 5, 10, 20, 40, 100)  # per cent of the draws of a span of epochs
+_MAP = matplotlib.colormaps["YlGnBu"]
+COLOURS = [_MAP(0.12 + 0.88 * level / (len(BOUNDS) - 2)) for level in range(len(BOUNDS) - 1)]
+_ACROSS = 3  # panels
+_WRAP = 38  # letters of a line above a panel
+_LEFT_OUT = "0.93"  # grey of a group that is not drawn
 
 # What a method means to sample; of another one, the first line of its documentation.
 INTENDED = {
@@ -62,13 +85,64 @@ class SamplingStrategies(Analysis):
         "all subnets, the small ones above all."
     )
 
-    def drawings(self) -> dict[str, Drawing]:
-        from growtas.analysis import sampling_charts
+    compares = True
 
-        return sampling_charts.strategies(self)
+    @classmethod
+    def make(cls, workspace: Workspace) -> SamplingStrategies:
+        """Of the comparison's cells of the first seed."""
+        recorded = comparison_in(workspace.comparison)
+        cells = [(spec, seed) for spec, seed in read_cells(recorded) if seed == 0]
+        return sampling_strategies({str(spec): recorded.plan.cell_path(spec, seed) for spec, seed in cells})
 
     def findings(self) -> list[str]:
-        return _findings(self)
+        facts, table = self.facts, self.tables["methods"]
+        low, high = facts["params"]
+        halves = []
+        for row in table.records():
+            shares = (row["small_first_half"], row["small_second_half"])
+            told = " and ".join(f"{share:.0f} %" for share in shares if share is not None)
+            halves.append(f"{row['method']} {told}")
+        sentences = [
+            f"Share of the draws with at most {(low + high) / 2:,.0f} parameters, the middle of the range "
+            f"from {low:,} to {high:,}, in the first and in the second half of the run: {', '.join(halves)}."
+        ]
+        sentences += [
+            _of_method(self, row["method"], row["draws"], row["different"]) for row in table.records()
+        ]
+        thinned = [f"{name} (one in {every})" for name, every in facts["log_every"].items() if every > 1]
+        if thinned:
+            sentences.append(f"Not every step is in the log of {', '.join(thinned)}.")
+        return sentences
+
+    def draw(self) -> dict[str, Drawing]:
+        names = list(self.facts["methods"])
+        across = min(_ACROSS, len(names))
+        down = math.ceil(len(names) / across)
+        shape = {"squeeze": False, "height_ratios": (1, 4.5) * down}
+        figure, axes = new_figure(3.35 * down + 0.3, 2 * down, across, **shape)
+        for place in range(down * across):
+            row, column = divmod(place, across)
+            strip, chart = axes[2 * row, column], axes[2 * row + 1, column]
+            if place < len(names):
+                _panel(self, names[place], strip, chart, first=column == 0)
+            else:
+                strip.set_axis_off(), chart.set_axis_off()
+        _legend(figure, axes[-1, -1] if down * across > len(names) else None)
+        seeds = ", ".join(map(str, sorted(set(self.facts["seeds"].values()))))
+        caption = (
+            f"What one run of every method (seed {seeds}) drew, counted in its log: colour is the share of a "
+            "cell's subnets among all draws of its epochs. The strips above say which groups the method may "
+            "draw from; dashed lines are where that changes."
+        )
+        if self.tables["candidates"].rows:
+            caption += (
+                " Of methods that draw a few subnets alone, each is one bar, with its share of all draws."
+            )
+        alt = (
+            f"Maps of the parameters of drawn subnets over epochs for {', '.join(names)}; each below a strip "
+            "of the groups that the method may draw from."
+        )
+        return {"": Drawing(figure, caption, alt)}
 
 
 @dataclass(frozen=True)
@@ -108,9 +182,7 @@ def sampling_strategies(runs: Mapping[str, Run | str | os.PathLike]) -> Sampling
     low, high = cost.parameter_range(space, first.num_classes)
     edges = [low + (high - low) * i / ROWS for i in range(ROWS + 1)]
     params: dict[str, int] = {}
-    tables: dict[str, list[tuple]] = {
-        name: [] for name in ("draws", "intended", "groups", "methods", "candidates")
-    }
+    tables: dict[str, list[tuple]] = {name: [] for name in _COLUMNS}
     for name, run in opened.items():
         draws = _read(run)
         for text in draws.subnets:
@@ -248,28 +320,6 @@ def _meant(method: str) -> str:
     return described.partition("\n")[0].rstrip(".")
 
 
-# -- words -----------------------------------------------------------------------------------------------
-
-
-def _findings(found: SamplingStrategies) -> list[str]:
-    facts, table = found.facts, found.tables["methods"]
-    low, high = facts["params"]
-    halves = []
-    for row in table.rows:
-        name, first, second = row[0], row[-2], row[-1]
-        shares = " and ".join(f"{share:.0f} %" for share in (first, second) if share is not None)
-        halves.append(f"{name} {shares}")
-    sentences = [
-        f"Share of the draws with at most {(low + high) / 2:,.0f} parameters, the middle of the range from "
-        f"{low:,} to {high:,}, in the first and in the second half of the run: {', '.join(halves)}."
-    ]
-    sentences += [_of_method(found, row[0], row[2], row[3]) for row in table.rows]
-    thinned = [f"{name} (one in {every})" for name, every in facts["log_every"].items() if every > 1]
-    if thinned:
-        sentences.append(f"Not every step is in the log of {', '.join(thinned)}.")
-    return sentences
-
-
 def _of_method(found: SamplingStrategies, name: str, draws: int, different: int) -> str:
     """What one method drew: how many, of which groups and when, and which if they are few."""
     facts, groups = found.facts, found.tables["groups"].where(method=name)
@@ -282,7 +332,7 @@ def _of_method(found: SamplingStrategies, name: str, draws: int, different: int)
     for stage in stages:
         shares = ", ".join(f"{row[-1]:.1f} %" for row in stage)
         first, last = stage[0][2], stage[0][3] - 1
-        parts.append(f"{shares} in epoch{'' if first == last else 's'} {_to(first, last)}")
+        parts.append(f"{shares} from epoch {first} to {last}")
     values = ", ".join(str(value) for value in facts["groups"])
     text += f"; of {facts['axis']} {values}: {'; '.join(parts)}"
     few = found.tables["candidates"].where(method=name)
@@ -292,17 +342,115 @@ def _of_method(found: SamplingStrategies, name: str, draws: int, different: int)
     return f"{text}."
 
 
-def _to(first: int, last: int) -> str:
-    return f"{first}" if first == last else f"{first} to {last}"
+# -- the picture -----------------------------------------------------------------------------------------
 
 
-def _make(workspace: Workspace) -> SamplingStrategies:
-    """Of the comparison's cells of the first seed."""
-    recorded = read_plan(workspace.comparison)
-    if recorded is None:
-        raise UsageError(f"{workspace.comparison} holds no comparison.")
-    cells = [(spec, seed) for spec, seed in read_cells(recorded) if seed == 0]
-    return sampling_strategies({str(spec): recorded.plan.cell_path(spec, seed) for spec, seed in cells})
+def _panel(found: SamplingStrategies, name: str, strip: Axes, chart: Axes, first: bool) -> None:
+    facts, tables = found.facts, found.tables
+    _, epochs, draws, different, *_ = tables["methods"].where(method=name).rows[0]
+    _strip(found, name, strip, epochs)
+    meant = textwrap.wrap(f"Meant: {facts['intended'][name]}", _WRAP)
+    strip.set_title(name, color=method_colour(facts["methods"][name]), fontweight="bold", pad=28)
+    strip.annotate(
+        "\n".join(meant), (0, 1), xytext=(0, 25), xycoords="axes fraction", textcoords="offset points",
+        va="top", fontsize=8, color="0.25",
+    )  # fmt: skip
+    candidates = tables["candidates"].where(method=name)
+    low, high = facts["params"]
+    if candidates.rows:
+        _lines(chart, candidates.rows, epochs, high - low)
+    else:
+        _cells(chart, tables["draws"].where(method=name).rows)
+    for start in sorted(set(tables["intended"].where(method=name).column("epoch_from")) - {0}):
+        chart.axvline(start, color="black", linestyle="--", linewidth=1)
+    chart.set_xlim(0, epochs)
+    chart.set_ylim(low, high + 0.02 * (high - low))
+    chart.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    chart.yaxis.set_major_formatter(FuncFormatter(_thousands))
+    chart.set_xlabel(f"epoch ({draws:,} draws, {different:,} different)", fontsize=9)
+    if first:
+        chart.set_ylabel("parameters")
+        strip.set_ylabel(facts["axis"].replace("_", "\n"), fontsize=8)
+    else:
+        chart.tick_params(labelleft=False)
+        strip.tick_params(labelleft=False)
 
 
-PART = Part(SamplingStrategies, _make, compares=True)
+def _strip(found: SamplingStrategies, name: str, axes: Axes, epochs: int) -> None:
+    """Which groups may be drawn when: filled where uniform, hatched where learned, thin where some."""
+    facts = found.facts
+    values, colour = facts["groups"], method_colour(facts["methods"][name])
+    looks = {
+        "uniform": {"height": 0.8, "facecolor": colour},
+        "chosen": {"height": 0.3, "facecolor": colour},
+        "learned": {"height": 0.8, "facecolor": "white", "edgecolor": colour, "hatch": "/////"},
+    }
+    for at in range(len(values)):
+        axes.add_patch(Rectangle((0, at - 0.4), epochs, 0.8, facecolor=_LEFT_OUT, linewidth=0))
+    for _, start, end, group, how in found.tables["intended"].where(method=name).rows:
+        look = {"linewidth": 0, **looks[how]}
+        at = values.index(group) - look["height"] / 2
+        axes.add_patch(Rectangle((start, at), end - start, **look))
+    axes.set_xlim(0, epochs)
+    axes.set_ylim(-0.6, len(values) - 0.4)
+    axes.set_yticks(range(len(values)), [str(value) for value in values], fontsize=8)
+    axes.tick_params(labelbottom=False, length=0)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+
+
+def _level(share: float) -> int:
+    """The place of a share among the bounds."""
+    return max(level for level, bound in enumerate(BOUNDS[:-1]) if share > bound)
+
+
+def _cells(axes: Axes, rows: Iterable[tuple]) -> None:
+    """Cells of the map; those of one colour are one path, which keeps the file small."""
+    boxes: dict[int, list[tuple[float, float, float, float]]] = {}
+    for _, left, right, bottom, top, _, share in rows:
+        boxes.setdefault(_level(share), []).append((left, bottom, right, top))
+    for level, own in boxes.items():
+        corners = [(x, y) for a, b, c, d in own for x, y in ((a, b), (c, b), (c, d), (a, d), (a, b))]
+        codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * len(own)
+        axes.add_patch(
+            PathPatch(Path(corners, codes), facecolor=COLOURS[level], edgecolor="white", linewidth=0.3)
+        )
+
+
+def _lines(axes: Axes, rows: Iterable[tuple], epochs: int, reach: float) -> None:
+    """One bar per subnet, with its share of all draws."""
+    for _, _, params, _, share in rows:
+        height = 0.018 * reach
+        colour = COLOURS[_level(share)]
+        axes.add_patch(Rectangle((0, params - height / 2), epochs, height, facecolor=colour, linewidth=0))
+        axes.annotate(
+            f"{share:.0f} %", (epochs, params), xytext=(-2, -3), textcoords="offset points",
+            ha="right", va="top", fontsize=8,
+        )  # fmt: skip
+
+
+def _legend(figure: Figure, free: Axes | None) -> None:
+    handles = [
+        Patch(facecolor=colour, label=f"{low}–{high} %")
+        for low, high, colour in zip(BOUNDS, BOUNDS[1:], COLOURS, strict=False)
+    ]
+    title = "share of an epoch span's draws"
+    strips = [
+        Patch(facecolor="0.35", label="group drawn uniformly"),
+        Patch(facecolor="white", edgecolor="0.35", hatch="/////", linewidth=0, label="as a sampler learns"),
+        Line2D([], [], color="0.35", linewidth=3, label="some of its subnets"),
+        Patch(facecolor=_LEFT_OUT, label="group left out"),
+    ]
+    if free is None:
+        figure.legend(handles=handles + strips, loc="outside lower center", ncols=5, title=title)
+        return
+    upper = free.legend(handles=strips, loc="upper left", title="strips: what is meant", alignment="left")
+    free.add_artist(upper)
+    free.legend(
+        handles=handles, loc="lower left", title=f"maps: {title}", alignment="left", ncols=2,
+        bbox_to_anchor=(0, 0),
+    )  # fmt: skip
+
+
+def _thousands(value: float, _position: int) -> str:
+    return f"{value / 1e6:g} M" if value >= 1e6 else f"{value / 1e3:g} k"
