@@ -27,7 +27,8 @@ LAYERS = [
     {"methods"},
     {"tuning"},
     {"training"},
-    {"searching", "export"},
+    {"searching"},
+    {"export"},
     {"plotting", "table", "doctor", "warmup", "listing"},
     {"jobs"},
     {"demo", "comparing", "cli_options"},
@@ -122,7 +123,8 @@ def test_public_names_are_the_functions():
     code = (
         f"import importlib\nfor name in {names}:\n    importlib.import_module('growtas.' + name)\n"
         "import growtas\n"
-        "print(all(callable(getattr(growtas, name)) for name in ('search', 'train', 'extract', 'tune')))\n"
+        "names = ('search', 'train', 'extract', 'evaluate', 'tune')\n"
+        "print(all(callable(getattr(growtas, name)) for name in names))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "True", result.stderr

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -86,7 +86,7 @@ class GradientInterference(Analysis):
         """The epochs of the transitions of a method, each the mean over the seeds."""
         table = self.tables["transitions"].where(method=method)
         stages = sorted(table.values("stage"))
-        return [statistics.fmean(table.where(stage=k).column("epoch")) for k in stages]
+        return [fmean(table.where(stage=k).column("epoch")) for k in stages]
 
     def findings(self) -> list[str]:
         sentences = [_level(self, method) for method in self.methods]
@@ -123,9 +123,14 @@ def interference(runs: Iterable[str | os.PathLike | Run]) -> GradientInterferenc
     opened = [Run.open(run) for run in runs]
     if not opened:
         raise UsageError("Give the folder of at least one run.")
+    first, space = opened[0], opened[0].space
     cosines, pairs, transitions = [], [], []
     for run in opened:
-        _check_alike(opened[0], run)
+        if (run.space.to_dict(), run.config.epochs) != (space.to_dict(), first.config.epochs):
+            raise UsageError(
+                f"{run.path} has {run.config.epochs} epochs on the space {run.space.name!r}, and "
+                f"{first.path} {first.config.epochs} on {space.name!r}; give runs of one space and length."
+            )
         key = (run.config.method, run.config.seed)
         records = [record for record in read_log(run.path, "interference") if record["cosine"] is not None]
         if not records:
@@ -144,11 +149,11 @@ def interference(runs: Iterable[str | os.PathLike | Run]) -> GradientInterferenc
             for record in read_log(run.path, "stage")
             if record["stage"] > 0
         ]
-    last, space = records[-1], opened[0].space
+    last = records[-1]
     facts = {
         "space": space.name,
-        "data": opened[0].config.data,
-        "epochs": opened[0].config.epochs,
+        "data": first.config.data,
+        "epochs": first.config.epochs,
         "axis": space.group_axis,
         "small": space.groups[last["small"]],
         "large": space.groups[last["large"]],
@@ -166,20 +171,7 @@ def interference(runs: Iterable[str | os.PathLike | Run]) -> GradientInterferenc
     return GradientInterference(tables, facts)
 
 
-def _check_alike(first: Run, run: Run) -> None:
-    """Raises: UsageError: the runs cannot stand in one figure."""
-    if (run.space.to_dict(), run.config.epochs) != (first.space.to_dict(), first.config.epochs):
-        raise UsageError(
-            f"{run.path} has {run.config.epochs} epochs on the space {run.space.name!r}, and {first.path} "
-            f"{first.config.epochs} on {first.space.name!r}; give runs of one space and length."
-        )
-
-
 # -- sentences -------------------------------------------------------------------------------------------
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _by_seed(found: GradientInterference, method: str) -> dict[int, tuple[float, float | None]]:
@@ -194,14 +186,14 @@ def _by_seed(found: GradientInterference, method: str) -> dict[int, tuple[float,
         rows = [(cosine, control) for epoch, cosine, control in zip(*columns, strict=True) if epoch]
         gaps = [control - cosine for cosine, control in rows if control is not None]
         if rows:
-            means[seed] = (_mean([cosine for cosine, _ in rows]), _mean(gaps) if gaps else None)
+            means[seed] = (fmean([cosine for cosine, _ in rows]), fmean(gaps) if gaps else None)
     return means
 
 
 def _level(found: GradientInterference, method: str) -> str:
     """Where the cosine of a method lies, beside its control."""
     facts, course = found.facts, found.course(method)
-    first, last = (_mean([cosine for cosine, _ in course[epoch]]) for epoch in (min(course), max(course)))
+    first, last = (fmean([cosine for cosine, _ in course[epoch]]) for epoch in (min(course), max(course)))
     text = (
         f"{method}: on the weights they share, the gradients of subnets of {facts['axis']} {facts['small']} "
         f"and {facts['large']} have a cosine of {first:.2f} at epoch {min(course)} and of {last:.2f} at "
@@ -212,7 +204,7 @@ def _level(found: GradientInterference, method: str) -> str:
     gaps = [gap for _, gap in means.values() if gap is not None]
     if not gaps:
         return f"{text}."
-    gap, level = mean_interval(gaps), _mean([cosine for cosine, _ in means.values()])
+    gap, level = mean_interval(gaps), fmean([cosine for cosine, _ in means.values()])
     return (
         f"{text}. Along training it is {level:.2f} on average, {abs(gap.mean):.3f} "
         f"{'below' if gap.mean >= 0 else 'above'} that of two subnets of {facts['small']} "
@@ -249,7 +241,7 @@ def _at_transition(found: GradientInterference, method: str) -> str | None:
             changes.append((course[max(before)], course[min(after)]))
     if not changes:
         return None
-    before, after = (_mean(values) for values in zip(*changes, strict=True))
+    before, after = (fmean(values) for values in zip(*changes, strict=True))
     return (
         f"{method}: from the last measurement before a transition to the first one after it the cosine goes "
         f"from {before:.2f} to {after:.2f} (means; transitions: {len(changes)}); before it no step trains "
@@ -266,10 +258,10 @@ def _signs_and_norms(found: GradientInterference) -> str:
             [value for value in table.column(name) if value is not None]
             for name in ("negative", "control_negative", "norm_ratio")
         )
-        ratio = math.exp(_mean([math.log(value) for value in ratio if value > 0]))
-        beside = f" ({100 * _mean(control):.1f} % of the control's)" if control else ""
+        ratio = math.exp(fmean([math.log(value) for value in ratio if value > 0]))
+        beside = f" ({100 * fmean(control):.1f} % of the control's)" if control else ""
         parts.append(
-            f"{method} {100 * _mean(negative):.1f} % of the pairs{beside}; the large subnet's gradient is "
+            f"{method} {100 * fmean(negative):.1f} % of the pairs{beside}; the large subnet's gradient is "
             f"{ratio:.2f} times as long as the small one's"
         )
     return "Gradients that point apart, with a cosine below zero: " + ". ".join(parts) + "."
@@ -281,7 +273,7 @@ def _of_layers(found: GradientInterference, method: str) -> str:
     for layer in found.facts["layers"]:
         values = [c for epoch, each in found.course(method, layer).items() if epoch for c, _ in each]
         if values:
-            means[layer] = _mean(values)
+            means[layer] = fmean(values)
     if not means:
         return f"{method}: no layer was measured after training began."
     low, high = min(means, key=means.get), max(means, key=means.get)
@@ -342,7 +334,7 @@ def _draw_course(found: GradientInterference) -> Drawing:
         "above zero is disagreement that two subnets of one size do not have."
     )
     last = {method: list(found.course(method).values())[-1] for method in found.methods}
-    ends = (f"{method} ends at {_mean([c for c, _ in each]):.2f}" for method, each in last.items())
+    ends = (f"{method} ends at {fmean([c for c, _ in each]):.2f}" for method, each in last.items())
     alt = (
         f"Two panels of lines over {facts['epochs']} epochs, the cosine and its gap to the control; "
         f"{', '.join(ends)}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import inspect
 import itertools
 import math
@@ -10,8 +11,7 @@ import os
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib
 from matplotlib.lines import Line2D
@@ -145,14 +145,14 @@ class SamplingStrategies(Analysis):
         return {"": Drawing(figure, caption, alt)}
 
 
-@dataclass(frozen=True)
-class _Draws:
-    """What a run drew: per draw its epoch, stage, group and subnet, at equal places."""
+class _Draw(NamedTuple):
+    """A subnet that a step trained, and its parameters."""
 
-    epochs: Sequence[int]
-    stages: Sequence[int]
-    groups: Sequence[int]
-    subnets: Sequence[str]
+    epoch: int
+    stage: int
+    group: int
+    subnet: str
+    size: int
 
 
 def sampling_strategies(runs: Mapping[str, Run | str | os.PathLike]) -> SamplingStrategies:
@@ -181,23 +181,18 @@ def sampling_strategies(runs: Mapping[str, Run | str | os.PathLike]) -> Sampling
     space = first.space
     low, high = cost.parameter_range(space, first.num_classes)
     edges = [low + (high - low) * i / ROWS for i in range(ROWS + 1)]
-    params: dict[str, int] = {}
     tables: dict[str, list[tuple]] = {name: [] for name in _COLUMNS}
     for name, run in opened.items():
         draws = _read(run)
-        for text in draws.subnets:
-            if text not in params:
-                params[text] = cost.parameters(parse_subnet(text), space, run.num_classes)
-        sizes = [params[text] for text in draws.subnets]
-        tables["draws"] += ((name, *row) for row in _map(draws.epochs, sizes, _spans(run), edges))
-        tables["intended"] += ((name, *row) for row in _intended(run))
-        tables["groups"] += ((name, *row) for row in _shares(draws, space.groups))
-        tables["methods"].append((name, *_overview(run, draws, sizes, (low + high) / 2)))
-        counts = Counter(draws.subnets)
-        if len(counts) <= FEW:
-            found = sorted(counts.items(), key=lambda item: params[item[0]])
-            total = len(draws.subnets)
-            tables["candidates"] += ((name, s, params[s], n, 100 * n / total) for s, n in found)
+        found = {
+            "draws": _map(draws, _spans(run), edges),
+            "intended": _intended(run),
+            "groups": _shares(draws, space.groups),
+            "methods": [_overview(run, draws, (low + high) / 2)],
+            "candidates": _candidates(draws),
+        }
+        for key, rows in found.items():
+            tables[key] += ((name, *row) for row in rows)
     facts = {
         "space": space.name,
         "axis": space.group_axis,
@@ -223,36 +218,42 @@ _COLUMNS = {
 }
 
 
-def _read(run: Run) -> _Draws:
-    epochs, stages, groups, subnets = [], [], [], []
-    for record in read_log(run.path, "step"):
-        count = len(record["subnets"])
-        epochs += [record["epoch"]] * count
-        stages += [record["stage"]] * count
-        groups += record["group"]
-        subnets += record["subnets"]
-    if not subnets:
+def _read(run: Run) -> list[_Draw]:
+    sizes = functools.cache(lambda text: cost.parameters(parse_subnet(text), run.space, run.num_classes))
+    draws = [
+        _Draw(record["epoch"], record["stage"], group, subnet, sizes(subnet))
+        for record in read_log(run.path, "step")
+        for group, subnet in zip(record["group"], record["subnets"], strict=True)
+    ]
+    if not draws:
         raise UsageError(f"The log of {run.path} holds no step: nothing was drawn there.")
-    return _Draws(epochs, stages, groups, subnets)
+    return draws
 
 
-def _map(
-    epochs: Sequence[int], sizes: Sequence[int], starts: Sequence[int], edges: Sequence[float]
-) -> list[tuple[float, ...]]:
+def _map(draws: Sequence[_Draw], starts: Sequence[int], edges: Sequence[float]) -> list[tuple[float, ...]]:
     """Draws per span of epochs and of parameters, and their share of the span of epochs in per cent.
 
     Args:
-        epochs, sizes: of the draws.
+        draws: of a run.
         starts: first epochs of the spans, and the end of the last one.
         edges: of the spans of parameters.
     """
-    columns = [bisect.bisect_right(starts, epoch) - 1 for epoch in epochs]
-    rows = [min(bisect.bisect_right(edges, size), len(edges) - 1) - 1 for size in sizes]
+    columns = [bisect.bisect_right(starts, draw.epoch) - 1 for draw in draws]
+    rows = [min(bisect.bisect_right(edges, draw.size), len(edges) - 1) - 1 for draw in draws]
     counts, totals = Counter(zip(columns, rows, strict=True)), Counter(columns)
     return [
         (*starts[column : column + 2], *edges[row : row + 2], count, 100 * count / totals[column])
         for (column, row), count in sorted(counts.items())
     ]
+
+
+def _candidates(draws: Sequence[_Draw]) -> list[tuple]:
+    """The subnets of a method that draws few, by size, and their share of all draws in per cent."""
+    counts = Counter((draw.size, draw.subnet) for draw in draws)
+    if len(counts) > FEW:
+        return []
+    found = sorted(counts.items(), key=lambda item: item[0][0])
+    return [(subnet, size, count, 100 * count / len(draws)) for (size, subnet), count in found]
 
 
 def _spans(run: Run) -> list[int]:
@@ -287,25 +288,26 @@ def _intended(run: Run) -> list[tuple]:
     return found
 
 
-def _shares(draws: _Draws, values: Sequence[int]) -> list[tuple]:
+def _shares(draws: Sequence[_Draw], values: Sequence[int]) -> list[tuple]:
     """Share of every group among the draws of every stage, in per cent."""
     found = []
-    counts = Counter(zip(draws.stages, draws.groups, strict=True))
-    for stage in sorted(set(draws.stages)):
-        epochs = [e for e, s in zip(draws.epochs, draws.stages, strict=True) if s == stage]
-        for group, value in enumerate(values):
-            count = counts[stage, group]
-            found.append((stage + 1, epochs[0], epochs[-1] + 1, value, count, 100 * count / len(epochs)))
+    for stage in sorted({draw.stage for draw in draws}):
+        own = [draw for draw in draws if draw.stage == stage]
+        counts = Counter(draw.group for draw in own)
+        place = (stage + 1, own[0].epoch, own[-1].epoch + 1)
+        found += (
+            (*place, v, counts[group], 100 * counts[group] / len(own)) for group, v in enumerate(values)
+        )
     return found
 
 
-def _overview(run: Run, draws: _Draws, sizes: Sequence[int], middle: float) -> tuple:
-    halves = [[], []]
-    for epoch, size in zip(draws.epochs, sizes, strict=True):
-        halves[2 * epoch >= run.config.epochs].append(size)
+def _overview(run: Run, draws: Sequence[_Draw], middle: float) -> tuple:
+    halves: list[list[int]] = [[], []]
+    for draw in draws:
+        halves[2 * draw.epoch >= run.config.epochs].append(draw.size)
     means = [sum(half) / len(half) if half else None for half in halves]
     small = [100 * sum(size <= middle for size in half) / len(half) if half else None for half in halves]
-    return (run.config.epochs, len(sizes), len(set(draws.subnets)), *means, *small)
+    return (run.config.epochs, len(draws), len({draw.subnet for draw in draws}), *means, *small)
 
 
 def _meant(method: str) -> str:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from logged_runs import run_of
 
 import growtas
 from growtas.analysis import histograms, networks, parts
@@ -248,11 +249,11 @@ def test_a_kept_figure_is_drawn_again_alike(kind, ways, rows):
     analysis = made_up(kind, ways=ways)
     again = kind.from_json(analysis.to_json())
     assert again.findings() == analysis.findings()
-    drawings = [each.drawings()[""] for each in (analysis, again)]
-    assert drawings[0].caption == drawings[1].caption and drawings[0].alt == drawings[1].alt
-    texts = [svg_text(each.figure, kind.name, each.alt) for each in drawings]
-    assert texts[0] == texts[1] and len(texts[0]) < 100_000
-    figure = drawings[0].figure
+    assert (again.tables, again.facts) == (analysis.tables, analysis.facts)  # all that is drawn
+    drawing = again.drawings()[""]
+    figure = drawing.figure
+    if rows == 3:  # the largest
+        assert len(svg_text(figure, kind.name, drawing.alt)) < 100_000
     assert len(figure.axes) == 2 * rows
     for axes, side in zip(figure.axes, VALUES, strict=False):  # the bars hold every subnet
         assert sum(bar.get_height() for bar in axes.patches) == len(VALUES[side])
@@ -264,16 +265,16 @@ def test_a_kept_figure_is_drawn_again_alike(kind, ways, rows):
 @pytest.mark.slow
 def test_on_digits_extensions_keep_far_more_than_crops(learned, tmp_path):
     log = tmp_path / "evaluations.jsonl"
-    figure = extend_and_crop(*learned, subnets=30, device="cpu", log=log)
+    figure = extend_and_crop(*learned, subnets=16, device="cpu", log=log)
     evaluated = log.read_text().count("top1")
     extended, cropped = (figure.sample(side, None).column(TOP1) for side in VALUES)
     assert figure.base("extended", None) > 70 and figure.base("cropped", None) > 60
     assert statistics.mean(extended) >= statistics.mean(cropped) + 20  # 45 to 47 points, of two seeds
-    assert evaluated == 62
-    starts = initialisation(learned[0], subnets=30, device="cpu", log=log)
+    assert evaluated == 34
+    starts = initialisation(learned[0], subnets=16, device="cpu", log=log)
     standard, pretrained = starts.top1("standard"), starts.top1("pretrained")
     assert standard == extended  # the same subnets and weights
-    assert log.read_text().count("top1") == evaluated + 31
+    assert log.read_text().count("top1") == evaluated + 17
     assert statistics.mean(standard) >= statistics.mean(pretrained) + 7  # 15 and 21 points, of two seeds
     assert starts.facts["base"] == figure.base("extended", None)
 
@@ -305,11 +306,11 @@ def test_batchnorm_is_evaluated_both_ways(convolutional, tmp_path):
 # -- what it refuses, and the report -------------------------------------------------------------------------
 
 
-def test_runs_that_do_not_fit_are_refused(convolutional, tmp_path):
+def test_runs_that_do_not_fit_are_refused(convolutional, single):
     smallest, largest = convolutional
     with pytest.raises(UsageError, match="trained only the smallest subnet.*trained subnet k5,5-e3,3-d2; "):
         extend_and_crop(largest, smallest)
-    transformer = trained(SPACE, "smallest", tmp_path, epochs=1, batch_size=384)
+    transformer = single[0]
     with pytest.raises(UsageError, match="differ in their space"):
         extend_and_crop(transformer, largest)
     with pytest.raises(UsageError, match="about convolutional networks.*use extend_and_crop"):
@@ -317,7 +318,7 @@ def test_runs_that_do_not_fit_are_refused(convolutional, tmp_path):
 
 
 def test_another_methods_run_is_refused(tmp_path):
-    run = trained(SPACE, "smallest", tmp_path, method="uniform", method_options="", epochs=1, batch_size=384)
+    run = run_of(tmp_path / "run", "uniform")
     with pytest.raises(UsageError, match="trained by 'uniform'; train one with method='single'"):
         initialisation(run)
 

@@ -294,9 +294,10 @@ def test_the_learning_rate_is_chosen_on_the_search_split(tmp_path, fork_cells):
     for each in chosen["tried"]:
         run = Run.open(plan.rate_path(each["lr"]))
         assert (run.config.method, run.config.seed, run.config.lr) == ("uniform", RATE_SEED, each["lr"])
-        evaluator = Evaluator(run.load_net(), run.splits().search)
-        groups = [[evaluator.top1(s) for s in plan.group_subnets(g)["random"]] for g in range(3)]
-        assert each["top1"] == pytest.approx(sum(sum(group) / len(group) for group in groups) / 3)
+    run = Run.open(plan.rate_path(chosen["lr"]))
+    evaluator = Evaluator(run.load_net(), run.splits().search)
+    groups = [[evaluator.top1(s) for s in plan.group_subnets(g)["random"]] for g in range(3)]
+    assert chosen["top1"] == pytest.approx(sum(sum(group) / len(group) for group in groups) / 3)
     cell = read(tmp_path / "out" / "cells" / "uniform" / "seed-0" / "cell.json")
     assert cell["run"]["lr"] == chosen["lr"] == plan.rate()
     assert f"Learning rate {chosen['lr']:g} for every method, chosen with uniform sampling" in found.text
@@ -368,11 +369,9 @@ def test_stopped_in_the_middle(made, tmp_path, fork_cells, how):
     assert row.unknown == (how == "everything killed")  # nobody knows how long the killed attempt took
 
 
-def test_a_cell_in_a_process_of_its_own(made, tmp_path):
-    """Not forked: started anew, as everywhere outside of these tests."""
-    given = TWO | {"methods": ["uniform"]}
+def test_a_method_alone_is_compared_with_nothing(made, tmp_path, fork_cells):
     assert cli.main(["compare", str(tmp_path / "none"), "--report-only"]) == 2
-    found = growtas.compare(tmp_path / "out", space_file(tmp_path), **given)
+    found = growtas.compare(tmp_path / "out", space_file(tmp_path), **TWO | {"methods": ["uniform"]})
     assert not found.failed
     wanted = results(made.path)["cells/uniform/seed-0/cell.json"]
     assert results(tmp_path / "out") == {"cells/uniform/seed-0/cell.json": wanted}
