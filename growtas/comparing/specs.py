@@ -14,6 +14,7 @@ from typing import Any
 from growtas.errors import UsageError, nearest
 from growtas.methods.options import split_pairs
 from growtas.training.config import RUNTIME, TrainConfig
+from growtas.training.settings_checks import KINDS
 
 SECOND_PHASES = {"growtas+": "growtas"}
 """Methods that go on from a finished run of another one with :func:`growtas.finetune`, and that other."""
@@ -138,8 +139,7 @@ def setting_value(name: str, text: str, hint: Any) -> Any:
                 return kind(text)
             except ValueError:
                 continue
-    words = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none", str: "text"}
-    kinds = " or ".join(words[kind] for kind in allowed)
+    kinds = " or ".join(KINDS[kind] for kind in allowed)
     raise UsageError(f"{name}={text!r} is not possible; it must be {kinds}.")
 
 

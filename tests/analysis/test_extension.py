@@ -74,7 +74,8 @@ def learned(tmp_path_factory):
     """The smallest and the largest subnet, each trained until it knows the digits."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("learned")
-    return [trained(SPACE, which, folder, epochs=12, lr=1e-2) for which in ("smallest", "largest")]
+    settings = {"epochs": 14, "lr": 1.5e-2, "batch_size": 64}
+    return [trained(SPACE, which, folder, **settings) for which in ("smallest", "largest")]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def convolutional(tmp_path_factory):
     """Two short runs of convolutional networks."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("convolutional")
-    settings = {"epochs": 2, "batch_size": 96}
+    settings = {"epochs": 1, "batch_size": 96}
     return [trained(CONVOLUTIONAL, which, folder, **settings) for which in ("smallest", "largest")]
 
 
@@ -268,14 +269,14 @@ def test_on_digits_extensions_keep_far_more_than_crops(learned, tmp_path):
     figure = extend_and_crop(*learned, subnets=16, device="cpu", log=log)
     evaluated = log.read_text().count("top1")
     extended, cropped = (figure.sample(side, None).column(TOP1) for side in VALUES)
-    assert figure.base("extended", None) > 70 and figure.base("cropped", None) > 60
-    assert statistics.mean(extended) >= statistics.mean(cropped) + 20  # 45 to 47 points, of two seeds
+    assert figure.base("extended", None) > 70 and figure.base("cropped", None) > 55
+    assert statistics.mean(extended) >= statistics.mean(cropped) + 20  # 57 points
     assert evaluated == 34
     starts = initialisation(learned[0], subnets=16, device="cpu", log=log)
     standard, pretrained = starts.top1("standard"), starts.top1("pretrained")
     assert standard == extended  # the same subnets and weights
     assert log.read_text().count("top1") == evaluated + 17
-    assert statistics.mean(standard) >= statistics.mean(pretrained) + 7  # 15 and 21 points, of two seeds
+    assert statistics.mean(standard) >= statistics.mean(pretrained) + 7  # 17 points
     assert starts.facts["base"] == figure.base("extended", None)
 
 
@@ -294,12 +295,12 @@ def test_what_the_small_subnet_does_not_use_is_initialised_anew(convolutional, i
 
 
 def test_batchnorm_is_evaluated_both_ways(convolutional, tmp_path):
-    figure = extend_and_crop_convolutional(*convolutional, subnets=6, device="cpu", log=tmp_path / "log")
+    figure = extend_and_crop_convolutional(*convolutional, subnets=3, device="cpu", log=tmp_path / "log")
     assert figure.facts["batchnorm"] == [RECALIBRATED, AS_IT_IS] and figure.facts["groups"] == [2, 3]
     samples = {way: figure.sample("extended", way) for way in (RECALIBRATED, AS_IT_IS)}
     assert samples[RECALIBRATED].column("subnet") == samples[AS_IT_IS].column("subnet")
     assert samples[RECALIBRATED].column(TOP1) != samples[AS_IT_IS].column(TOP1)
-    assert len(figure.tables["subnets"].rows) == 24 and len(figure.tables["bases"].rows) == 4
+    assert len(figure.tables["subnets"].rows) == 12 and len(figure.tables["bases"].rows) == 4
     assert all(sentence[0].isupper() for sentence in figure.findings())
 
 
