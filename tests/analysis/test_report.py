@@ -8,7 +8,7 @@ import re
 import signal
 
 import pytest
-from comparisons import Fork, children, pending, runs, space_file, wait_for
+from comparisons import Fork, pending, runs, space_file, stopped_child, stopping_itself, wait_for
 
 import growtas
 from growtas import cli
@@ -95,11 +95,9 @@ def test_stopped_in_the_middle(small, tmp_path, fork_work, no_pictures, how):
     """While the second network trains: what is made afterwards is what an undisturbed call makes."""
     out, space = tmp_path / "out", space_file(tmp_path)
     given = {"space": space, "data": "digits", "only": ["figure-1"], **SMALL, "jobs": 1}
-    process = Fork(lambda: growtas.report(out=out, **given) and 0, tmp_path / "output")
-    log = out / "report" / "networks" / "largest" / "log.jsonl"
-    process.wait_until(lambda: log.exists() and log.read_bytes().count(b'"step"') >= 3)
-    (worker,) = children(process)
-    os.kill(worker, signal.SIGSTOP)  # or it is done before its parent has passed the signal on
+    with stopping_itself("networks/largest"):
+        process = Fork(lambda: growtas.report(out=out, **given) and 0, tmp_path / "output")
+    worker = stopped_child(process)
     process.send_signal(signal.SIGINT if how == "interrupted" else signal.SIGKILL)
     if how == "interrupted":
         wait_for(lambda: pending(worker, signal.SIGINT))

@@ -10,15 +10,18 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from tqdm import tqdm
 
 from growtas.errors import GrowtasError
 from growtas.jobs import Job, worker
+from growtas.training.log import RunLog
 
 SPACE = {
     "name": "small",
@@ -134,6 +137,34 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def stopping_itself(folder: str) -> Iterator[None]:
+    """Processes forked in this block stop as by SIGSTOP after the third step of a run in such a folder.
+
+    From outside, so small a run could not be stopped before it is done, on a machine that is busy.
+    """
+    write = RunLog.write
+
+    def stop(self: RunLog, event: str, step: int, *rest: object, **values: object) -> None:
+        write(self, event, step, *rest, **values)
+        if event == "step" and step == 2 and folder in str(self.path):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "write", stop)
+        yield
+
+
+def stopped_child(process: Fork) -> int:
+    """The one child of a process, once it has stopped itself."""
+
+    def state(pid: int) -> str:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    process.wait_until(lambda: [state(pid) for pid in children(process)] == ["T"])
+    return children(process)[0]
 
 
 def pending(process: int, number: int) -> bool:

@@ -15,12 +15,13 @@ import pytest
 from comparisons import (
     SMALL,
     Fork,
-    children,
     fingerprints,
     pending,
     results,
     runs,
     space_file,
+    stopped_child,
+    stopping_itself,
     wait_for,
 )
 from matplotlib.figure import Figure
@@ -322,11 +323,6 @@ def test_learning_rates_beyond_the_best_at_an_end(tmp_path, monkeypatch, peak, t
     assert plan.rate() == pytest.approx(min(peak, tried[-1]))
 
 
-def lines_of(path):
-    log = path / "log.jsonl"
-    return log.read_bytes().count(b'"event": "step"') if log.exists() else 0
-
-
 def compare_when_free(out, patience=120.0):
     """Go on; on a busy machine the killed processes may hold the folder's lock a moment longer."""
     end = time.monotonic() + patience
@@ -344,10 +340,9 @@ def test_stopped_in_the_middle(made, tmp_path, fork_cells, how):
     """While the second cell trains: it ends as if nothing had been, and what was finished is left alone."""
     out, space = tmp_path / "out", space_file(tmp_path)
     arguments = SMALL | {"jobs": 1, "seeds": 1, "methods": ["uniform", "growtas"]}
-    process = Fork(lambda: growtas.compare(out, space, **arguments) and 0, tmp_path / "output")
-    process.wait_until(lambda: lines_of(out / "cells" / "growtas" / "seed-0") >= 3)
-    (cell,) = children(process)
-    os.kill(cell, signal.SIGSTOP)  # or so small a cell is done before its parent has passed the signal on
+    with stopping_itself("cells/growtas/seed-0"):
+        process = Fork(lambda: growtas.compare(out, space, **arguments) and 0, tmp_path / "output")
+    cell = stopped_child(process)
     process.send_signal(signal.SIGINT if how == "interrupted" else signal.SIGKILL)
     if how == "interrupted":
         wait_for(lambda: pending(cell, signal.SIGINT))
