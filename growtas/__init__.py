@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from growtas.export import extract
     from growtas.searching import search
     from growtas.searching.emission import emit
+    from growtas.searching.evaluate import evaluate
     from growtas.space import SearchSpace, load_space
     from growtas.spaces.mobilenet import MobileNetSpace
     from growtas.spaces.mobilenet_subnet import MobileNetSubnet
@@ -38,6 +39,7 @@ _HOME = {
     "compare": "growtas.comparing",
     "data_pack": "growtas.training.data.pack",
     "emit": "growtas.searching.emission",
+    "evaluate": "growtas.searching.evaluate",
     "extract": "growtas.export",
     "finetune": "growtas.training.finetune",
     "load_space": "growtas.space",
@@ -62,6 +64,7 @@ __all__ = [
     "cost",
     "data_pack",
     "emit",
+    "evaluate",
     "extract",
     "finetune",
     "load_space",

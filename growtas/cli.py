@@ -20,7 +20,6 @@ from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.version import __version__
 
 if TYPE_CHECKING:
-    from growtas.subnet import AnySubnet
     from growtas.training.run import Run
 
 INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
@@ -206,10 +205,8 @@ def extract(
         license: of the weights, such as cc-by-4.0, for config.json; nothing is said where it is not given.
     """
     import growtas.export
-    from growtas.training.run import Run
 
-    opened = Run.open(run)
-    model = growtas.export.extract(opened, _subnet(opened, subnet), averaged=averaged)
+    model = growtas.export.extract(run, subnet, averaged=averaged)
     folder = growtas.export.save(model, out, overwrite, license)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{model.subnet}: {parameters:,} parameters")
@@ -225,70 +222,12 @@ def _extract(args: list[str]) -> int:
     return 0
 
 
-def evaluate(
-    run: str,
-    subnet: str = "best",
-    split: str = "test",
-    batch_size: int = 256,
-    amp: str = "none",
-    device: str = "auto",
-    workers: int = 0,
-    averaged: bool = False,
-) -> None:
-    """Top-1 accuracy of a subnet of a run, with the weights that it inherits.
-
-    Args:
-        run: folder of a training run.
-        subnet: best (of the run's finished search), smallest, largest, or sizes such as d24-h2,2,3-r2,3,2.
-        split: test, search (held out from training) or train.
-        batch_size: images evaluated at once.
-        amp: bfloat16 or float16 for autocast, none for float32.
-        device: such as cuda:1; auto is a GPU where there is one.
-        workers: processes that load images.
-        averaged: take the moving average of the weights that a run with ema_decay keeps.
-    """
-    if split not in SPLITS:
-        raise UsageError(f"There is no split {split!r}.{nearest(split, SPLITS)}")
-    from growtas import cost
-    from growtas.searching.evaluate import Evaluator
-    from growtas.training.calibration import calibration
-    from growtas.training.distributed import choose_device
-    from growtas.training.run import Run
-
-    opened = Run.open(run)
-    chosen = _subnet(opened, subnet)
-    opened.space.validate(chosen)
-    splits = opened.splits()
-    dataset = getattr(splits, split)
-    net = opened.load_net(choose_device(device), averaged)
-    calibrate = calibration(net, splits.train, amp, workers)
-    top1 = Evaluator(net, dataset, batch_size, amp, workers, calibrate=calibrate).top1(chosen)
-    parameters = cost.parameters(chosen, opened.space, opened.num_classes)
-    macs = cost.macs(chosen, opened.space, opened.num_classes)
-    print(
-        f"{chosen}: top-1 {top1:.2f} % on the {len(dataset):,} images of the {split} split, "
-        f"{parameters:,} parameters, {macs:,} MACs"
-    )
-
-
-SPLITS = ("test", "search", "train")
-
-
 def _evaluate(args: list[str]) -> int:
     """accuracy of one subnet of a run"""
-    evaluate(**options(evaluate, args, "evaluate", {"run": positional(str)}))
+    from growtas import evaluate
+
+    print(evaluate(**options(evaluate, args, "evaluate", {"run": positional(str), "subnet": str})))
     return 0
-
-
-def _subnet(run: Run, text: str) -> AnySubnet:
-    """A subnet by its sizes or by name."""
-    if text in ("smallest", "largest"):
-        return getattr(run.space, text)()
-    if text != "best":
-        return run.space.parse(text)
-    from growtas.searching import read_result
-
-    return read_result(run.path).best.subnet
 
 
 def _spaces(args: list[str]) -> int:

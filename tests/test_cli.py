@@ -15,6 +15,7 @@ import growtas
 from growtas import cli
 from growtas.errors import GrowtasError, UsageError
 from growtas.listing import CLASSES
+from growtas.searching import read_result
 
 SPACE = """\
 embed_dim: [8, 12, 16]
@@ -232,7 +233,6 @@ def test_train_and_resume_report(capsys, folder):
 
 def test_extract_the_best_and_evaluate_it(capsys, folder, tmp_path):
     from growtas import export
-    from growtas.searching import read_result
 
     found = read_result(folder / "run")
     assert cli.main(["extract", str(folder / "run"), "--out", str(tmp_path / "best")]) == 0
@@ -248,6 +248,22 @@ def test_extract_the_best_and_evaluate_it(capsys, folder, tmp_path):
     args = ["--subnet", str(found.best.subnet), "--split", "search"]
     assert cli.main(["evaluate", str(folder / "run"), *args]) == 0
     assert f"top-1 {found.best.top1:.2f} % on the" in capsys.readouterr().out
+
+
+def test_subnets_have_the_same_names_in_python(folder):
+    found = growtas.evaluate(folder / "run", split="search")
+    best = read_result(folder / "run").best
+    assert (found.subnet, found.top1, found.params) == (best.subnet, best.top1, best.params)
+    space = growtas.load_space(folder / "small.yaml")
+    smallest = growtas.evaluate(folder / "run", "smallest")
+    assert smallest == growtas.evaluate(folder / "run", space.smallest())
+    assert growtas.extract(folder / "run", "best").subnet == best.subnet
+    net = growtas.Supernet(space, 10)
+    assert growtas.extract(net, "largest").subnet == space.largest()
+    with pytest.raises(UsageError, match="give the run, or the sizes"):
+        growtas.extract(net, "best")
+    with pytest.raises(UsageError, match="There is no split 'tset'. Did you mean 'test'"):
+        growtas.evaluate(folder / "run", split="tset")
 
 
 @pytest.mark.parametrize("name", ["smallest", "largest"])

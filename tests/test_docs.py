@@ -234,7 +234,7 @@ def test_the_epochs_of_the_rules_are_the_committed_ones(data):
 def options() -> set[str]:
     """The options of all verbs, as they are written in a shell."""
     functions = (TrainConfig, growtas.search, growtas.finetune, growtas.emit, growtas.compare, growtas.report)
-    functions += (cli.extract, cli.evaluate, spaces, demo.demo, doctor.main, growtas.data_pack)
+    functions += (cli.extract, growtas.evaluate, spaces, demo.demo, doctor.main, growtas.data_pack)
     names = {name for function in functions for name in inspect.signature(function).parameters}
     return {name.replace("_", "-") for name in names | {"resume", "config", "dry_run", "help"}}
 

@@ -28,8 +28,10 @@ LAYERS = [
     {"methods"},
     {"tuning"},
     {"training"},
-    {"searching", "export"},
-    {"plotting", "doctor", "warmup", "listing"},
+    {"searching"},
+    {"export"},
+    {"plotting", "table", "doctor", "warmup", "listing"},
+    {"jobs"},
     {"demo", "comparing", "cli_options"},
     {"analysis", "data_commands"},
     {"cli"},
@@ -142,7 +144,8 @@ def test_public_names_are_the_functions():
     code = (
         f"import importlib\nfor name in {names}:\n    importlib.import_module('growtas.' + name)\n"
         "import growtas\n"
-        "print(all(callable(getattr(growtas, name)) for name in ('search', 'train', 'extract', 'tune')))\n"
+        "names = ('search', 'train', 'extract', 'evaluate', 'tune')\n"
+        "print(all(callable(getattr(growtas, name)) for name in names))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "True", result.stderr

@@ -10,18 +10,11 @@ import sys
 from types import ModuleType
 from typing import Any
 
-_HOME: dict[str, str] = {
-    "extend_and_crop": "extension",
-    "extend_and_crop_convolutional": "extension",
-    "initialisation": "extension",
-    "interference": "interference",
-    "methods_table": "methods_table",
-    "sampling_schedule": "sampling_schedule",
-    "sampling_strategies": "sampling",
-    "similarity": "similarity",
-    "weight_regions": "weight_regions",
-    "weight_statistics": "weight_statistics",
-}
+_MODULES = (
+    *("extend_and_crop", "initialisation", "interference", "methods_table", "sampling_schedule"),
+    *("sampling_strategies", "similarity", "weight_regions", "weight_statistics"),
+)
+_HOME = {name: name for name in _MODULES} | {"extend_and_crop_convolutional": "extend_and_crop"}
 
 __all__ = sorted(_HOME)
 

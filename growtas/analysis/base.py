@@ -1,89 +1,22 @@
-"""What every analysis gives: numbers, sentences about them, and pictures of them."""
+"""Analyses: numbers, sentences about them, and pictures of them."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from growtas.errors import GrowtasError
+from growtas.table import Table, Value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Value = str | int | float | bool | None
-MOST_SHOWN = 10  # rows of a table that is printed
+    from growtas.analysis.workspace import Workspace
 
-
-@dataclass(frozen=True, repr=False)
-class Table:
-    """Numbers in rows and named columns.
-
-    Args:
-        columns: names; a unit stands in brackets where a name does not say it.
-        rows: plain values, one per column; None where there is none.
-
-    Example:
-        >>> Table(("init", "top1"), (("standard", 74.0), ("pretrained", 10.0))).where(init="standard")
-        Table(columns=('init', 'top1'), rows=(('standard', 74.0),))
-    """
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Value, ...], ...]
-
-    def __repr__(self) -> str:
-        if len(self.rows) <= MOST_SHOWN:
-            return f"Table(columns={self.columns}, rows={self.rows})"
-        return f"Table(columns={self.columns}, {len(self.rows):,} rows)"
-
-    def _repr_html_(self) -> str:
-        """The first rows, as a notebook shows them."""
-        lines = [("th", self.columns), *(("td", row) for row in self.rows[:MOST_SHOWN])]
-        cells = ("".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in row) for tag, row in lines)
-        left = len(self.rows) - MOST_SHOWN
-        more = f"<p>and {left:,} more rows</p>" if left > 0 else ""
-        return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>{more}"
-
-    @classmethod
-    def of(cls, columns: Iterable[str], rows: Iterable[Iterable[Value]]) -> Self:
-        """A table of any iterables.
-
-        Raises:
-            ValueError: a row has not one value per column.
-        """
-        columns, rows = tuple(columns), tuple(tuple(row) for row in rows)
-        for row in rows:
-            if len(row) != len(columns):
-                raise ValueError(f"the row {row} has not one value for each of {columns}")
-        return cls(columns, rows)
-
-    def column(self, name: str) -> list[Value]:
-        """The values of one column. Raises: KeyError: there is none of that name."""
-        return [row[self._place(name)] for row in self.rows]
-
-    def where(self, **equal: Value) -> Table:
-        """The rows whose named columns have these values. Raises: KeyError: there is no such column."""
-        places = {self._place(name): value for name, value in equal.items()}
-        rows = (row for row in self.rows if all(row[at] == value for at, value in places.items()))
-        return Table(self.columns, tuple(rows))
-
-    def _place(self, name: str) -> int:
-        if name not in self.columns:
-            raise KeyError(f"there is no column {name!r}, only {', '.join(self.columns)}")
-        return self.columns.index(name)
-
-    def csv(self) -> str:
-        """The table as a CSV file holds it; numbers in full, an empty field where there is none."""
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows(self.rows)
-        return file.getvalue()
+__all__ = ["Analysis", "Drawing", "Table", "Value"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +36,7 @@ class Drawing:
 
 @dataclass(frozen=True, repr=False)
 class Analysis(ABC):
-    """A figure or table of the paper, for one space and one data set.
+    """A figure or table of the paper, for one space and one data set: one part of a report.
 
     Everything that is drawn or said is made from ``tables`` and ``facts``, so that one that was kept as JSON
     is drawn again without computing anything, and its CSV files hold every number of the picture.
@@ -117,6 +50,9 @@ class Analysis(ABC):
         title: one line.
         question: what is asked.
         published: what the paper shows.
+        compares: a report makes its comparison of methods first.
+        long: it takes longer than the others: it and its networks are begun first, so that the last process
+            does not work alone.
     """
 
     tables: Mapping[str, Table] = field(hash=False)
@@ -126,13 +62,22 @@ class Analysis(ABC):
     title: ClassVar[str]
     question: ClassVar[str]
     published: ClassVar[str]
+    compares: ClassVar[bool] = False
+    long: ClassVar[bool] = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.title}: {self.findings()[0]})"
 
-    @abstractmethod
     def drawings(self) -> dict[str, Drawing]:
         """The pictures, each by the suffix of its file's name; ``""`` for the only or the first one."""
+        from growtas.analysis.charts import styled
+
+        with styled():
+            return self.draw()
+
+    @abstractmethod
+    def draw(self) -> dict[str, Drawing]:
+        """As :meth:`drawings`, in whatever style is set."""
 
     @abstractmethod
     def findings(self) -> list[str]:
@@ -145,6 +90,23 @@ class Analysis(ABC):
         """Tables that a reader wants to see beside the pictures, by their captions."""
         return {}
 
+    # -- in a report -------------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def make(cls, workspace: Workspace) -> Analysis:
+        """Make it for a report, whose networks are trained then."""
+
+    @classmethod
+    def networks(cls, workspace: Workspace) -> tuple[str, ...]:
+        """Names of the networks that it needs."""
+        return ()
+
+    @classmethod
+    def reason(cls, workspace: Workspace) -> str | None:
+        """Why it cannot be made for a report, as a sentence; None where it can."""
+        return None
+
     # -- keeping -----------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
@@ -154,11 +116,7 @@ class Analysis(ABC):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The analysis that was kept.
-
-        Raises:
-            GrowtasError: the text is not what :meth:`to_json` gave.
-        """
+        """The analysis that was kept. Raises: GrowtasError: the text is not what :meth:`to_json` gave."""
         try:
             data = json.loads(text)
             tables = {name: Table.of(t["columns"], t["rows"]) for name, t in data["tables"].items()}

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from growtas import atomic
-from growtas.plotting import ACCENT, STYLE
+from growtas.plotting import ACCENT, GROUP_COLOURS, STYLE
 
 # Text stays text: small files whose words can be searched, read aloud and copied. Verdana and DejaVu have the
 # same widths, and one of them is on nearly every machine.
@@ -49,22 +49,23 @@ ROLE_COLOURS = {
 _LONG_NUMBER = re.compile(r"(-?\d+\.\d{2})\d+")  # hundredths of a point are enough for a path
 WIDTH = 8.6  # inches: a figure over the whole text
 
-__all__ = ["ACCENT", "CHART_STYLE", "ROLE_COLOURS", "WIDTH", "new_figure", "save", "styled", "svg_text"]
+__all__ = ["ACCENT", "ROLE_COLOURS", "WIDTH", "group_colour", "new_figure", "save", "styled", "svg_text"]
+
+
+def group_colour(number: int) -> str:
+    """The colour of a group of subnets by its number, the same in every figure."""
+    return GROUP_COLOURS[number % len(GROUP_COLOURS)]
 
 
 def new_figure(
     height: float, rows: int = 1, columns: int = 1, width: float = WIDTH, **subplots: Any
 ) -> tuple:
-    """A figure in the common style, with its axes.
+    """A figure and its axes, to be drawn in the :func:`styled` context.
 
     Args:
         height, width: inches.
         rows, columns: of axes.
         subplots: further arguments of ``Figure.subplots``, such as ``sharex=True``.
-
-    Returns:
-        The figure, and what ``Figure.subplots`` gives. Draw inside ``matplotlib.rc_context(CHART_STYLE)``;
-        :func:`styled` does.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from growtas.analysis.base import Table, Value
-from growtas.analysis.charts import ROLE_COLOURS
-from growtas.plotting import GROUP_COLOURS
+from growtas.analysis.charts import ROLE_COLOURS, group_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,8 +67,7 @@ def count_table(
     Args:
         keys: columns that tell the samples apart.
         samples: by their values of those columns: the group and the top-1 in per cent of each subnet.
-        axis: by which subnets are grouped.
-        groups: the choices of the axis, each a column of its own.
+        axis, groups: by which subnets are grouped, and its choices, each a column of its own.
         published: counts of the paper, of the samples that it has.
     """
     rows = []
@@ -84,13 +83,24 @@ def count_table(
     return Table.of((*keys, LOWER, UPPER, *names, HERE, PUBLISHED), rows)
 
 
-def stacked(axes: Axes, counts: Table, axis: str, groups: Sequence[Value]) -> None:
-    """Bars of a histogram, the groups on top of each other. Args: counts: one sample's rows."""
+def panel(axes: Axes, counts: Table, facts: Mapping[str, Any], base: float, title: str) -> None:
+    """The histogram of one sample: bars of the groups on top of each other, lines of the base and of chance.
+
+    Args:
+        axes: to draw on.
+        counts: the sample's rows.
+        facts: of the analysis.
+        base: top-1 of the subnet that was trained, in per cent.
+        title: to which the size and the mean of the sample are added.
+    """
     bottom = [0] * BINS
-    for number, choice in enumerate(groups):
-        heights = counts.column(group_column(axis, choice))
+    for number, choice in enumerate(facts["groups"]):
+        heights = counts.column(group_column(facts["axis"], choice))
         _bars(axes, heights, bottom, group_colour(number))
         bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
+    axes.axvline(100 / facts["num_classes"], color=CHANCE, linestyle=":", linewidth=1.4)
+    base_line(axes, base)
+    axes.set_title(title)
 
 
 def plain(axes: Axes, counts: Table, column: str, colour: str) -> None:
@@ -130,21 +140,11 @@ def base_line(axes: Axes, base: float, about: bool = False) -> None:
     )
 
 
-def chance_line(axes: Axes, classes: int) -> None:
-    """The dotted line of guessing. Args: classes: of the data, taken as equally frequent."""
-    axes.axvline(100 / classes, color=CHANCE, linestyle=":", linewidth=1.4)
-
-
-def group_colour(number: int) -> str:
-    """The colour of a group by its number, the same in every figure."""
-    return GROUP_COLOURS[number % len(GROUP_COLOURS)]
-
-
-def legend(figure: Figure, axis: str, groups: Sequence[Value], published: bool = False) -> None:
+def legend(figure: Figure, facts: Mapping[str, Any], published: bool = False) -> None:
     """One legend for all panels, above them. Args: published: there are grey bars too."""
     handles: list = [
-        Patch(color=group_colour(number), label=group_column(axis, choice))
-        for number, choice in enumerate(groups)
+        Patch(color=group_colour(number), label=group_column(facts["axis"], choice))
+        for number, choice in enumerate(facts["groups"])
     ]
     if published:
         handles.append(Patch(color=ROLE_COLOURS["published"], label="published"))
@@ -153,3 +153,28 @@ def legend(figure: Figure, axis: str, groups: Sequence[Value], published: bool =
         Line2D([], [], color=CHANCE, linestyle=":", linewidth=1.4, label="chance"),
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+
+
+# -- sentences -------------------------------------------------------------------------------------------
+
+
+def by_group(facts: Mapping[str, Any], subnets: Table, column: str = "top1 (%)") -> str:
+    """Means of the groups that have any subnets, such as ``24: 95.5 % (n = 33), 36: 89.4 % (n = 35)``."""
+    samples = {group: subnets.where(group=group).column(column) for group in facts["groups"]}
+    return ", ".join(f"{g}: {statistics.mean(v):.1f} % (n = {len(v)})" for g, v in samples.items() if v)
+
+
+def setting(facts: Mapping[str, Any]) -> str:
+    """The space and the data of the numbers."""
+    return (
+        f"Here: space {facts['space']} ({facts['subnets_in_space']:,} subnets) on {facts['data']}, "
+        f"{facts['test_images']} test images of {facts['num_classes']} classes, where chance is "
+        f"{100 / facts['num_classes']:.2g} %; one training each, so nothing is said about other seeds."
+    )
+
+
+def epochs_text(epochs: Mapping[str, int]) -> str:
+    """Epochs of one or two runs: ``60 epochs``, or ``24 (smallest) and 12 (largest) epochs``."""
+    if len(set(epochs.values())) == 1:
+        return f"{next(iter(epochs.values()))} epochs"
+    return " and ".join(f"{count} ({name})" for name, count in epochs.items()) + " epochs"

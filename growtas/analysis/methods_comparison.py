@@ -8,9 +8,9 @@ from typing import Any
 from growtas.analysis.workspace import Workspace
 from growtas.comparing import Comparison, compare
 from growtas.comparing.driver import CONVOLUTIONAL_METHODS, METHODS
-from growtas.comparing.plan import QUIET
 from growtas.comparing.specs import SECOND_PHASES
 from growtas.errors import UsageError
+from growtas.jobs.folder import QUIET, check_method
 from growtas.training.config import RUNTIME, TrainConfig
 
 # Cheap beside training: what is compared are networks, by searches that are alike.
@@ -69,22 +69,16 @@ def unfit(workspace: Workspace) -> dict[str, str]:
 
     Such as GrowTAS in a space of one group, or progressive shrinking in a run of few epochs.
     """
-    from growtas.training.run import Run
-    from growtas.training.run_method import create_run_method
-
-    recipe, images = _recipe(workspace, common_settings(workspace)), workspace.images
-    steps = max(1, images["train"] // recipe.batch_size)
+    recipe = _recipe(workspace, common_settings(workspace))
     found: dict[str, str] = {}
     for name in _wanted(workspace):
         first = SECOND_PHASES.get(name)
         if first in found:
             found[name] = f"it goes on from {first}, which is left out."
             continue
-        config = dataclasses.replace(recipe, method=name)
         try:
-            create_run_method(
-                Run(workspace.folder, config, workspace.space, workspace.num_classes, steps, images, {})
-            )
+            config = dataclasses.replace(recipe, method=name)
+            check_method(config, workspace.space, workspace.images, workspace.folder)
         except UsageError as error:
             found[name] = str(error)
     return found

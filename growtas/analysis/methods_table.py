@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from growtas.analysis.base import Analysis, Drawing, Table
-from growtas.analysis.methods_comparison import compare_for, unfit
-from growtas.analysis.workspace import Part, Workspace
-from growtas.comparing.plan import read_plan
+from growtas.analysis.charts import new_figure
+from growtas.analysis.methods_comparison import unfit
+from growtas.comparing.figure import intervals, looks, shifts
+from growtas.comparing.limits import Limit
+from growtas.comparing.markdown import FEW
+from growtas.comparing.plan import comparison_in
+from growtas.comparing.specs import read_methods
 from growtas.comparing.statistics import CONFIDENCE, Interval
 from growtas.comparing.summary import Cells, Summary, read_cells, summarise
 from growtas.errors import UsageError
 
-__all__ = ["MethodsTable", "compare_for", "methods_table"]
+if TYPE_CHECKING:
+    from growtas.analysis.workspace import Workspace
 
 _SEARCHED = (
     *("method", "limit", "seeds", "top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high"),
@@ -34,7 +41,6 @@ _PUBLISHED = (
     ("GrowTAS-B", 82.6, 96.0, 53.2, 6.62),
     ("GrowTAS-B+", 82.7, 96.1, 53.3, 6.69),
 )
-_FEW = 4  # pairs: with fewer an interval is hardly worth its name
 
 
 class MethodsTable(Analysis):
@@ -61,52 +67,113 @@ class MethodsTable(Analysis):
         "for 1.06 % more time. Every row is one run; intervals are not given."
     )
 
-    def drawings(self) -> dict[str, Drawing]:
-        from growtas.analysis import methods_table_charts
+    compares = True
 
-        return methods_table_charts.drawings(self)
+    @classmethod
+    def make(cls, workspace: Workspace) -> MethodsTable:
+        return methods_table(workspace.comparison, unfit(workspace))
 
     def findings(self) -> list[str]:
-        return _findings(self)
+        facts, table = self.facts, self.tables["searched"]
+        compared: dict[str, list[tuple[str, Interval]]] = {}
+        for row in table.records():
+            if row["difference"] is not None:
+                found = limit_text(row["limit"]), _interval(row, "difference", "pairs")
+                compared.setdefault(row["method"], []).append(found)
+        sentences = [_verdict(facts, compared), *_of_methods(facts["baseline"], compared)]
+        sentences += _of_time(facts, self.tables["time"]) + [_of_top5(facts, table)]
+        if facts["missing"]:
+            sentences.append(f"Not finished, and left out: {', '.join(facts['missing'])}.")
+        return sentences + [f"{method} was not compared: {why}" for method, why in facts["left_out"].items()]
 
     def shown(self) -> dict[str, Table]:
-        baseline, clock = self.facts["baseline"], self.facts["clock"]
-        place = {name: at for at, name in enumerate(_SEARCHED)}
+        baseline, clock, seeds = (self.facts[name] for name in ("baseline", "clock", "seeds"))
         rows = [
             (
-                limit_text(row[place["limit"]]),
-                row[0],
-                _level_text(_interval(row, place, "top1", "seeds")),
-                "" if row[0] == baseline else _signed(_interval(row, place, "difference", "pairs")),
-                None if row[place["top5"]] is None else round(row[place["top5"]], 2),
-                round(row[place["params"]]),
+                limit_text(limit),
+                row["method"],
+                _interval(row, "top1", "seeds").text(".2f"),
+                "" if row["difference"] is None else _interval(row, "difference", "pairs").text(),
+                None if row["top5"] is None else round(row["top5"], 2),
+                round(row["params"]),
             )
             for limit in self.facts["limits"]
-            for row in self.tables["searched"].where(limit=limit).rows
+            for row in self.tables["searched"].where(limit=limit).records()
         ]
-        brackets = f"brackets are {round(100 * CONFIDENCE)} % confidence intervals"
-        seeds = self.facts["seeds"]
-        best = Table.of(
-            ("limit", "method", "top-1 (%)", f"difference to {baseline}", "top-5 (%)", "parameters"),
-            rows,
-        )
-        times = Table.of(
-            ("method", "CPU s", "wall s", f"{clock} time, ratio to {baseline}"),
+        best = ("limit", "method", "top-1 (%)", f"difference to {baseline}", "top-5 (%)", "parameters")
+        times = [
             (
-                (method, _rounded(cpu), _rounded(wall), _ratio_text(ratio, low, high, method == baseline))
-                for method, _, cpu, wall, ratio, low, high in self.tables["time"].rows
-            ),
-        )
-        published = Table.of(
-            ("method", "top-1 (%)", "top-5 (%)", "parameters (M)", "time (days)"),
-            self.tables["published"].rows,
-        )
+                row["method"],
+                *(
+                    None if row[name] is None else round(row[name], 1)
+                    for name in ("cpu_seconds", "wall_seconds")
+                ),
+                ("1" if row["method"] == baseline else "") if row["ratio"] is None else _ratio(row),
+            )
+            for row in self.tables["time"].records()
+        ]
+        published = ("method", "top-1 (%)", "top-5 (%)", "parameters (M)", "time (days)")
         return {
             f"Here, {self.facts['data']}: the best subnet that a search finds under each limit, mean over "
-            f"{seeds} seed{'s' if seeds > 1 else ''}; {brackets}, of the difference paired by seed": best,
-            "Here: training alone": times,
-            "Published, on ImageNet": published,
+            f"seeds ({seeds} of them); brackets are {round(100 * CONFIDENCE)} % confidence intervals, of the "
+            "difference paired by seed": Table.of(best, rows),
+            "Here: training alone": Table.of(
+                ("method", "CPU s", "wall s", f"{clock} time, ratio to {baseline}"), times
+            ),
+            "Published, on ImageNet": Table.of(published, self.tables["published"].rows),
         }
+
+    def draw(self) -> dict[str, Drawing]:
+        facts, table = self.facts, self.tables["searched"]
+        look = {str(spec): each for spec, each in looks(read_methods(facts["methods"])).items()}
+        figure, (left, right) = new_figure(3.9, columns=2, width_ratios=(1.1, 1))
+        for method, style in look.items():
+            own, cells = table.where(method=method), self.tables["cells"].where(method=method)
+            if own.rows:  # the seeds are small dots
+                seeds = {"s": 9, "color": style["color"], "alpha": 0.55, "linewidths": 0}
+                left.scatter(cells.column("params"), cells.column("top1"), **seeds)
+                levels = [_interval(row, "top1", "seeds") for row in own.records()]
+                size = {"capsize": 2, "elinewidth": 0.9, "markersize": 7}
+                intervals(left, own.column("params"), levels, label=method, **size, **style)
+        left.set(xlabel="parameters of the subnet found", ylabel="top-1 on the test split (%)")
+        left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e3:,.0f} k"))
+        left.xaxis.set_major_locator(MaxNLocator(6))
+        left.set_title("the best subnet found under each limit")
+        left.grid()
+        compared = [row for row in table.records() if row["difference"] is not None]
+        others = [method for method in look if any(row["method"] == method for row in compared)]
+        for method, shift in zip(others, shifts(len(others)), strict=True):
+            own = [row for row in compared if row["method"] == method]
+            places = [facts["limits"].index(row["limit"]) + shift for row in own]
+            differences = [_interval(row, "difference", "pairs") for row in own]
+            intervals(right, places, differences, markersize=6, **look[method])
+        right.axhline(0, color="black", linewidth=1)
+        limits = [Limit.parse(text) for text in facts["limits"]]
+        labels = [f"{each.most:,}" + (" MACs" if each.kind == "macs" else "") for each in limits]
+        right.set_xticks(range(len(limits)), labels)
+        right.set(xlim=(-0.5, len(limits) - 0.5), xlabel=f"at most so many {limits[0].unit}")
+        right.set_ylabel(f"difference to {facts['baseline']} (points)")
+        right.set_title("paired by seed")
+        right.grid(axis="y")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(look)))
+        caption = (
+            f"The best subnet under each limit, found by {facts['evaluations']} evaluations on "
+            f"{facts['search_images']:,} held-out images and judged on {facts['test_images']:,} test images "
+            f"with inherited weights; mean over seeds ({facts['seeds']} of them), "
+            f"{facts['epochs']} epochs each."
+        )
+        if facts["seeds"] > 1:
+            caption += (
+                " Dots are single seeds; whiskers are 95 % confidence intervals of the mean (left) and of "
+                f"the mean paired difference to {facts['baseline']} (right): where one holds zero, no "
+                "difference is shown."
+            )
+        alt = (
+            f"Two charts of {', '.join(facts['methods'])} on {facts['data']}: top-1 over parameters of the "
+            f"subnets found under {len(limits)} limits, and the differences to {facts['baseline']} with "
+            "their intervals."
+        )
+        return {"": Drawing(figure, caption, alt)}
 
 
 def methods_table(
@@ -127,9 +194,7 @@ def methods_table(
         GrowTAS (arXiv 2512.12296), supplement, Table A.
     """
     path = Path(comparison_folder)
-    recorded = read_plan(path)
-    if recorded is None:
-        raise UsageError(f"{path} holds no comparison; make one with: growtas compare {path}")
+    recorded = comparison_in(path)
     if not recorded.plan.limits:
         raise UsageError(f"The comparison in {path} searched under no limit; Table A is of what is found.")
     cells = read_cells(recorded)
@@ -158,17 +223,9 @@ def methods_table(
         "cells": Table.of(
             _CELLS,
             (
-                (
-                    str(spec),
-                    each["limit"],
-                    seed,
-                    each["subnet"],
-                    each["params"],
-                    each["top1"],
-                    each.get("top5"),
-                )
+                (str(spec), f["limit"], seed, f["subnet"], f["params"], f["top1"], f.get("top5"))
                 for (spec, seed), cell in cells.items()
-                for each in cell["searched"]
+                for f in cell["searched"]
             ),
         ),
         "time": _times(summary),
@@ -205,13 +262,13 @@ def _ends(found: Interval | None) -> tuple[float | None, ...]:
     return (None, None, None) if found is None else (found.mean, found.low, found.high)
 
 
-# -- words -----------------------------------------------------------------------------------------------
+# -- sentences -------------------------------------------------------------------------------------------
 
 
 def limit_text(limit: str) -> str:
     """A limit as a reader knows it: ``≤ 40,000 parameters``."""
-    kind, _, most = limit.partition("=")
-    return f"≤ {int(most):,} {'MACs' if kind == 'macs' else 'parameters'}"
+    read = Limit.parse(limit)
+    return f"≤ {read.most:,} {read.unit}"
 
 
 def _joined(limits: list[str]) -> str:
@@ -222,73 +279,35 @@ def _joined(limits: list[str]) -> str:
     return f"{', '.join(before)} and {last}" if before else last
 
 
-def _interval(row: tuple, place: Mapping[str, int], name: str, count: str) -> Interval | None:
-    mean, low, high = (row[place[f"{name}{end}"]] for end in ("", "_low", "_high"))
-    return None if mean is None else Interval(row[place[count]], mean, low, high)
+def _interval(row: Mapping[str, Any], name: str, count: str) -> Interval:
+    return Interval(row[count], row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
-def _level_text(found: Interval) -> str:
-    return (
-        f"{found.mean:.2f}" if found.low is None else f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
-    )
+def _ratio(row: Mapping[str, Any]) -> str:
+    return _interval(row, "ratio", "seeds").text(".3f")
 
 
-def _signed(found: Interval | None) -> str:
-    if found is None:
-        return ""
-    text = f"{found.mean:+.2f}"
-    return text if found.low is None else f"{text} [{found.low:+.2f}, {found.high:+.2f}]"
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 1)
-
-
-def _ratio_text(ratio: float | None, low: float | None, high: float | None, baseline: bool) -> str:
-    if ratio is None:
-        return "1" if baseline else ""
-    return f"{ratio:.3f}" if low is None else f"{ratio:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _findings(found: MethodsTable) -> list[str]:
-    facts, table = found.facts, found.tables["searched"]
-    place = {name: at for at, name in enumerate(_SEARCHED)}
-    compared: dict[str, list[tuple[str, Interval]]] = {}
-    for row in table.rows:
-        difference = _interval(row, place, "difference", "pairs")
-        if difference is not None:
-            compared.setdefault(row[0], []).append((limit_text(row[place["limit"]]), difference))
-    sentences = [*_verdict(facts, compared), *_of_methods(facts["baseline"], compared)]
-    sentences += _of_time(facts, found.tables["time"]) + _of_top5(facts, table)
-    if facts["missing"]:
-        sentences.append(f"Not finished, and left out: {', '.join(facts['missing'])}.")
-    sentences += [f"{method} was not compared: {why}" for method, why in facts["left_out"].items()]
-    return sentences
-
-
-def _verdict(facts: Mapping[str, Any], compared: Mapping[str, list[tuple[str, Interval]]]) -> list[str]:
+def _verdict(facts: Mapping[str, Any], compared: Mapping[str, list[tuple[str, Interval]]]) -> str:
     """One sentence about all differences together."""
     baseline = facts["baseline"]
-    every = [each for own in compared.values() for _, each in own]
-    if not every:
-        return [f"No other method has a seed in common with {baseline}: nothing can be compared."]
-    with_ends = [each for each in every if each.low is not None]
+    if not compared:
+        return f"No other method has a seed in common with {baseline}: nothing can be compared."
+    with_ends = [each for own in compared.values() for _, each in own if each.low is not None]
     if not with_ends:
-        return ["One pair of runs has no interval: no difference between methods is shown."]
+        return "One pair of runs has no interval: no difference between methods is shown."
     decided = sum(each.excludes(0.0) for each in with_ends)
     chance = max(1, round((1 - CONFIDENCE) * len(with_ends)))
-    limits = len(facts["limits"])
     text = (
-        f"{decided} of {len(with_ends)} intervals of the difference to {baseline} ({len(compared)} methods, "
-        f"{limits} limit{'s' if limits > 1 else ''}) exclude zero; about {chance} would by chance where "
-        "methods do not differ."
+        f"{decided} of {len(with_ends)} intervals of the difference to {baseline} (methods: {len(compared)}, "
+        f"limits: {len(facts['limits'])}) exclude zero; about {chance} would by chance where methods do not "
+        "differ."
     )
     fewest = min(each.count for each in with_ends)
-    if fewest < _FEW:
+    if fewest < FEW:
         text += f" With {fewest} pairs the spread is hardly known" + (
             ": take what excludes zero as a hint at most." if decided else "."
         )
-    return [text]
+    return text
 
 
 def _of_methods(baseline: str, compared: Mapping[str, list[tuple[str, Interval]]]) -> list[str]:
@@ -305,17 +324,13 @@ def _of_methods(baseline: str, compared: Mapping[str, list[tuple[str, Interval]]
             rest = "" if len(decided) == len(own) else " and includes it elsewhere"
             end = f"The interval of {pairs} pairs excludes zero at {_joined(decided)}{rest}."
         limits = _joined([limit for limit, _ in own])
-        told = "; ".join(_signed(each) for _, each in own)
+        told = "; ".join(each.text() for _, each in own)
         sentences.append(f"{method} against {baseline}, points at {limits}: {told}. {end}")
     return sentences
 
 
 def _of_time(facts: Mapping[str, Any], table: Table) -> list[str]:
-    ratios = [
-        f"{method} {_ratio_text(ratio, low, high, False)}"
-        for method, _, _, _, ratio, low, high in table.rows
-        if ratio is not None
-    ]
+    ratios = [f"{row['method']} {_ratio(row)}" for row in table.records() if row["ratio"] is not None]
     if not ratios:
         return []
     clock = "processor" if facts["clock"] == "cpu" else "wall"
@@ -325,19 +340,12 @@ def _of_time(facts: Mapping[str, Any], table: Table) -> list[str]:
     ]
 
 
-def _of_top5(facts: Mapping[str, Any], table: Table) -> list[str]:
+def _of_top5(facts: Mapping[str, Any], table: Table) -> str:
     values = [value for value in table.column("top5") if value is not None]
     if not values:
-        return ["The cells were made before comparisons counted top-5: it is not told."]
+        return "The cells were made before comparisons counted top-5: it is not told."
     low, high = min(values), max(values)
     text = f"Top-5 lies between {low:.2f} and {high:.2f} %"
     if high - low < 1:
         text += f": among {facts['num_classes']} classes it hardly tells the methods apart"
-    return [f"{text}."]
-
-
-def _make(workspace: Workspace) -> MethodsTable:
-    return methods_table(workspace.comparison, unfit(workspace))
-
-
-PART = Part(MethodsTable, _make, compares=True)
+    return f"{text}."

@@ -1,4 +1,4 @@
-"""Which figures and tables a report has, in the order of the page."""
+"""The figures and tables of a report in the order of the page, and the jobs that make them."""
 
 from __future__ import annotations
 
@@ -7,62 +7,44 @@ import json
 from pathlib import Path
 
 from growtas import atomic
+from growtas.analysis import networks
 from growtas.analysis.base import Analysis
-from growtas.analysis.workspace import Part, Workspace
+from growtas.analysis.plan import read_plan
+from growtas.analysis.workspace import Workspace
 from growtas.errors import GrowtasError, UsageError, nearest
+from growtas.jobs.folder import train_once
 from growtas.version import __version__
 
-_MODULES = {
-    "figure-1": "extension",
-    "figure-a": "weight_regions",
-    "figure-b": "weight_statistics",
-    "figure-c": "extension",
-    "figure-d": "similarity",
-    "figure-e": "extension",
-    "figure-f": "sampling",
-    "figure-g": "sampling_schedule",
-    "table-a": "methods_table",
-    "interference": "interference",
+_CLASSES = {
+    "figure-1": "extend_and_crop.ExtendAndCrop",
+    "figure-a": "weight_regions.WeightRegions",
+    "figure-b": "weight_statistics.WeightStatistics",
+    "figure-c": "initialisation.Initialisation",
+    "figure-d": "similarity.Similarity",
+    "figure-e": "extend_and_crop.ExtendAndCropConvolutional",
+    "figure-f": "sampling_strategies.SamplingStrategies",
+    "figure-g": "sampling_schedule.SamplingSchedule",
+    "table-a": "methods_table.MethodsTable",
+    "interference": "interference.GradientInterference",
 }
-"""The module of this package that holds the part of each."""
-
 FORMAT = 1
 
 
 def part_names() -> tuple[str, ...]:
     """The names of all parts, in the order of the page."""
-    return tuple(_MODULES)
+    return tuple(_CLASSES)
 
 
-def part(name: str) -> Part:
-    """A part by its name.
-
-    Raises:
-        UsageError: there is none; the nearest is named.
-    """
-    if name not in _MODULES:
-        raise UsageError(f"A report has no part {name!r}.{nearest(name, _MODULES)}")
-    module = importlib.import_module(f"growtas.analysis.{_MODULES[name]}")
-    (found,) = (each for each in vars(module).values() if isinstance(each, Part) and each.kind.name == name)
-    return found
+def part(name: str) -> type[Analysis]:
+    """The class of a part. Raises: UsageError: there is none of that name; the nearest is named."""
+    if name not in _CLASSES:
+        raise UsageError(f"A report has no part {name!r}.{nearest(name, _CLASSES)}")
+    module, _, cls = _CLASSES[name].partition(".")
+    return getattr(importlib.import_module(f"growtas.analysis.{module}"), cls)
 
 
-def path_of(workspace: Workspace, name: str) -> Path:
-    """The file that keeps a part."""
+def _file(workspace: Workspace, name: str) -> Path:
     return workspace.folder / "parts" / f"{name}.json"
-
-
-def make(workspace: Workspace, name: str) -> Analysis:
-    """Make a part and keep it; one that is kept already is given back."""
-    kept = read(workspace, name)
-    if kept is not None:
-        return kept
-    made = part(name).make(workspace)
-    path = path_of(workspace, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = {"format": FORMAT, "growtas": __version__, "analysis": json.loads(made.to_json())}
-    atomic.write_text(path, json.dumps(data, indent=None, allow_nan=False) + "\n")
-    return made
 
 
 def read(workspace: Workspace, name: str) -> Analysis | None:
@@ -71,13 +53,41 @@ def read(workspace: Workspace, name: str) -> Analysis | None:
     Raises:
         GrowtasError: its file is damaged.
     """
-    path = path_of(workspace, name)
+    path = _file(workspace, name)
     if not path.is_file():
         return None
     try:
         data = json.loads(path.read_text())
         if (data["format"], data["growtas"]) != (FORMAT, __version__):
             return None
-        return part(name).kind.from_json(json.dumps(data["analysis"]))
+        return part(name).from_json(json.dumps(data["analysis"]))
     except (ValueError, KeyError, TypeError, GrowtasError) as error:
         raise GrowtasError(f"{path} is damaged ({error}); remove it, and the part is made again.") from error
+
+
+# -- jobs ------------------------------------------------------------------------------------------------
+
+
+def _workspace(base: str, device: str) -> Workspace:
+    workspace = read_plan(Path(base), device)
+    if workspace is None:
+        raise UsageError(f"{base} holds no report.")
+    return workspace
+
+
+def make_part(base: str, name: str, device: str) -> None:
+    """Make a part that is not kept yet, and keep it. Args: base: the folder of the page."""
+    workspace = _workspace(base, device)
+    if read(workspace, name) is not None:
+        return
+    path, made = _file(workspace, name), part(name).make(workspace)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = {"format": FORMAT, "growtas": __version__, "analysis": json.loads(made.to_json())}
+    atomic.write_text(path, json.dumps(data, indent=None, allow_nan=False) + "\n")
+
+
+def make_network(base: str, name: str, device: str) -> None:
+    """Train a network, or go on where it was stopped. Args: base: the folder of the page."""
+    workspace = _workspace(base, device)
+    space = networks.space_of(workspace, name)
+    train_once(networks.settings(workspace, name), space, workspace.network(name))

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from growtas import atomic
 from growtas.analysis.networks import ofa_space_for
 from growtas.analysis.workspace import SEEDS, SUBNETS, Workspace
 from growtas.comparing.specs import common_settings
-from growtas.errors import GrowtasError, UsageError
-from growtas.space import MobileNetSpace, Space, load_space, preset_names, space_from_dict
+from growtas.errors import UsageError
+from growtas.jobs import folder
+from growtas.jobs.folder import FORMAT, check_counts, space_and_data, write_json
+from growtas.space import MobileNetSpace, Space, load_space, space_from_dict
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.data import splits_of
-from growtas.training.embedded import data_for
 from growtas.training.run import CONFIG_NAME, Run
 
 PLAN_NAME = "report.json"
 WORK = "report"  # the folder, beside the page, of what the page is made from
-FORMAT = 1
 
 
 def workspace_for(
@@ -49,23 +47,30 @@ def workspace_for(
             possible. Nothing was written.
         GrowtasError: the folder's plan is damaged.
     """
-    for name, value in (("seeds", seeds), ("subnets", subnets)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise UsageError(f"{name}={value!r} is not possible; it must be a whole number, 1 or more.")
+    check_counts({"seeds": seeds, "subnets": subnets}, {"seeds": 1, "subnets": 1})
     held = read_plan(base, device)
     given = {"epochs": epochs, **common_settings(settings or ())}
     given = {name: value for name, value in given.items() if value is not None}
     if held is not None:
-        _check_same(base, held, run, space, data, seeds, subnets, given)
+        wanted = {"data": (held.config.data, data), "seeds": (held.seeds, seeds)}
+        wanted |= {"subnets": (held.subnets, subnets)}
+        wanted |= {n: (getattr(held.config, n), value) for n, value in given.items() if n not in RUNTIME}
+        if space is not None:
+            wanted["space"] = (held.space.to_dict(), load_space(space).to_dict())
+        if run is not None:
+            wanted["run"] = (held.source and held.source.path.resolve(), run.path.resolve())
+        _check_same(base, wanted)
         return held
     _check_free(base, run)
     if run is not None:
         _check_of_run(run, space, data)
         found, config = run.space, dataclasses.replace(run.config, **given)
     else:
-        found, config = _of_data(space, data, given)
+        found, data = space_and_data(space, data)
+        config = TrainConfig.from_dict({"method": "growtas", **given, "space": found.name, "data": data})
+        config = config.resolved(convolutional=isinstance(found, MobileNetSpace))
     splits = splits_of(config, found)
-    workspace = Workspace(
+    return Workspace(
         folder=base / WORK,
         config=dataclasses.replace(config, out=None, initial=None, resolutions=None),
         space=found,
@@ -77,20 +82,6 @@ def workspace_for(
         device=device,
         source=run,
     )
-    return workspace
-
-
-def _of_data(
-    space: str | Path | Space | None, data: str | None, given: Mapping[str, Any]
-) -> tuple[Space, TrainConfig]:
-    """Space and settings of a report that is about no run."""
-    data = "digits" if space is None and data is None else data
-    if space is None and data not in preset_names():
-        raise UsageError(f"Give space=NAME for the data {data!r}: no space is called like it.")
-    found = load_space(data if space is None else space)
-    data = data_for(found.name, data)
-    config = TrainConfig.from_dict({"method": "growtas", **given, "space": found.name, "data": data})
-    return found, config.resolved(convolutional=isinstance(found, MobileNetSpace))
 
 
 def _check_of_run(run: Run, space: object, data: str | None) -> None:
@@ -125,27 +116,8 @@ def _check_free(base: Path, run: Run | None) -> None:
         raise UsageError(f"{base} holds something else ({', '.join(held[:3])}); choose another folder.")
 
 
-def _check_same(
-    base: Path,
-    held: Workspace,
-    run: Run | None,
-    space: str | Path | Space | None,
-    data: str | None,
-    seeds: int | None,
-    subnets: int | None,
-    given: Mapping[str, Any],
-) -> None:
-    """Raises: UsageError: something was given that the folder's report differs in."""
-    wanted: dict[str, tuple[Any, Any]] = {
-        "data": (held.config.data, data),
-        "seeds": (held.seeds, seeds),
-        "subnets": (held.subnets, subnets),
-        **{name: (getattr(held.config, name), value) for name, value in given.items() if name not in RUNTIME},
-    }
-    if space is not None:
-        wanted["space"] = (held.space.to_dict(), load_space(space).to_dict())
-    if run is not None:
-        wanted["run"] = (None if held.source is None else held.source.path.resolve(), run.path.resolve())
+def _check_same(base: Path, wanted: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raises: UsageError: of some setting the folder's report has one value, and another one was given."""
     for name, (has, asked) in wanted.items():
         if asked is not None and has != asked:
             values = "another one" if name == "space" else f"{name}={has}, not {asked}"
@@ -175,7 +147,7 @@ def write_plan(workspace: Workspace) -> None:
         "subnets": workspace.subnets,
         "source": source,
     }
-    atomic.write_text(workspace.folder / PLAN_NAME, json.dumps(data, indent=1) + "\n")
+    write_json(workspace.folder / PLAN_NAME, data)
 
 
 def read_plan(base: Path, device: str) -> Workspace | None:
@@ -188,19 +160,14 @@ def read_plan(base: Path, device: str) -> Workspace | None:
     Raises:
         GrowtasError: its plan is damaged, or the run that it is about is gone.
     """
-    folder = base / WORK
-    file = folder / PLAN_NAME
-    if not file.is_file():
+    work = base / WORK
+    if not (work / PLAN_NAME).is_file():
         return None
-    try:
-        data = json.loads(file.read_text())
-        if data["format"] != FORMAT:
-            raise GrowtasError(f"{file} has format {data['format']}; this version reads format {FORMAT}.")
-        source = None
-        if data["source"] is not None:
-            source = Run.open(Path(os.path.normpath(folder / data["source"])))
+
+    def build(data: dict[str, Any]) -> Workspace:
+        source = data["source"]
         return Workspace(
-            folder=folder,
+            folder=work,
             config=TrainConfig.from_dict(data["train"]),
             space=space_from_dict(data["space"]),
             ofa_space=space_from_dict(data["ofa_space"]),
@@ -209,7 +176,7 @@ def read_plan(base: Path, device: str) -> Workspace | None:
             seeds=data["seeds"],
             subnets=data["subnets"],
             device=device,
-            source=source,
+            source=None if source is None else Run.open(Path(os.path.normpath(work / source))),
         )
-    except (ValueError, KeyError, TypeError, UsageError) as error:
-        raise GrowtasError(f"{file} is not the plan of a report ({error}).") from error
+
+    return folder.read_plan(work / PLAN_NAME, "report", build)

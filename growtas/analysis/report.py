@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +15,9 @@ from growtas.analysis import parts
 from growtas.analysis.base import Analysis
 from growtas.analysis.plan import workspace_for, write_plan
 from growtas.analysis.workspace import SEEDS, SUBNETS, Workspace
-from growtas.comparing.scheduler import Job, run_jobs
 from growtas.errors import UsageError
-from growtas.locks import lock
+from growtas.jobs import Job, Runner
+from growtas.jobs.folder import check_counts, finished, locked
 from growtas.space import preset_names
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.run import Run
@@ -28,13 +27,11 @@ if TYPE_CHECKING:
     from growtas.space import Space
 
 PAGE_NAME, FIGURES = "report.html", "figures"
-SMALL_NET = 1_000_000  # parameters; below, two runs side by side use a CPU better than one with threads
-_MODULE = "growtas.analysis.work"
 
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What :func:`growtas.report` made.
+    """The result of :func:`growtas.report`.
 
     Args:
         path: of the page.
@@ -115,19 +112,17 @@ def report(
     opened = None if run is None else Run.open(run)
     if opened is None and out is None:
         raise UsageError("Give the folder of a run, or out=FOLDER for a report about a space and data alone.")
-    if jobs is not None and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1):
-        raise UsageError(f"jobs={jobs!r} is not possible; it must be a whole number, 1 or more.")
+    check_counts({"jobs": jobs}, {"jobs": 1})
     base = opened.path if out is None else Path(out)
     wanted = _wanted(only)
-    chosen = choose_device(device)
-    workspace = workspace_for(base, opened, space, data, epochs, seeds, subnets, settings, str(chosen))
-    workspace.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(workspace.folder):
+    chosen = str(choose_device(device))
+    workspace = workspace_for(base, opened, space, data, epochs, seeds, subnets, settings, chosen)
+    with locked(workspace.folder / ".lock", f"Another process is making the report in {base}; wait."):
         write_plan(workspace)
-        at_once, threads = _shares(workspace, jobs)
-        reasons = {name: reason for name in wanted if (reason := parts.part(name).reason(workspace))}
-        failed = _make(workspace, [name for name in wanted if name not in reasons], at_once, threads)
-        return _page(workspace, failed)
+        again = f"Continue with: {command(workspace)}"
+        runner = Runner.for_space(workspace.space, workspace.num_classes, jobs, chosen, again)
+        possible = [name for name in wanted if parts.part(name).reason(workspace) is None]
+        return _page(workspace, _make(workspace, possible, runner))
 
 
 def _wanted(only: Sequence[str] | None) -> list[str]:
@@ -140,68 +135,36 @@ def _wanted(only: Sequence[str] | None) -> list[str]:
     return [name for name in parts.part_names() if name in given]
 
 
-def _shares(workspace: Workspace, jobs: int | None) -> tuple[int, int]:
-    """Pieces of work at once, and threads of each."""
-    from growtas import cost
-
-    cores = len(os.sched_getaffinity(0))
-    if jobs is None:
-        largest = cost.parameters(workspace.space.largest(), workspace.space, workspace.num_classes)
-        jobs = cores if workspace.device == "cpu" and largest < SMALL_NET else 1
-    return jobs, max(1, cores // jobs)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with open(folder / ".lock", "w") as file:
-        try:
-            lock(file)
-        except OSError as error:
-            raise UsageError(f"Another process is making the report in {folder.parent}; wait.") from error
-        yield
-
-
 # -- the work --------------------------------------------------------------------------------------------
 
 
-def _make(workspace: Workspace, wanted: Sequence[str], at_once: int, threads: int) -> dict[str, str]:
+def _make(workspace: Workspace, wanted: Sequence[str], runner: Runner) -> dict[str, str]:
     """Train what is not trained and make the parts that are not kept; what failed, with its reason."""
-    left = [name for name in wanted if parts.read(workspace, name) is None]
-    left.sort(key=lambda name: not parts.part(name).long)
-    needed = {name: parts.part(name) for name in left}
-    networks = list(dict.fromkeys(n for each in needed.values() for n in each.networks(workspace)))
-    untrained = [name for name in networks if not workspace.networks.finished(name)]
-    again = f"Continue with: {command(workspace)}"
-    logs = workspace.folder / "output"
+    kept = {name for name in wanted if parts.read(workspace, name) is not None}
+    needed = {name: parts.part(name) for name in wanted if name not in kept}
+    needed = dict(sorted(needed.items(), key=lambda item: not item[1].long))
 
-    def run(names: Sequence[str], kind: str, title: str, done: int) -> dict[str, str]:
-        pieces = [
-            Job(
-                f"{kind} {name}",
-                (str(workspace.folder.parent), f"--{kind}", name, "--device", workspace.device),
-                logs / f"{kind}-{name}.txt",
-                module=_MODULE,
-            )
-            for name in names
-        ]
-        return run_jobs(pieces, at_once, threads, done, title, again, kind)
+    def run(kind: str, title: str, done: Mapping[str, bool]) -> dict[str, str]:
+        jobs = []
+        for name, is_done in done.items():
+            arguments = {"base": str(workspace.base), "name": name, "device": workspace.device}
+            output = workspace.folder / "output" / f"{kind}-{name}.txt"
+            work = f"growtas.analysis.parts:make_{kind}"
+            jobs.append(Job(f"{kind} {name}", work, arguments, output, done=is_done))
+        return runner.run(jobs, title, kind)
 
-    failed = run(untrained, "network", "train", len(networks) - len(untrained)) if untrained else {}
-    if any(each.compares for each in needed.values()):
-        failed |= _compare(workspace, at_once)
-    possible = [
-        name
-        for name, each in needed.items()
-        if not any(f"network {n}" in failed for n in each.networks(workspace))
-    ]
-    return failed | run(possible, "part", "analyse", len(wanted) - len(left))
+    trained = {n: finished(workspace.network(n)) for p in needed.values() for n in p.networks(workspace)}
+    failed = {} if all(trained.values()) else run("network", "train", trained)
+    if any(part.compares for part in needed.values()):
+        from growtas.analysis.methods_comparison import compare_for
 
-
-def _compare(workspace: Workspace, at_once: int) -> Mapping[str, str]:
-    """Make or finish the comparison of methods; its cells that failed."""
-    from growtas.analysis.methods_table import compare_for
-
-    return compare_for(workspace, at_once).failed
+        failed |= compare_for(workspace, runner.at_once).failed
+    made = {
+        name: False
+        for name, part in needed.items()
+        if not any(f"network {network}" in failed for network in part.networks(workspace))
+    }
+    return failed | run("part", "analyse", dict.fromkeys(kept, True) | made)
 
 
 # -- the page --------------------------------------------------------------------------------------------
@@ -211,7 +174,7 @@ def _page(workspace: Workspace, failed: Mapping[str, str]) -> Report:
     """Draw what is kept, and write the page."""
     from growtas.analysis.page import Page, page_text
 
-    base = workspace.folder.parent
+    base = workspace.base
     made: dict[str, Analysis] = {}
     missing: dict[str, str] = {}
     for name in parts.part_names():
@@ -245,15 +208,13 @@ def _failure(workspace: Workspace, name: str, failed: Mapping[str, str]) -> str:
 
 def _section(base: Path, name: str, analysis: Analysis) -> Section:
     """Draw an analysis, write its files, and give what the page shows of it."""
-    from growtas.analysis.charts import save, styled
+    from growtas.analysis.charts import save
     from growtas.analysis.page import Picture, Section
 
     folder = base / FIGURES
     folder.mkdir(exist_ok=True)
     pictures = []
-    with styled():
-        drawings = analysis.drawings()
-    for suffix, drawing in drawings.items():
+    for suffix, drawing in analysis.drawings().items():
         file = folder / f"{'-'.join(filter(None, (name, suffix)))}.svg"
         text = save(drawing.figure, file, drawing.alt)
         pictures.append(Picture(text, drawing.caption, f"{FIGURES}/{file.name}"))
@@ -276,7 +237,7 @@ def _section(base: Path, name: str, analysis: Analysis) -> Section:
 
 def command(workspace: Workspace, whole: bool = False) -> str:
     """The command that continues a report; ``whole``: with everything that another folder would need."""
-    base = workspace.folder.parent
+    base = workspace.base
     words = ["growtas", "report"]
     if workspace.source is not None:
         words.append(str(workspace.source.path))

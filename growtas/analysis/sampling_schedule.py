@@ -1,4 +1,4 @@
-"""Figure G: with which probability GrowTAS draws each group in each stage, counted and as it is meant."""
+"""Figure G: the probability with which GrowTAS draws each group in each stage, counted and as it is meant."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from growtas.analysis.base import Analysis, Drawing, Table
-from growtas.analysis.workspace import Part, Workspace
+from growtas.analysis.charts import group_colour, new_figure
 from growtas.comparing.statistics import CONFIDENCE
 from growtas.errors import UsageError
 from growtas.methods import Method, Stage
@@ -20,9 +24,15 @@ from growtas.training.log import read_log
 from growtas.training.run import Run
 from growtas.training.run_method import create_run_method
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from growtas.analysis.workspace import Workspace
+
 STAGES = (1, 2, 3)
 METHOD = "growtas"
 _NETWORK = "growtas-0"
+_SPREAD = 0.8  # of the room of a stage that the groups share
 _COLUMNS = (
     *("schedule", "stage", "epoch_from", "epoch_to", "group"),
     *("draws", "of", "share", "low", "high", "meant"),
@@ -52,13 +62,81 @@ class SamplingSchedule(Analysis):
         "the first group alone. It shows the probabilities that are meant, not counted ones."
     )
 
-    def drawings(self) -> dict[str, Drawing]:
-        from growtas.analysis import sampling_schedule_charts
+    @classmethod
+    def networks(cls, workspace: Workspace) -> tuple[str, ...]:
+        return (_NETWORK,) if _own_run(workspace) is None else ()
 
-        return sampling_schedule_charts.drawings(self)
+    @classmethod
+    def make(cls, workspace: Workspace) -> SamplingSchedule:
+        return sampling_schedule(_own_run(workspace) or workspace.run(_NETWORK))
+
+    def panels(self) -> list[str]:
+        """The schedules that are drawn: where the run has K stages, its counts stand for those of that K."""
+        names, same = self.tables["schedules"].values("schedule"), self.facts["same_as"]
+        return names if same is None else ["run" if name == same else name for name in names if name != "run"]
 
     def findings(self) -> list[str]:
-        return _findings(self)
+        facts, table = self.facts, self.tables["schedules"]
+        sentences = [_of_run(self)]
+        if not facts["differing"]:
+            sentences.append("Drawn again by the method's code, every step of the log has the same subnets.")
+        else:
+            sentences.append(
+                "The run was made by another version: drawn again by the method's code, not every step of "
+                f"the log has the same subnets (others: {facts['differing']:,})."
+            )
+        for test in self.tables["tests"].records():
+            name = test["schedule"]
+            if name not in ("run", facts["same_as"]):
+                said = _of_test(table.where(schedule=name), test)
+                sentences.append(f"{name}, drawn for every step of such a run. {said}")
+        return sentences + [f"{name} was left out: {reason}" for name, reason in facts["left_out"].items()]
+
+    def draw(self) -> dict[str, Drawing]:
+        facts, schedules, names = self.facts, self.tables["schedules"], self.panels()
+        tables = [schedules.where(schedule=name) for name in names]
+        widths = [1 + len(table.values("stage")) for table in tables]
+        figure, (row,) = new_figure(3.3, columns=len(names), squeeze=False, width_ratios=widths, sharey=True)
+        for axes, name, table in zip(row, names, tables, strict=True):
+            _panel(axes, table, facts["groups"])
+            title = f"{facts['same_as'] or 'stages of its own'}: the run" if name == "run" else name
+            axes.set_title(title, fontweight="bold" if name == "run" else "normal")
+        ticks = sorted({0.0, 1.0, *schedules.column("meant")})
+        row[0].set(ylabel="share of draws", ylim=(0, 1.12))
+        row[0].set_yticks(ticks, [_fraction(tick) for tick in ticks])
+        handles = [
+            Patch(facecolor=group_colour(group), label=f"{facts['axis']} {value}")
+            for group, value in enumerate(facts["groups"])
+        ]
+        handles += [
+            Line2D([], [], color="black", linewidth=2, label="meant"),
+            Line2D([], [], color="0.25", linewidth=1, marker="_", label="95 % interval"),
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+        drawn = dict(zip(*map(self.tables["tests"].column, ("schedule", "draws")), strict=True))
+        others = [name for name in names if name != "run"]
+        caption = (
+            "Share of every group among the draws of each stage, in per cent above the bars. The run: "
+            f"{drawn['run']:,} draws counted in its log ({facts['data']}, {facts['epochs']} epochs, seed "
+            f"{facts['seed']})."
+        )
+        if others:
+            caption += (
+                f" {', '.join(others)}: {drawn[others[0]]:,} draws each of the method's own code, one for "
+                "every step of such a run."
+            )
+        caption += " Whiskers are Wilson's 95 % intervals; black lines are the probabilities that are meant."
+        alt = (
+            "Bars of sampling probability per stage and group: counted in a run of GrowTAS, and for "
+            f"{', '.join(others)}; each beside the probability that is meant."
+        )
+        return {"": Drawing(figure, caption, alt)}
+
+
+def _own_run(workspace: Workspace) -> Run | None:
+    """The run that the report is about, where it is one of GrowTAS."""
+    source = workspace.source
+    return source if source is not None and source.config.method == METHOD else None
 
 
 def sampling_schedule(run: Run | str | os.PathLike, stages: Sequence[int] = STAGES) -> SamplingSchedule:
@@ -214,89 +292,70 @@ def chi_square_tail(statistic: float, degrees: int) -> float:
     return torch.special.gammaincc(half[0], half[1]).item()
 
 
-# -- words -----------------------------------------------------------------------------------------------
-
-
-def _findings(found: SamplingSchedule) -> list[str]:
-    facts, table = found.facts, found.tables["schedules"]
-    sentences = [_of_run(found)]
-    if not facts["differing"]:
-        sentences.append("Drawn again by the method's code, every step of the log has the same subnets.")
-    else:
-        sentences.append(
-            f"Drawn again by the method's code, {facts['differing']:,} steps of the log have other subnets: "
-            "the run was made by another version."
-        )
-    for name, draws, *test in found.tables["tests"].rows:
-        if name != "run" and name != facts["same_as"]:
-            own = table.where(schedule=name)
-            sentences.append(f"{name}, drawn for every step of such a run. {_of_test(own, draws, *test)}")
-    sentences += [f"{name} was left out: {reason}" for name, reason in facts["left_out"].items()]
-    return sentences
+# -- sentences and the picture ---------------------------------------------------------------------------
 
 
 def _of_run(found: SamplingSchedule) -> str:
-    """What was counted in the run, stage by stage, and how far it is from what is meant."""
-    own = found.tables["schedules"].where(schedule="run")
-    parts = []
-    for stage in dict.fromkeys(own.column("stage")):
-        rows = own.where(stage=stage)
-        first, end = rows.column("epoch_from")[0], rows.column("epoch_to")[0]
-        shares = ", ".join(_percent(share) for share in rows.column("share"))
-        parts.append(f"{shares} in stage {stage} ({_epochs(first, end - 1)}, {rows.column('of')[0]:,} draws)")
+    """The draws of the run, stage by stage, and how far they are from what is meant."""
+    own, parts = found.tables["schedules"].where(schedule="run"), []
+    for stage in own.values("stage"):
+        rows = own.where(stage=stage).records()
+        shares = ", ".join("-" if r["share"] is None else f"{100 * r['share']:.1f} %" for r in rows)
+        span = f"from epoch {rows[0]['epoch_from']} to {rows[0]['epoch_to'] - 1}"
+        parts.append(f"{shares} in stage {stage} ({span}, {rows[0]['of']:,} draws)")
     values = ", ".join(str(value) for value in found.facts["groups"])
-    _, draws, *test = found.tables["tests"].where(schedule="run").rows[0]
+    (test,) = found.tables["tests"].where(schedule="run").records()
     return (
         f"The run (seed {found.facts['seed']}) drew {found.facts['axis']} {values}: {'; '.join(parts)}. "
-        f"{_of_test(own, draws, *test)}"
+        f"{_of_test(own, test)}"
     )
 
 
-def _epochs(first: int, last: int) -> str:
-    return f"epoch {first}" if first == last else f"epochs {first} to {last}"
-
-
-def _of_test(own: Table, draws: int, statistic: float, degrees: int, p: float | None, outside: int) -> str:
+def _of_test(own: Table, test: dict[str, Any]) -> str:
     """The largest deviation and the test, in words."""
-    at = {name: place for place, name in enumerate(own.columns)}
     row = max(
-        (row for row in own.rows if row[at["share"]] is not None),
-        key=lambda row: abs(row[at["share"]] - row[at["meant"]]),
+        (row for row in own.records() if row["share"] is not None),
+        key=lambda row: abs(row["share"] - row["meant"]),
     )
-    deviation = 100 * (row[at["share"]] - row[at["meant"]])
     text = (
-        f"The largest deviation from what is meant is {deviation:+.1f} points (group "
-        f"{row[at['group']]} in stage {row[at['stage']]}, {row[at['of']]:,} draws)"
+        f"The largest deviation from what is meant is {100 * (row['share'] - row['meant']):+.1f} points "
+        f"(group {row['group']} in stage {row['stage']}, {row['of']:,} draws); draws of a group that its "
+        f"stage leaves out: {test['outside']:,} of {test['draws']:,}."
     )
-    left_out = "no draw is" if not outside else f"{outside:,} of {draws:,} draws are"
-    text += f"; {left_out} of a group that its stage leaves out"
-    if p is None:
-        return f"{text}."
-    return (
-        f"{text}. By chance alone, equal probabilities give counts this uneven with p = {p:.2f} (chi-square "
-        f"{statistic:.2f}, {degrees} degrees of freedom)."
-    )
+    if test["p"] is not None:
+        text += (
+            f" By chance alone, equal probabilities give counts this uneven with p = {test['p']:.2f} "
+            f"(chi-square {test['statistic']:.2f}, {test['degrees']} degrees of freedom)."
+        )
+    return text
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
+def _panel(axes: Axes, table: Table, groups: list[int]) -> None:
+    stages = table.values("stage")
+    width = _SPREAD / len(groups)
+    for row in table.records():
+        share, meant = row["share"], row["meant"]
+        if share is None:
+            continue
+        group = groups.index(row["group"])
+        x = stages.index(row["stage"]) + width * (group + 0.5) - _SPREAD / 2
+        axes.bar(x, share, 0.88 * width, color=group_colour(group))
+        axes.hlines(meant, x - 0.47 * width, x + 0.47 * width, color="black", linewidth=2, zorder=3)
+        ends = [[share - row["low"]], [row["high"] - share]]
+        axes.errorbar(x, share, ends, color="0.25", linewidth=1, capsize=2, zorder=4)
+        axes.annotate(
+            f"{100 * share:.1f}", (x, max(row["high"], meant)), xytext=(0, 3), textcoords="offset points",
+            ha="center", fontsize=8,
+        )  # fmt: skip
+    begins = [table.where(stage=stage).column("epoch_from")[0] for stage in stages]
+    labels = [f"stage {stage}\nfrom epoch {begin}" for stage, begin in zip(stages, begins, strict=True)]
+    axes.set_xticks(range(len(stages)), labels, fontsize=8)
+    axes.set_xlim(-0.55, len(stages) - 0.45)
+    axes.tick_params(axis="x", length=0)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
 
 
-# -- in a report -----------------------------------------------------------------------------------------
-
-
-def _shown_run(workspace: Workspace) -> Run | None:
-    """The run that the report is about, where it is one of GrowTAS."""
-    source = workspace.source
-    return source if source is not None and source.config.method == METHOD else None
-
-
-def _networks(workspace: Workspace) -> tuple[str, ...]:
-    return () if _shown_run(workspace) is not None else (_NETWORK,)
-
-
-def _make(workspace: Workspace) -> SamplingSchedule:
-    return sampling_schedule(_shown_run(workspace) or workspace.run(_NETWORK))
-
-
-PART = Part(SamplingSchedule, _make, networks=_networks)
+def _fraction(probability: float) -> str:
+    """Such as ``1/3``: a group is drawn with one over the number of active groups, or not at all."""
+    return f"{probability:g}" if probability in (0, 1) else f"1/{round(1 / probability)}"

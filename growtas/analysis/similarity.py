@@ -1,4 +1,4 @@
-"""Figure D: how much of what a trained subnet's blocks answer is kept by the subnets around or inside it."""
+"""Figure D: how far the subnets around or inside a trained one keep the outputs of its blocks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from torch.utils.data import Dataset, Subset
 
 from growtas.analysis.base import Analysis, Drawing, Table, Value
 from growtas.analysis.blocks import block_axis, block_labels, block_outputs, convolutional
-from growtas.analysis.charts import ROLE_COLOURS, new_figure, styled
-from growtas.analysis.extension_analyses import SIDES
-from growtas.analysis.trained import Trained, check_pair, draw
-from growtas.analysis.workspace import Part
+from growtas.analysis.charts import ROLE_COLOURS, new_figure
+from growtas.analysis.trained import SIDES, nets_of, pair_of
+from growtas.analysis.trained import draw as draw_subnets
 from growtas.progress import Progress, track
 from growtas.space import seeded_rng
 from growtas.training.calibration import calibration, kept_statistics, set_statistics
@@ -62,6 +61,16 @@ class Similarity(Analysis):
         "a subnet that grows keeps what it has learnt, and one that is cut drifts away from it."
     )
 
+    @classmethod
+    def networks(cls, workspace: Workspace) -> tuple[str, ...]:
+        return tuple(SIDES.values())
+
+    @classmethod
+    def make(cls, workspace: Workspace) -> Similarity:
+        runs = (workspace.run(name) for name in cls.networks(workspace))
+        subnets = min(workspace.subnets, SUBNETS)
+        return similarity(*runs, subnets, seed=workspace.seed, device=workspace.device)
+
     def findings(self) -> list[str]:
         facts, said = self.facts, []
         for tokens in facts["tokens"]:
@@ -91,25 +100,22 @@ class Similarity(Analysis):
 
     def _by_group(self, side: str, tokens: str) -> dict[Value, float]:
         own = self.tables["similarities"].where(side=side, tokens=tokens)
-        groups = sorted(set(own.column("group")))
+        groups = sorted(own.values("group"))
         return {group: statistics.mean(own.where(group=group).column("cosine")) for group in groups}
 
-    def drawings(self) -> dict[str, Drawing]:
-        facts, blocks, labels = self.facts, self.tables["blocks"], self.facts["labels"]
-        with styled():
-            kinds = facts["tokens"]
-            figure, axes = new_figure(3.6, 1, len(kinds), sharey=True, squeeze=False)
-            titles = [f"({letter}) {tokens}" for letter, tokens in zip("ab", kinds, strict=False)]
-            for each, tokens, title in zip(axes[0], kinds, titles if len(kinds) > 1 else kinds, strict=True):
-                for side in SIDES:
-                    _curve(each, blocks.where(side=side, tokens=tokens), side)
-                style = {"color": ROLE_COLOURS["base"], "linestyle": "--", "linewidth": 1.2}
-                each.axhline(1, label="the base itself", **style)
-                each.set_title(title)
-                block_axis(each, labels)
-                each.grid(axis="y")
-            axes[0, 0].set_ylabel("cosine similarity with the base")
-            figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    def draw(self) -> dict[str, Drawing]:
+        facts, kinds = self.facts, self.facts["tokens"]
+        figure, axes = new_figure(3.6, 1, len(kinds), sharey=True, squeeze=False)
+        for each, tokens, letter in zip(axes[0], kinds, "ab", strict=False):
+            for side in SIDES:
+                _curve(each, self.tables["blocks"].where(side=side, tokens=tokens), side)
+            style = {"color": ROLE_COLOURS["base"], "linestyle": "--", "linewidth": 1.2}
+            each.axhline(1, label="the base itself", **style)
+            each.set_title(f"({letter}) {tokens}" if len(kinds) > 1 else tokens)
+            block_axis(each, facts["labels"])
+            each.grid(axis="y")
+        axes[0, 0].set_ylabel("cosine similarity with the base")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
         caption = (
             "Cosine similarity of each block's output with that of the subnet that was trained, over the "
             f"channels that both have: mean over {facts['subnets']} random subnets of {facts['space']} "
@@ -151,13 +157,9 @@ def similarity(
 
     Source: GrowTAS, supplement, figure D.
     """
-    trained = {
-        side: Trained.of(run, SIDES[side]) for side, run in zip(SIDES, (smallest, largest), strict=True)
-    }
-    check_pair(*(each.run for each in trained.values()))
-    first = trained["extended"]
-    nets = {"extended": first.extended("standard", seed, device), "cropped": trained["cropped"].net(device)}
-    drawn, split = draw(first.run.space, subnets, seed), first.splits.test
+    trained = pair_of(smallest, largest)
+    first, nets = trained["extended"], nets_of(trained, seed, device)
+    drawn, split = draw_subnets(first.run.space, subnets, seed), first.splits.test
     chosen = seeded_rng("images of similarity").sample(range(len(split)), min(images, len(split)))
     rows: list[tuple[Value, ...]] = []
     for side, each in trained.items():
@@ -269,12 +271,3 @@ def _curve(axes: Axes, table: Table, side: str) -> None:
     axes.fill_between(blocks, *band, color=ROLE_COLOURS[side], alpha=0.25, linewidth=0)
     marker = {"extended": "o", "cropped": "s"}[side]
     axes.plot(blocks, mean, color=ROLE_COLOURS[side], marker=marker, markersize=5, label=side)
-
-
-def _make(workspace: Workspace) -> Similarity:
-    runs = (workspace.run(which) for which in SIDES.values())
-    subnets = min(workspace.subnets, SUBNETS)
-    return similarity(*runs, subnets, seed=workspace.seed, device=workspace.device)
-
-
-PART = Part(Similarity, _make, networks=lambda workspace: tuple(SIDES.values()))

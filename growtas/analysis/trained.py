@@ -1,7 +1,8 @@
-"""Runs that trained one subnet only, and what is drawn around them: what figures 1, B, C, D and E share."""
+"""Runs that trained one subnet only, and subnets drawn around them: for figures 1, B, C, D and E."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from growtas.subnet import AnySubnet
     from growtas.supernet import AnySupernet
     from growtas.training.data import Splits
+
+
+SIDES = {"extended": "smallest", "cropped": "largest"}
+INITS = ("standard", "pretrained")
 
 
 def draw(space: Space, count: int, seed: int) -> list[AnySubnet]:
@@ -129,15 +134,27 @@ class Trained:
         }
 
 
-def check_pair(smallest: Run, largest: Run) -> None:
-    """Raises: UsageError: two runs differ in more than the subnet that they trained."""
-    pairs = {
-        "space": (smallest.space.to_dict(), largest.space.to_dict()),
-        "data": (smallest.config.data, largest.config.data),
-        "split_seed": (smallest.config.split_seed, largest.config.split_seed),
+def pair_of(smallest: str | Path | Run, largest: str | Path | Run) -> dict[str, Trained]:
+    """The runs of both sides. Raises: UsageError: they differ in more than the subnet that they trained."""
+    runs = zip(SIDES.items(), (smallest, largest), strict=True)
+    pair = {side: Trained.of(run, which) for (side, which), run in runs}
+    one, other = (each.run for each in pair.values())
+    compared = {
+        "space": (one.space.to_dict(), other.space.to_dict()),
+        "data": (one.config.data, other.config.data),
+        "split_seed": (one.config.split_seed, other.config.split_seed),
     }
-    for name, (one, other) in pairs.items():
-        if one != other:
+    for name, (first, second) in compared.items():
+        if first != second:
             raise UsageError(
-                f"The runs {smallest.path} and {largest.path} differ in their {name}; train both alike."
+                f"The runs {one.path} and {other.path} differ in their {name}; train both alike."
             )
+    return pair
+
+
+def nets_of(pair: Mapping[str, Trained], seed: int, device: str) -> dict[str, AnySupernet]:
+    """The nets of both sides: around the smallest subnet, the rest is initialised by the standard way."""
+    return {
+        "extended": pair["extended"].extended("standard", seed, device),
+        "cropped": pair["cropped"].net(device),
+    }

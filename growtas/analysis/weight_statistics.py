@@ -1,4 +1,4 @@
-"""Figure B: what the weights around a trained subnet are like, under two initialisations of the rest."""
+"""Figure B: the weights around a trained subnet, under two initialisations of the rest."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from matplotlib.patches import Patch
 
 from growtas.analysis.base import Analysis, Drawing, Table
 from growtas.analysis.blocks import block_axis, block_labels, convolutional
-from growtas.analysis.charts import ROLE_COLOURS, new_figure, styled
-from growtas.analysis.trained import Trained
-from growtas.analysis.workspace import Part
+from growtas.analysis.charts import ROLE_COLOURS, new_figure
+from growtas.analysis.trained import INITS, Trained
 from growtas.methods.regions import used_by
 from growtas.training.run import Run
 
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch import Tensor
 
+    from growtas.analysis.workspace import Workspace
     from growtas.subnet import AnySubnet
     from growtas.supernet import AnySupernet
 
-INITS = ("standard", "pretrained")
 _ROLES = {
     "trained": "trained region",
     "standard": "standard initialisation",
@@ -75,6 +74,14 @@ class WeightStatistics(Analysis):
         "zero: the reason, it says, why extended subnets keep their accuracy under standard initialisation."
     )
 
+    @classmethod
+    def networks(cls, workspace: Workspace) -> tuple[str, ...]:
+        return ("smallest",)
+
+    @classmethod
+    def make(cls, workspace: Workspace) -> WeightStatistics:
+        return weight_statistics(workspace.run("smallest"), workspace.seed)
+
     def findings(self) -> list[str]:
         statistics, rows = self.tables["statistics"], self.tables["spread"].rows
         count, trained = len(self.facts["labels"]), self._trained_blocks()
@@ -101,8 +108,8 @@ class WeightStatistics(Analysis):
         )
         if trained < count:
             said.append(
-                f"{count - trained} {'block' if count - trained == 1 else 'blocks'} that the smallest subnet "
-                "lacks have nothing to be drawn like: both initialisations are the standard one there."
+                f"In the blocks that the smallest subnet lacks ({count - trained} of {count}) both "
+                "initialisations are the standard one: there is nothing to be drawn like."
             )
         return said
 
@@ -111,15 +118,14 @@ class WeightStatistics(Analysis):
         return {f"Standard deviation of the weights, {over}": self.tables["spread"]}
 
     def _trained_blocks(self) -> int:
-        return len(set(self.tables["statistics"].where(region="trained").column("block")))
+        return len(self.tables["statistics"].where(region="trained").values("block"))
 
-    def drawings(self) -> dict[str, Drawing]:
-        with styled():
-            return {"" if region == "new" else region: self._draw(region) for region in REGIONS}
+    def draw(self) -> dict[str, Drawing]:
+        return {"" if region == "new" else region: self._draw(region) for region in REGIONS}
 
     def _draw(self, region: str) -> Drawing:
         table, labels = self.tables["statistics"], self.facts["labels"]
-        components = list(dict.fromkeys(table.column("component")))
+        components = table.values("component")
         figure, axes = new_figure(5.4, 2, 3, sharex=True)
         for each, component in zip(axes.flat, components, strict=False):
             own = table.where(component=component)
@@ -220,7 +226,7 @@ def _summary(values: Tensor) -> tuple[int, float, float, float, float]:
 def _spread(table: Table) -> Table:
     """The standard deviation per component: the root of the variances' mean over the trained blocks."""
     rows = []
-    for component in dict.fromkeys(table.column("component")):
+    for component in table.values("component"):
         own = table.where(component=component)
         blocks = set(own.where(region="trained").column("block"))
         deviations = []
@@ -252,10 +258,3 @@ def _strokes(x0: list, x1: list, y0: list, y1: list) -> tuple[list[float], list[
     """Straight strokes as one broken line, which takes less of a file than one line each."""
     gap = [math.nan] * len(x0)
     return tuple([v for each in zip(a, b, gap, strict=True) for v in each] for a, b in ((x0, x1), (y0, y1)))
-
-
-PART = Part(
-    WeightStatistics,
-    lambda workspace: weight_statistics(workspace.run("smallest"), workspace.seed),
-    networks=lambda workspace: ("smallest",),
-)

@@ -1,20 +1,18 @@
-"""What the parts of a report share: settings, trained networks, kept evaluations."""
+"""The folder of a report: settings, trained networks, kept evaluations."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from growtas.analysis.networks import Networks
-from growtas.space import Space
-from growtas.spaces.mobilenet import MobileNetSpace
+from growtas.errors import GrowtasError
+from growtas.jobs.folder import finished
+from growtas.space import MobileNetSpace, Space
 from growtas.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from growtas.analysis.base import Analysis
     from growtas.training.run import Run
 
 SUBNETS = 100  # of the paper's figure 1
@@ -23,7 +21,7 @@ SEEDS = 3
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder of a report and what it is about.
+    """The settings that the parts of a report share, and its folder.
 
     Args:
         folder: ``networks/``, ``parts/``, ``compare/`` and the log of evaluations lie in it.
@@ -50,6 +48,11 @@ class Workspace:
     source: Run | None = None
 
     @property
+    def base(self) -> Path:
+        """The folder that the page lies in."""
+        return self.folder.parent
+
+    @property
     def seed(self) -> int:
         """Of everything that is drawn for the report."""
         return self.config.seed
@@ -58,12 +61,6 @@ class Workspace:
     def convolutional(self) -> bool:
         """Whether the report is about a space of convolutional networks."""
         return isinstance(self.space, MobileNetSpace)
-
-    @functools.cached_property
-    def networks(self) -> Networks:
-        """The networks that can be trained for the report."""
-        folder = self.folder / "networks"
-        return Networks(folder, self.config, self.space, self.ofa_space, self.device)
 
     @property
     def evaluations(self) -> Path:
@@ -75,28 +72,14 @@ class Workspace:
         """The folder of the comparison of methods."""
         return self.folder / "compare"
 
+    def network(self, name: str) -> Path:
+        """The folder of a network; see :func:`growtas.analysis.networks.settings`."""
+        return self.folder / "networks" / name
+
     def run(self, name: str) -> Run:
-        """A network by its name in :meth:`Networks.settings`. Raises: GrowtasError: it is not trained."""
-        return self.networks.run(name)
+        """A network that is trained. Raises: GrowtasError: it is not."""
+        from growtas.training.run import Run
 
-
-@dataclass(frozen=True)
-class Part:
-    """One figure or table of a report.
-
-    Args:
-        kind: the analysis that it makes.
-        make: makes it; the networks are trained then.
-        networks: names of the networks that it needs.
-        compares: whether it needs the comparison of methods.
-        reason: why it cannot be made for a report, as a sentence; None where it can.
-        long: whether it takes longer than the others: such a part, and its networks, are begun first, so that
-            the last process does not work alone.
-    """
-
-    kind: type[Analysis]
-    make: Callable[[Workspace], Analysis]
-    networks: Callable[[Workspace], tuple[str, ...]] = lambda workspace: ()
-    compares: bool = False
-    reason: Callable[[Workspace], str | None] = lambda workspace: None
-    long: bool = False
+        if not finished(self.network(name)):
+            raise GrowtasError(f"The network {name!r} of the report is not trained: {self.network(name)}.")
+        return Run.open(self.network(name))

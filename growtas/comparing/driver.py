@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,30 +14,28 @@ from growtas.comparing.plan import (
     PLAN_NAME,
     RATE_NAME,
     RATE_SEED,
+    RESULT_NAME,
     Plan,
     Recorded,
     check_recipe,
     check_same,
     merged,
-    read_json,
     read_plan,
-    write_json,
     write_plan,
 )
 from growtas.comparing.report import Comparison, make_report
 from growtas.comparing.specs import MethodSpec, check_known, common_settings, read_methods
 from growtas.errors import GrowtasError, UsageError
-from growtas.locks import lock
-from growtas.space import load_space, preset_names
-from growtas.training.embedded import data_for
+from growtas.jobs import Job, Runner
+from growtas.jobs.folder import check_counts, check_method, locked, read_json, space_and_data, write_json
+from growtas.space import MobileNetSpace, load_space
 
 if TYPE_CHECKING:
     from growtas.space import SearchSpace
 
 METHODS = ("uniform", "growtas", "growtas+", "prenas", "focusformer")
 CONVOLUTIONAL_METHODS = ("uniform", "growtas", "shrinking")
-SMALL_NET = 1_000_000  # parameters; below, several runs side by side use a CPU better than one with threads
-_LOCK_NAME = ".lock"
+_COUNTS = {"seeds": 1, "jobs": 1, "epochs": 1, "subnets": 1, "population": 2, "generations": 1}
 
 
 def compare(
@@ -116,26 +113,18 @@ def compare(
         "generations": generations,
         "settings": settings,
     }
-    _check_numbers(seeds=seeds, jobs=jobs, **values)
+    check_counts({"seeds": seeds, "jobs": jobs, **values}, _COUNTS)
+    if seeds is not None and seeds > RATE_SEED:
+        raise UsageError(f"seeds={seeds} is over {RATE_SEED:,}, where the seeds of trials begin.")
     recorded, specs, seeds = _plan(path, values, methods, seeds)
-    path.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    plan = recorded.plan
+    with locked(path / ".lock", f"Another process is comparing methods in {path}; wait for it."):
         write_plan(recorded)
-        at_once, threads, device = _shares(recorded.plan, jobs, device)
         again = f"Continue with: growtas compare {path}"
-        _choose_rate(recorded.plan, at_once, threads, device, again)
-        failed = _run_cells(recorded.plan, specs, seeds, at_once, threads, device, again)
+        runner = Runner.for_space(plan.space, plan.num_classes, jobs, device, again)
+        _choose_rate(plan, runner)
+        failed = runner.run(_cells(plan, specs, seeds, runner.device), "compare", "cell")
         return make_report(recorded, failed)
-
-
-def _check_numbers(**values: Any) -> None:
-    least = {"seeds": 1, "jobs": 1, "epochs": 1, "subnets": 1, "population": 2, "generations": 1}
-    for name, low in least.items():
-        value = values[name]
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
-            raise UsageError(f"{name}={value!r} is not possible; it must be a whole number, {low} or more.")
-    if values["seeds"] is not None and values["seeds"] > RATE_SEED:
-        raise UsageError(f"seeds={values['seeds']} is over {RATE_SEED:,}, where the seeds of trials begin.")
 
 
 def _plan(
@@ -145,8 +134,7 @@ def _plan(
     old = read_plan(path)
     plan = _new_plan(path, values, old.plan if old else None)
     if old is None:
-        convolutional = getattr(plan.space, "group_axis", "embed_dim") != "embed_dim"
-        default = CONVOLUTIONAL_METHODS if convolutional else METHODS
+        default = CONVOLUTIONAL_METHODS if isinstance(plan.space, MobileNetSpace) else METHODS
         specs = read_methods(default if methods is None else methods)
         seeds = seeds or 5
         recorded = Recorded(plan, specs, seeds, plan.recipe())
@@ -157,12 +145,19 @@ def _plan(
         seeds = seeds or old.seeds
         recorded = merged(dataclasses.replace(old, plan=plan), specs, seeds)
     check_known(specs)
-    _check_runs(plan, specs)
+    for spec in specs:
+        configs = [plan.cell_config(spec.first or spec, 0, plan.rates()[0])]
+        if spec.first is not None:
+            configs.append(dataclasses.replace(configs[0], method=spec.name, **spec.settings()))
+        for config in configs:
+            check_method(config, plan.space, plan.images, path)
+    for limit in plan.limits:
+        limit.check(plan.space, plan.num_classes)
     return recorded, specs, seeds
 
 
 def _new_plan(path: Path, values: dict[str, Any], old: Plan | None) -> Plan:
-    """What was given, then what the folder holds, then the defaults."""
+    """The given values, then those that the folder holds, then the defaults."""
     given = {name: value for name, value in values.items() if value is not None}
     if "lr" in given:
         given["lr"] = _rate_text(given["lr"])
@@ -170,20 +165,13 @@ def _new_plan(path: Path, values: dict[str, Any], old: Plan | None) -> Plan:
         given["limits"] = read_limits(given["limits"])
     if "settings" in given:
         given["settings"] = common_settings(given["settings"])
-    data = given.get("data") or (old.data if old else None)
-    if "space" in given:
-        given["space"] = load_space(given["space"])
-        data = data_for(given["space"].name, data)
-    elif old is None:
-        data = data or "digits"
-        if data not in preset_names():
-            raise UsageError(f"Give space=NAME for the data {data!r}: no space is called like it.")
-        given["space"] = load_space(data)
     if old is not None:
+        if "space" in given:
+            given["space"] = load_space(given["space"])
         return dataclasses.replace(old, **given)
-    defaults = {"epochs": None, "lr": "auto", "settings": {}, "subnets": 10, "population": 40}
-    defaults |= {"generations": 5, "data": data}
-    plan = Plan(path=path, images={"num_classes": 2}, **{"limits": (), **defaults, **given})
+    given["space"], given["data"] = space_and_data(values["space"], values["data"])
+    defaults = {"epochs": None, "lr": "auto", "settings": {}, "limits": (), "subnets": 10, "population": 40}
+    plan = Plan(path=path, images={"num_classes": 2}, **{**defaults, "generations": 5, **given})
     images = _images(plan)
     if "limits" not in given:
         plan = dataclasses.replace(plan, limits=default_limits(plan.space, images["num_classes"]))
@@ -208,119 +196,60 @@ def _images(plan: Plan) -> dict[str, int]:
     return splits_of(plan.config({}), plan.space).summary()
 
 
-def _check_runs(plan: Plan, specs: Sequence[MethodSpec]) -> None:
-    """Raises: UsageError: a method, with its settings, or a limit is not possible in this space."""
-    from growtas.training.loop import create_run_method
-    from growtas.training.run import Run
-
-    for spec in specs:
-        configs = [plan.cell_config(spec.first or spec, 0, plan.rates()[0])]
-        if spec.first is not None:
-            configs.append(dataclasses.replace(configs[0], method=spec.name, **spec.settings()))
-        for config in configs:
-            steps = max(1, plan.images["train"] // config.batch_size)
-            create_run_method(Run(plan.path, config, plan.space, plan.num_classes, steps, plan.images, {}))
-    for limit in plan.limits:
-        limit.check(plan.space, plan.num_classes)
+# -- jobs ------------------------------------------------------------------------------------------------
 
 
-def _shares(plan: Plan, jobs: int | None, device: str) -> tuple[int, int, str]:
-    """Runs at once, threads of each, and the device with ``auto`` resolved."""
-    from growtas import cost
-    from growtas.training.distributed import choose_device
-
-    chosen = choose_device(device)
-    cores = len(os.sched_getaffinity(0))
-    if jobs is None:
-        largest = cost.parameters(plan.space.largest(), plan.space, plan.num_classes)
-        jobs = cores if chosen.type == "cpu" and largest < SMALL_NET else 1
-    return jobs, max(1, cores // jobs), str(chosen)
+def _job(plan: Plan, name: str, work: str, path: Path, after: str | None = None, **arguments: Any) -> Job:
+    """A job that makes the result in a folder."""
+    output, done = path.parent / f"{path.name}.output.txt", (path / RESULT_NAME).exists()
+    arguments = {"out": str(plan.path), **arguments}
+    return Job(name, f"growtas.comparing.cell:{work}", arguments, output, after, done)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path / _LOCK_NAME, "w") as file:
-        try:
-            lock(file)
-        except OSError as error:
-            raise UsageError(f"Another process is comparing methods in {path}; wait for it.") from error
-        yield
+def _cells(plan: Plan, specs: Sequence[MethodSpec], seeds: int, device: str) -> list[Job]:
+    """The cells, seed by seed, so that pairs are complete early; a first phase before its second."""
+    wanted = dict.fromkeys(each for spec in specs for each in (spec.first, spec) if each is not None)
+    return [
+        _job(
+            plan,
+            f"{spec} seed {seed}",
+            "run_cell",
+            plan.cell_path(spec, seed),
+            None if spec.first is None else f"{spec.first} seed {seed}",
+            method=str(spec),
+            seed=seed,
+            device=device,
+        )
+        for seed in range(seeds)
+        for spec in wanted
+    ]
 
 
-# -- learning rate and cells -----------------------------------------------------------------------------
-
-
-def _choose_rate(plan: Plan, at_once: int, threads: int, device: str, again: str) -> None:
+def _choose_rate(plan: Plan, runner: Runner) -> None:
     """Train the uniform method at every rate to try, and keep the best: the first among equals.
 
     While the best is the lowest or the highest that was tried, the next one beyond it is tried too.
     """
     if plan.rate() is not None:
         return
-    rates = list(plan.rates())
-    reached = _try_rates(plan, rates, at_once, threads, device, again)
+    reached = _try_rates(plan, plan.rates(), runner)
     for _ in range(MOST_FURTHER_RATES):
         best = max(reached, key=reached.get)
         further = {min(reached): best / 2, max(reached): best * 2}.get(best)
         if further is None:
             break
-        reached |= _try_rates(plan, [further], at_once, threads, device, again)
+        reached |= _try_rates(plan, [further], runner)
     tried = [{"lr": rate, "top1": top1} for rate, top1 in sorted(reached.items())]
     best = max(tried, key=lambda each: each["top1"])
     write_json(plan.path / RATE_NAME, {**best, "tried": tried, "seed": RATE_SEED, "split": "search"})
 
 
-def _try_rates(
-    plan: Plan, rates: Sequence[float], at_once: int, threads: int, device: str, again: str
-) -> dict[float, float]:
+def _try_rates(plan: Plan, rates: Sequence[float], runner: Runner) -> dict[float, float]:
     """The mean accuracy that each learning rate reaches, after training what is not there yet."""
-    from growtas.comparing.cell import RESULT_NAME
-    from growtas.comparing.scheduler import Job, run_jobs
-
-    files = {rate: plan.rate_path(rate) / RESULT_NAME for rate in rates}
-    left = [
-        Job(
-            f"lr {rate:g}",
-            (str(plan.path), "--rate", repr(rate), "--device", device),
-            plan.rate_path(rate).parent / f"lr-{rate:g}.output.txt",
-        )
+    jobs = [
+        _job(plan, f"lr {rate:g}", "try_rate", plan.rate_path(rate), rate=rate, device=runner.device)
         for rate in rates
-        if not files[rate].exists()
     ]
-    failed = run_jobs(left, at_once, threads, len(rates) - len(left), "learning rate", again)
-    if failed:
-        name, reason = next(iter(failed.items()))
+    for name, reason in runner.run(jobs, "learning rate", "cell").items():
         raise GrowtasError(f"The trial of {name} failed: {reason} Give lr=NUMBER to do without trials.")
-    return {rate: read_json(files[rate])["top1"] for rate in rates}
-
-
-def _run_cells(
-    plan: Plan,
-    specs: Sequence[MethodSpec],
-    seeds: int,
-    at_once: int,
-    threads: int,
-    device: str,
-    again: str,
-) -> dict[str, str]:
-    """Run every cell that is not finished; the failed ones with their reasons."""
-    from growtas.comparing.cell import RESULT_NAME
-    from growtas.comparing.scheduler import Job, run_jobs
-
-    wanted: dict[MethodSpec, None] = {}
-    for spec in specs:
-        if spec.first is not None:
-            wanted[spec.first] = None  # where it is not compared itself, it is trained all the same
-        wanted[spec] = None
-    jobs, done = [], 0
-    for seed in range(seeds):  # seed by seed: pairs are complete early
-        for spec in wanted:
-            path = plan.cell_path(spec, seed)
-            if (path / RESULT_NAME).exists():
-                done += 1
-                continue
-            arguments = (str(plan.path), "--method", str(spec), "--seed", str(seed), "--device", device)
-            after = None if spec.first is None else f"{spec.first} seed {seed}"
-            output = path.parent / f"{path.name}.output.txt"
-            jobs.append(Job(f"{spec} seed {seed}", arguments, output, after))
-    return run_jobs(jobs, at_once, threads, done, "compare", again)
+    return {rate: read_json(plan.rate_path(rate) / RESULT_NAME)["top1"] for rate in rates}

@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,18 +21,15 @@ from growtas.comparing.statistics import Interval
 from growtas.comparing.summary import Summary
 from growtas.plotting import STYLE, method_marker
 
-_SPREAD = 0.7  # of the room of one measure that the methods share
+SPREAD = 0.7  # of the room of one measure that the methods share
 
 
 def looks(specs: Sequence[MethodSpec]) -> dict[MethodSpec, dict[str, str]]:
-    """Colour and marker of each method of a comparison.
+    """Colour and marker of each method of a comparison, as arguments of matplotlib's ``plot``.
 
     Args:
         specs: every method of the comparison in its order, so that a picture of some of them looks alike.
-
-    Returns:
-        Arguments of matplotlib's ``plot``. Specs of one method have its colour; those with settings are
-        hollow and differ in their markers.
+            Those of one method have its colour; those with settings are hollow and differ in their markers.
     """
     found, variants = {}, Counter()
     for spec in specs:
@@ -40,8 +38,20 @@ def looks(specs: Sequence[MethodSpec]) -> dict[MethodSpec, dict[str, str]]:
     return found
 
 
+def intervals(axes: Axes, x: Sequence[float], found: Sequence[Interval], **style: Any) -> None:
+    """Means as markers with their intervals as whiskers; one without an interval has none."""
+    ends = [(0.0, 0.0) if f.low is None else (f.mean - f.low, f.high - f.mean) for f in found]
+    whiskers = [[low for low, _ in ends], [high for _, high in ends]]
+    axes.errorbar(x, [f.mean for f in found], whiskers, **{"linestyle": "none", "capsize": 3, **style})
+
+
+def shifts(count: int) -> list[float]:
+    """Where the methods that share the room of a measure stand in it."""
+    return [SPREAD * ((number + 0.5) / count - 0.5) for number in range(count)]
+
+
 def draw(path: Path, recorded: Recorded, summary: Summary) -> Path:
-    """Draw the difference of every method to the baseline per group and limit, and save it.
+    """Draw the difference of every method to the baseline per group and limit.
 
     Args:
         path: of a ``.png`` file; written atomically.
@@ -60,27 +70,18 @@ def draw(path: Path, recorded: Recorded, summary: Summary) -> Path:
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         axes.axhline(0, color="black", linewidth=1)
-        for number, spec in enumerate(specs):
+        for spec, shift in zip(specs, shifts(len(specs)), strict=True):
             own = {row.measure: row.difference for row in rows if row.spec == spec}
-            shift = _SPREAD * ((number + 0.5) / len(specs) - 0.5)
             places = [index + shift for index in range(len(measures))]
-            found = [own[measure] for measure in measures]
-            ends = [
-                [f.mean - f.low if f.low is not None else 0.0 for f in found],
-                [f.high - f.mean if f.low is not None else 0.0 for f in found],
-            ]
-            axes.errorbar(
-                places, [f.mean for f in found], ends, label=str(spec), linestyle="none", capsize=3,
-                **look[spec],
-            )  # fmt: skip
+            intervals(axes, places, [own[measure] for measure in measures], label=str(spec), **look[spec])
         labels = [measure.label.replace(", ", "\n") for measure in measures]
         _compress(axes, [value for row in rows for value in _reach(row.difference)])
         axes.set_xticks(range(len(measures)), labels)
         axes.set_ylabel(f"top-1, difference to {recorded.methods[0]} (points)")
-        seeds = "seed" if recorded.seeds == 1 else "seeds"
+        plan = recorded.plan
         axes.set_title(
-            f"{recorded.plan.data}, space {recorded.plan.space.name}, {recorded.seeds} paired {seeds}: "
-            "mean and 95 % confidence interval"
+            f"{plan.data}, space {plan.space.name}, mean and 95 % confidence interval (paired seeds: "
+            f"{recorded.seeds})"
         )
         axes.grid(axis="y", alpha=0.25)
         figure.legend(loc="outside lower center", frameon=False, fontsize=9, ncols=min(5, len(specs) + 1))

@@ -15,23 +15,14 @@ SHARES = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class Limit:
-    """The most that a subnet may cost.
-
-    Args:
-        kind: ``params`` or ``macs``.
-        most: parameters, or multiply-accumulates of one image.
-    """
+    """The most that a subnet may cost: ``params``, or ``macs`` (multiply-accumulates of one image)."""
 
     kind: str
     most: int
 
     @classmethod
     def parse(cls, text: str | float) -> Limit:
-        """Read ``60000``, ``6e4``, ``params=6e4`` or ``macs=1e6``.
-
-        Raises:
-            UsageError: it is neither.
-        """
+        """Read ``60000``, ``6e4``, ``params=6e4`` or ``macs=1e6``. Raises: UsageError: it is neither."""
         kind, equals, number = str(text).partition("=")
         if not equals:
             kind, number = "params", str(text)
@@ -53,6 +44,11 @@ class Limit:
     def label(self) -> str:
         """For tables."""
         return f"search, {'MACs' if self.kind == 'macs' else 'params'} ≤ {self.most:,}"
+
+    @property
+    def unit(self) -> str:
+        """In words."""
+        return "MACs" if self.kind == "macs" else "parameters"
 
     def check(self, space: Any, num_classes: int) -> None:
         """Raises: UsageError: not even the smallest subnet of the space meets it."""
@@ -88,9 +84,5 @@ def default_limits(space: Any, num_classes: int) -> tuple[Limit, ...]:
 
 
 def read_limits(limits: Iterable[str | float]) -> tuple[Limit, ...]:
-    """The limits of texts or numbers, in order, none twice.
-
-    Raises:
-        UsageError: one cannot be read.
-    """
+    """The limits of texts or numbers, in order, none twice. Raises: UsageError: one cannot be read."""
     return tuple(dict.fromkeys(Limit.parse(text) for text in limits))

@@ -5,34 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from growtas.comparing.plan import RATE_NAME, Recorded, read_json
+from growtas.comparing.plan import RATE_NAME, Recorded
 from growtas.comparing.statistics import Interval
 from growtas.comparing.summary import Cells, Row, Summary
+from growtas.jobs.folder import read_json
 
-_FEW = 4  # pairs
+FEW = 4  # pairs: with fewer an interval is hardly worth its name
 _FAMILIES = {
     "random": "Random subnets of each group",
     "extreme": "Smallest and largest subnet of each group",
     "searched": "Best subnet found under each limit",
 }
+_CLOCKS = {
+    "cpu": "processor time, since cells ran side by side and their wall time depends on their neighbours",
+    "wall": "wall time; it is comparable where one cell ran at a time",
+}
 
 
 def report_text(recorded: Recorded, cells: Cells, summary: Summary) -> str:
-    """The whole report.
-
-    Args:
-        recorded: the plan, methods and seeds.
-        cells: the finished ones.
-        summary: their numbers.
-    """
+    """The whole report. Args: cells: the finished ones; summary: their numbers."""
     plan = recorded.plan
-    parts = [f"# Methods on {plan.data}, space {plan.space.name}", _setting(recorded, cells)]
+    parts = [f"# Methods on {plan.data}, space {plan.space.name}", _setting(recorded)]
     if summary.missing:
         listed = ", ".join(f"{spec} seed {seed}" for spec, seed in summary.missing)
         total = len(recorded.methods) * recorded.seeds
         parts.append(f"**Not finished: {len(summary.missing)} of {total} cells**: {listed}.")
     if cells:
-        parts.append(_verdict(recorded, summary))
+        parts += ["## What can be said", _verdict(recorded, summary)]
         for family, title in _FAMILIES.items():
             rows = [row for row in summary.rows if row.measure.family == family]
             if rows:
@@ -48,37 +47,27 @@ def report_text(recorded: Recorded, cells: Cells, summary: Summary) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its columns padded so that it reads as text, too.
-
-    Args:
-        header: of the columns; the first is set left, the others right.
-        rows: of as many cells.
-    """
+    """A Markdown table, padded so that it reads as text, too; the first column left, the others right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
+        first, *others = zip(cells, widths, strict=True)
+        return f"| {' | '.join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)])} |"
 
     rule = ["-" * (width - 1) + ":" if i else ":" + "-" * (width - 1) for i, width in enumerate(widths)]
     return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
-def difference_text(found: Interval, digits: int = 2) -> str:
+def difference_text(found: Interval) -> str:
     """A difference with its interval, in bold where that excludes zero."""
-    if found.low is None:
-        return f"{found.mean:+.{digits}f} (one pair)"
-    text = f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+    text = found.text() + (" (one pair)" if found.low is None else "")
     return f"**{text}**" if found.excludes(0.0) else text
 
 
 # -- parts -----------------------------------------------------------------------------------------------
 
 
-def _setting(recorded: Recorded, cells: Cells) -> str:
+def _setting(recorded: Recorded) -> str:
     plan, recipe, images = recorded.plan, recorded.recipe, recorded.plan.images
     shared = ", ".join(f"{name}={value}" for name, value in plan.settings.items())
     sentences = [
@@ -106,9 +95,9 @@ def _rate(recorded: Recorded) -> str:
         return f"Learning rate {rate:g}, as given."
     if rate is None:
         return "The learning rate is not chosen yet."
-    chosen = read_json(plan.path / RATE_NAME)
-    tried = ", ".join(f"{each['lr']:g}: {each['top1']:.2f} %" for each in chosen["tried"])
-    rates = [each["lr"] for each in chosen["tried"]]
+    chosen = read_json(plan.path / RATE_NAME)["tried"]
+    tried = ", ".join(f"{each['lr']:g}: {each['top1']:.2f} %" for each in chosen)
+    rates = [each["lr"] for each in chosen]
     edge = " It lies at the edge of what was tried." if rate in (min(rates), max(rates)) else ""
     return (
         f"Learning rate {rate:g} for every method, chosen with uniform sampling on the search split with a "
@@ -117,36 +106,37 @@ def _rate(recorded: Recorded) -> str:
 
 
 def _verdict(recorded: Recorded, summary: Summary) -> str:
-    """Which intervals exclude zero, in plain sentences."""
+    """The intervals that exclude zero, in plain sentences."""
+    baseline = recorded.methods[0]
     compared = [row for row in summary.rows if row.difference is not None]
     with_interval = [row for row in compared if row.difference.low is not None]
-    lines = ["## What can be said"]
     if not compared:
-        return f"{lines[0]}\n\nNo other method has a seed in common with {recorded.methods[0]} yet."
+        return f"No other method has a seed in common with {baseline} yet."
     if not with_interval:
-        return f"{lines[0]}\n\nOne pair of runs has no interval: no difference can be claimed."
+        return "One pair of runs has no interval: no difference can be claimed."
     decided = [row for row in with_interval if row.decided]
     count = len(with_interval)
-    lines.append(
+    first = (
         f"{len(decided)} of {count} intervals exclude zero. Where methods do not differ at all, about "
         f"{max(1, round(0.05 * count))} of {count} would by chance; those with a dagger exclude it also with "
         "Bonferroni's correction for their number."
     )
     fewest = min(row.difference.count for row in with_interval)
-    if fewest < _FEW:
-        lines[1] += f" With {fewest} pairs the spread is hardly known: take it as a hint at most."
-    for row in decided:
-        better = "better" if row.difference.mean > 0 else "worse"
-        lines.append(
-            f"- {row.spec} is {better} than {recorded.methods[0]} on {row.measure.label}: "
-            f"{difference_text(row.difference).strip('*')} points over {row.difference.count} pairs"
-            f"{' †' if row.strict.excludes(0.0) else ''}."
-        )
-    for spec in recorded.methods[1:]:
-        own = [row for row in with_interval if row.spec == spec]
-        if own and not any(row.decided for row in own):
-            lines.append(f"- {spec}: every interval includes zero; no difference is shown.")
-    return "\n".join([f"{lines[0]}\n", f"{lines[1]}\n", *lines[2:]])
+    if fewest < FEW:
+        first += f" With {fewest} pairs the spread is hardly known: take it as a hint at most."
+    lines = [
+        f"- {row.spec} is {'better' if row.difference.mean > 0 else 'worse'} than {baseline} on "
+        f"{row.measure.label}: {row.difference.text()} points over {row.difference.count} pairs"
+        f"{' †' if row.strict.excludes(0.0) else ''}."
+        for row in decided
+    ]
+    silent = {row.spec for row in with_interval} - {row.spec for row in decided}
+    lines += [
+        f"- {spec}: every interval includes zero; no difference is shown."
+        for spec in recorded.methods
+        if spec in silent
+    ]
+    return "\n".join([f"{first}\n", *lines])
 
 
 def _family(title: str, rows: Sequence[Row], baseline: str) -> list[str]:
@@ -154,12 +144,11 @@ def _family(title: str, rows: Sequence[Row], baseline: str) -> list[str]:
     header = ["method", "seeds", *(measure.label for measure in measures)]
     levels, differences = [], []
     for spec in dict.fromkeys(row.spec for row in rows):
-        own = {row.measure: row for row in rows if row.spec == spec}
-        count = str(own[measures[0]].level.count)
-        levels.append([str(spec), count, *(f"{own[m].level.mean:.2f}" for m in measures)])
-        if own[measures[0]].difference is not None:
-            pairs = str(own[measures[0]].difference.count)
-            differences.append([str(spec), pairs, *(difference_text(own[m].difference) for m in measures)])
+        own = [row for row in rows if row.spec == spec]
+        levels.append([str(spec), str(own[0].level.count), *(f"{row.level.mean:.2f}" for row in own)])
+        if own[0].difference is not None:
+            pairs = str(own[0].difference.count)
+            differences.append([str(spec), pairs, *(difference_text(row.difference) for row in own)])
     parts = [f"## {title}", "Mean top-1:", table(header, levels)]
     if differences:
         parts += [f"Difference to {baseline}:", table(["method", "pairs", *header[2:]], differences)]
@@ -186,31 +175,22 @@ def _top5(rows: Sequence[Row]) -> str:
 
 
 def _times(recorded: Recorded, summary: Summary) -> str:
-    rows = []
+    baseline, rows = recorded.methods[0], []
     for time in summary.times:
-        ratio = "1" if time.spec == recorded.methods[0] else "-"
+        ratio = "1" if time.spec == baseline else "-"
         if time.ratio is not None:
-            ratio = f"{time.ratio.mean:.3f}"
-            if time.ratio.low is not None:
-                ratio += f" [{time.ratio.low:.3f}, {time.ratio.high:.3f}]"
-            if time.ratio.excludes(1.0):
-                ratio = f"**{ratio}**"
+            ratio = time.ratio.text(".3f")
+            ratio = f"**{ratio}**" if time.ratio.excludes(1.0) else ratio
         seconds = ["-" if found is None else f"{found.mean:,.1f}" for found in (time.cpu, time.wall)]
         rows.append([str(time.spec), *seconds, ratio])
-    what = (
-        "processor time, since cells ran side by side and their wall time depends on their neighbours"
-        if summary.clock == "cpu"
-        else "wall time; it is comparable where one cell ran at a time"
+    text = (
+        "Seconds of training alone, mean over seeds; a second phase counts its first one in. The ratio to "
+        f"{baseline} is of {_CLOCKS[summary.clock]}; bold where the interval excludes one."
     )
-    lines = [
-        f"Seconds of training alone, mean over seeds; a second phase counts its first one in. The ratio to "
-        f"{recorded.methods[0]} is of {what}; bold where the interval excludes one."
-    ]
     unknown = sum(time.unknown for time in summary.times)
     if unknown:
-        lines.append(f"Left out: {unknown} cells of unknown time, of which a process was killed.")
-    header = ["method", "CPU s", "wall s", f"ratio to {recorded.methods[0]}"]
-    return " ".join(lines) + "\n\n" + table(header, rows)
+        text += f" Cells left out, since a process of theirs was killed and nobody knows its time: {unknown}."
+    return f"{text}\n\n" + table(["method", "CPU s", "wall s", f"ratio to {baseline}"], rows)
 
 
 def _made_by(cells: Cells) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,9 @@ import yaml
 from growtas import atomic
 from growtas.comparing.limits import Limit, read_limits
 from growtas.comparing.specs import MethodSpec, read_methods
-from growtas.errors import GrowtasError, UsageError
+from growtas.errors import UsageError
+from growtas.jobs import folder
+from growtas.jobs.folder import FORMAT, QUIET, read_json, write_json
 from growtas.space import MobileNetSpace, load_space, seeded_rng
 from growtas.training.config import RUNTIME, TrainConfig
 
@@ -22,23 +24,16 @@ if TYPE_CHECKING:
     from growtas.space import SearchSpace
     from growtas.subnet import Subnet
 
-PLAN_NAME = "compare.json"
-SPACE_NAME = "space.yaml"
-RATE_NAME = "rate.json"
-CELLS, RATES = "cells", "rates"
-FORMAT = 1
+PLAN_NAME, SPACE_NAME, RATE_NAME, RESULT_NAME = "compare.json", "space.yaml", "rate.json", "cell.json"
 RATE_SEED = 1_000_000  # of the runs that choose the learning rate: no compared run has it
 RATE_FACTORS = (0.5, 1.0, 2.0)
 MOST_FURTHER_RATES = 4  # tried beyond these factors while the best lies at an end
 _DRAWS = 50  # tries per wanted subnet of a group
 
-# Of no use in a cell: they take time from training, and compare evaluates afterwards.
-QUIET = {"eval_every": 0, "eval_subnets": 0, "tensorboard": False}
-
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """What every cell of a comparison has in common.
+    """The settings that every cell of a comparison shares.
 
     Args:
         path: the folder.
@@ -74,18 +69,11 @@ class Plan:
         return self.images["num_classes"]
 
     def identity(self) -> dict[str, Any]:
-        """What may not change in a folder, as plain values, space aside."""
-        return {
-            "data": self.data,
-            "epochs": self.epochs,
-            "lr": self.lr,
-            "settings": dict(self.settings),
-            "limits": [str(limit) for limit in self.limits],
-            "subnets": self.subnets,
-            "population": self.population,
-            "generations": self.generations,
-            "images": dict(self.images),
-        }
+        """The settings that may not change in a folder, as plain values, space aside."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        del values["path"], values["space"]
+        limits = [str(limit) for limit in self.limits]
+        return values | {"settings": dict(self.settings), "limits": limits, "images": dict(self.images)}
 
     def recipe(self) -> dict[str, Any]:
         """The settings of training with which a plain run would be made, every default filled in."""
@@ -104,20 +92,14 @@ class Plan:
 
     def cell_path(self, spec: MethodSpec, seed: int) -> Path:
         """The folder of a cell's run."""
-        return self.path / CELLS / spec.folder / f"seed-{seed}"
+        return self.path / "cells" / spec.folder / f"seed-{seed}"
 
     def rate_path(self, rate: float) -> Path:
         """The folder of a run that tries a learning rate."""
-        return self.path / RATES / f"lr-{rate:g}"
+        return self.path / "rates" / f"lr-{rate:g}"
 
     def cell_config(self, spec: MethodSpec, seed: int, rate: float) -> TrainConfig:
-        """The settings of a cell's run: those of all methods of a seed differ only in what ``spec`` gives.
-
-        Args:
-            spec: of a method that begins anew.
-            seed: of the run.
-            rate: the learning rate.
-        """
+        """The settings of a first-phase run: those of a seed's methods differ only in what spec gives."""
         return self.config({"method": spec.name, "seed": seed, "lr": rate, **spec.settings()})
 
     def rate_config(self, rate: float) -> TrainConfig:
@@ -155,32 +137,16 @@ class Plan:
             if len(drawn) == wanted:
                 break
             drawn[self.space.sample(rng, (group,))] = None
-        return {
-            "random": list(drawn),
-            "smallest": [self.space.smallest((group,))],
-            "largest": [self.space.largest((group,))],
-        }
+        ends = {name: [getattr(self.space, name)((group,))] for name in ("smallest", "largest")}
+        return {"random": list(drawn), **ends}
 
 
 # -- files -----------------------------------------------------------------------------------------------
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises: GrowtasError: the file cannot be understood."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise GrowtasError(f"{path} cannot be read ({error}); remove it to have it made again.") from error
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Replace a file, atomically."""
-    atomic.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
-
-
 @dataclass(frozen=True, repr=False)
 class Recorded:
-    """What a folder holds.
+    """The comparison that a folder holds.
 
     Args:
         plan: the common settings.
@@ -195,7 +161,11 @@ class Recorded:
     recipe: Mapping[str, Any] = field(hash=False)
 
     def __repr__(self) -> str:
-        return f"Recorded({self.plan}, {', '.join(map(str, self.methods))}, {self.seeds} seeds)"
+        return f"Recorded({self.plan}, {', '.join(map(str, self.methods))}, seeds: {self.seeds})"
+
+    def cells(self) -> Iterator[tuple[MethodSpec, int]]:
+        """Method and seed of every cell."""
+        return ((spec, seed) for spec in self.methods for seed in range(self.seeds))
 
 
 def read_plan(path: Path) -> Recorded | None:
@@ -215,29 +185,22 @@ def read_plan(path: Path) -> Recorded | None:
                 f"{path} holds no comparison but {', '.join(sorted(held)[:3])}; choose another folder."
             )
         return None
-    data = read_json(file)
-    try:
-        if data["format"] != FORMAT:
-            raise GrowtasError(f"{file} has format {data['format']}; this version reads format {FORMAT}.")
+
+    def build(data: dict[str, Any]) -> Recorded:
         settings = dict(data["settings"])
         limits = read_limits(settings.pop("limits"))
         plan = Plan(path=path, space=load_space(path / SPACE_NAME), limits=limits, **settings)
         return Recorded(plan, read_methods(data["methods"]), data["seeds"], data["recipe"])
-    except (KeyError, TypeError, UsageError) as error:
-        raise GrowtasError(f"{file} is not the plan of a comparison ({error}).") from error
+
+    return folder.read_plan(file, "comparison", build)
 
 
-def check_recipe(recorded: Recorded) -> None:
-    """Raises: UsageError: this version would train with other settings than the folder was begun with."""
-    plan, now = recorded.plan, recorded.plan.recipe()
-    settled = {"lr"} if plan.lr != "recipe" and plan.rate() is not None else set()
-    for name, value in recorded.recipe.items():
-        if name in now and name not in settled and now[name] != value:
-            raise UsageError(
-                f"The recipe has changed since {plan.path} was begun: {name} was {value} and is {now[name]}. "
-                "Runs of both would not be comparable; use the version of growtas that began it, or "
-                "another folder."
-            )
+def comparison_in(path: Path) -> Recorded:
+    """The comparison of a folder. Raises: UsageError: it holds none."""
+    recorded = read_plan(path)
+    if recorded is None:
+        raise UsageError(f"{path} holds no comparison; make one with: growtas compare {path}")
+    return recorded
 
 
 def write_plan(recorded: Recorded) -> None:
@@ -254,6 +217,19 @@ def write_plan(recorded: Recorded) -> None:
         "seeds": recorded.seeds,
     }
     write_json(plan.path / PLAN_NAME, data)
+
+
+def check_recipe(recorded: Recorded) -> None:
+    """Raises: UsageError: this version would train with other settings than the folder was begun with."""
+    plan, now = recorded.plan, recorded.plan.recipe()
+    settled = {"lr"} if plan.lr != "recipe" and plan.rate() is not None else set()
+    for name, value in recorded.recipe.items():
+        if name in now and name not in settled and now[name] != value:
+            raise UsageError(
+                f"The recipe has changed since {plan.path} was begun: {name} was {value} and is {now[name]}. "
+                "Runs of both would not be comparable; use the version of growtas that began it, or "
+                "another folder."
+            )
 
 
 def check_same(old: Plan, new: Plan) -> None:

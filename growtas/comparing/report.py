@@ -1,27 +1,31 @@
-"""What a comparison found: report.md, report.json, report.csv, cells.csv and comparison.png."""
+"""The files of a comparison's results: report.md, report.json, report.csv, cells.csv, comparison.png."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from growtas import atomic
 from growtas.comparing.markdown import report_text
-from growtas.comparing.plan import Recorded, write_json
+from growtas.comparing.plan import Recorded
 from growtas.comparing.statistics import CONFIDENCE, Interval
 from growtas.comparing.summary import Cells, Summary, cell_top5, cell_values, read_cells, summarise
+from growtas.jobs.folder import write_json
+from growtas.table import Table
 
 TEXT, DATA, TABLE, CELLS, FIGURE = "report.md", "report.json", "report.csv", "cells.csv", "comparison.png"
+_COLUMNS = (
+    *("method", "measure", "seeds", "mean", "mean_low", "mean_high"),
+    *("pairs", "difference", "difference_low", "difference_high", "excludes_zero", "top5"),
+)
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """What :func:`growtas.compare` found.
+    """The result of :func:`growtas.compare`.
 
     Args:
         path: the folder.
@@ -38,7 +42,7 @@ class Comparison:
     failed: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __repr__(self) -> str:
-        rows, failed = len(self.summary.rows), f", {len(self.failed)} cells failed" if self.failed else ""
+        rows, failed = len(self.summary.rows), f", failed cells: {len(self.failed)}" if self.failed else ""
         return f"Comparison({str(self.path)!r}: {rows} results of {len(self.summary.times)} methods{failed})"
 
     def __str__(self) -> str:
@@ -65,8 +69,8 @@ def make_report(recorded: Recorded, failed: Mapping[str, str] | None = None) -> 
     text = report_text(recorded, cells, summary)
     atomic.write_text(path / TEXT, text)
     write_json(path / DATA, _data(recorded, summary))
-    atomic.write_text(path / TABLE, _table(summary))
-    atomic.write_text(path / CELLS, _cells(cells))
+    atomic.write_text(path / TABLE, _table(summary).csv())
+    atomic.write_text(path / CELLS, _cells(cells).csv())
     files = [path / name for name in (TEXT, DATA, TABLE, CELLS)]
     if any(row.difference is not None for row in summary.rows):
         from growtas.comparing.figure import draw
@@ -113,59 +117,41 @@ def _data(recorded: Recorded, summary: Summary) -> dict[str, Any]:
     }
 
 
-def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return file.getvalue()
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.6g}"
 
 
-def _ends(found: Interval | None) -> list[Any]:
+def _ends(found: Interval | None) -> tuple[Any, ...]:
     """Count, mean and ends to six digits; empty where there is none."""
     if found is None:
-        return ["", "", "", ""]
-    numbers = (found.mean, found.low, found.high)
-    return [found.count, *("" if number is None else f"{number:.6g}" for number in numbers)]
+        return (None,) * 4
+    return (found.count, *map(_number, (found.mean, found.low, found.high)))
 
 
-def _table(summary: Summary) -> str:
-    header = ["method", "measure", "seeds", "mean", "mean_low", "mean_high"]
-    header += ["pairs", "difference", "difference_low", "difference_high", "excludes_zero", "top5"]
+def _table(summary: Summary) -> Table:
     rows = [
-        [
-            str(row.spec),
-            row.measure.key,
-            *_ends(row.level),
-            *_ends(row.difference),
-            "" if row.difference is None else str(row.decided).lower(),
-            "" if row.top5 is None else f"{row.top5.mean:.6g}",
-        ]
+        (
+            *(str(row.spec), row.measure.key, *_ends(row.level), *_ends(row.difference)),
+            None if row.difference is None else str(row.decided).lower(),
+            None if row.top5 is None else _number(row.top5.mean),
+        )
         for row in summary.rows
     ]
     for time in summary.times:
-        for name, found in (("cpu seconds", time.cpu), ("wall seconds", time.wall)):
+        ratio = f"{summary.clock} time ratio (excludes one)"
+        for name, found in (("cpu seconds", time.cpu), ("wall seconds", time.wall), (ratio, time.ratio)):
             if found is not None:
-                rows.append([str(time.spec), name, *_ends(found), *_ends(None), "", ""])
-        if time.ratio is not None:
-            decided = str(time.ratio.excludes(1.0)).lower()
-            rows.append(
-                [str(time.spec), f"{summary.clock} time ratio (excludes one)", *_ends(time.ratio)]
-                + [*_ends(None), decided, ""]
-            )
-    return _csv(header, rows)
+                decided = str(found.excludes(1.0)).lower() if name == ratio else None
+                rows.append((str(time.spec), name, *_ends(found), *_ends(None), decided, None))
+    return Table.of(_COLUMNS, rows)
 
 
-def _cells(cells: Cells) -> str:
+def _cells(cells: Cells) -> Table:
     rows = []
     for (spec, seed), cell in cells.items():
-        for key, value in cell_values(cell).items():
-            rows.append([str(spec), seed, key, f"{value:.6g}"])
-        for key, value in cell_top5(cell).items():
-            rows.append([str(spec), seed, f"top-5 of {key}", f"{value:.6g}"])
-        for found in cell["searched"]:
-            rows.append([str(spec), seed, f"parameters of {found['limit']}", found["params"]])
-        for name in ("cpu", "wall"):
-            seconds = cell["time"][name]
-            rows.append([str(spec), seed, f"{name} seconds", "" if seconds is None else seconds])
-    return _csv(["method", "seed", "measure", "value"], rows)
+        values = {key: _number(value) for key, value in cell_values(cell).items()}
+        values |= {f"top-5 of {key}": _number(value) for key, value in cell_top5(cell).items()}
+        values |= {f"parameters of {found['limit']}": found["params"] for found in cell["searched"]}
+        values |= {f"{name} seconds": cell["time"][name] for name in ("cpu", "wall")}
+        rows += ((str(spec), seed, key, value) for key, value in values.items())
+    return Table.of(("method", "seed", "measure", "value"), rows)

@@ -1,4 +1,4 @@
-"""What is compared: ``NAME`` or ``NAME:key=value,key=value``, a method with settings of its own. No torch."""
+"""Methods with settings of their own: ``NAME`` or ``NAME:key=value,key=value``. No torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from growtas.errors import UsageError, nearest
 from growtas.methods.options import split_pairs
 from growtas.training.config import RUNTIME, TrainConfig
+from growtas.training.settings_checks import KINDS
 
 SECOND_PHASES = {"growtas+": "growtas"}
 """Methods that go on from a finished run of another one with :func:`growtas.finetune`, and that other."""
@@ -53,13 +54,10 @@ class MethodSpec:
 
     @classmethod
     def parse(cls, text: str) -> MethodSpec:
-        """Read the text form.
-
-        Args:
-            text: such as ``growtas:stages=3``. A piece without ``=`` belongs to the value before it.
+        """Read ``growtas:stages=3``; a piece without ``=`` belongs to the value before it.
 
         Raises:
-            UsageError: it has no such form.
+            UsageError: the text has no such form.
         """
         name, colon, rest = text.strip().partition(":")
         pairs = split_pairs(rest, f"{name!r}") if rest.strip() else {}
@@ -130,16 +128,7 @@ class MethodSpec:
 
 
 def setting_value(name: str, text: str, hint: Any) -> Any:
-    """The value of a setting that was written in a shell.
-
-    Args:
-        name: of the setting, for the error sentence.
-        text: such as ``3``, ``3e-3``, ``true`` or ``none``.
-        hint: its type.
-
-    Raises:
-        UsageError: it is no value of that type.
-    """
+    """The value of a setting that was written in a shell. Raises: UsageError: it is none of its type."""
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     word = text.strip().lower()
     if word in _WORDS and type(_WORDS[word]) in allowed:
@@ -150,20 +139,12 @@ def setting_value(name: str, text: str, hint: Any) -> Any:
                 return kind(text)
             except ValueError:
                 continue
-    raise UsageError(f"{name}={text!r} is not possible; it must be {nearest_kind(allowed)}.")
-
-
-def nearest_kind(allowed: tuple[type, ...]) -> str:
-    """The types in words. Args: allowed: of a setting."""
-    words = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none", str: "text"}
-    return " or ".join(words[kind] for kind in allowed)
+    kinds = " or ".join(KINDS[kind] for kind in allowed)
+    raise UsageError(f"{name}={text!r} is not possible; it must be {kinds}.")
 
 
 def common_settings(given: tuple[str, ...] | Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of training that all methods share.
-
-    Args:
-        given: ``key=value`` texts, or a mapping.
+    """Settings of training that all methods share, of ``key=value`` texts or a mapping.
 
     Raises:
         UsageError: one is unknown, has an option of its own, or is no ``key=value``.

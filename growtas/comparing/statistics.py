@@ -28,21 +28,21 @@ class Interval:
         """Whether the interval exists and ``value`` lies outside it."""
         return self.low is not None and not self.low <= value <= self.high
 
+    def text(self, form: str = "+.2f") -> str:
+        """The mean, with the interval behind it where there is one: ``+2.00 [-0.48, +4.48]``."""
+        mean = f"{self.mean:{form}}"
+        return mean if self.low is None else f"{mean} [{self.low:{form}}, {self.high:{form}}]"
+
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """The mean of values and its confidence interval by Student's t distribution.
-
-    Args:
-        values: at least one; one alone has no interval.
-        confidence: between 0 and 1.
+    """The mean of one or more values and its confidence interval by Student's t distribution.
 
     Source:
         Student, "The probable error of a mean" (Biometrika, 1908): mean +- t(n - 1) * s / sqrt(n).
 
     Example:
-        >>> found = mean_interval([1.0, 2.0, 3.0])
-        >>> found.mean, round(found.low, 4), round(found.high, 4)
-        (2.0, -0.4841, 4.4841)
+        >>> mean_interval([1.0, 2.0, 3.0]).text(".4f")
+        '2.0000 [-0.4841, 4.4841]'
     """
     from scipy.stats import t  # takes a quarter of a second to import
 
@@ -58,10 +58,5 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> In
 def paired_interval(
     first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE
 ) -> Interval:
-    """The interval of the mean difference ``first - second`` of pairs, such as two methods of one seed.
-
-    Args:
-        first, second: of equal length, the pairs at equal places.
-        confidence: between 0 and 1.
-    """
+    """The interval of the mean of ``first - second``: pairs at equal places, such as methods of one seed."""
     return mean_interval([a - b for a, b in zip(first, second, strict=True)], confidence)

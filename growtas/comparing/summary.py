@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from growtas.comparing.plan import Plan, Recorded, read_json
+from growtas.comparing.plan import RESULT_NAME, Plan, Recorded
 from growtas.comparing.specs import MethodSpec
 from growtas.comparing.statistics import CONFIDENCE, Interval, mean_interval, paired_interval
+from growtas.jobs.folder import read_json
 
-RESULT_NAME = "cell.json"
 Cells = Mapping[tuple[MethodSpec, int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Something that every cell has a number for, in per cent top-1 on the test split.
+    """A number that every cell has, in per cent top-1 on the test split.
 
     Args:
         key: as in the files: ``group 24``, ``smallest 24``, ``largest 24``, ``all groups``, ``params=40000``.
@@ -35,8 +35,7 @@ class Row:
     """One method and one measure.
 
     Args:
-        spec: the method.
-        measure: what of it.
+        spec, measure: those two.
         level: mean over its seeds.
         difference: to the baseline, over the seeds that both have; None for the baseline itself and where
             there is no pair.
@@ -61,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class TimeRow:
-    """What training by one method took.
+    """The time that training by one method took.
 
     Args:
         spec: the method.
@@ -79,7 +78,7 @@ class TimeRow:
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """Everything that is told of a comparison.
+    """The numbers of a comparison.
 
     Args:
         rows: per method and measure, methods in order.
@@ -95,29 +94,19 @@ class Summary:
 
     def __repr__(self) -> str:
         return (
-            f"Summary({len(self.rows)} rows of {len(self.times)} methods, {len(self.missing)} cells missing)"
+            f"Summary(rows: {len(self.rows)}, methods: {len(self.times)}, missing cells: {len(self.missing)})"
         )
 
 
 def read_cells(recorded: Recorded) -> dict[tuple[MethodSpec, int], dict[str, Any]]:
-    """The results of every finished cell, by method and seed.
-
-    Raises:
-        GrowtasError: a file is damaged.
-    """
-    found = {}
-    for spec in recorded.methods:
-        for seed in range(recorded.seeds):
-            file = recorded.plan.cell_path(spec, seed) / RESULT_NAME
-            if file.exists():
-                found[spec, seed] = read_json(file)
-    return found
+    """The results of every finished cell, by method and seed. Raises: GrowtasError: a file is damaged."""
+    files = {cell: recorded.plan.cell_path(*cell) / RESULT_NAME for cell in recorded.cells()}
+    return {cell: read_json(file) for cell, file in files.items() if file.exists()}
 
 
 def measures(plan: Plan) -> tuple[Measure, ...]:
-    """What the cells of a plan are compared by."""
-    axis = getattr(plan.space, "group_axis", "embed_dim")
-    values = plan.space.groups
+    """The measures by which the cells of a plan are compared."""
+    axis, values = plan.space.group_axis, plan.space.groups
     return (
         *(Measure(f"group {value}", "random", f"{axis} {value}") for value in values),
         Measure("all groups", "random", "all groups"),
@@ -150,16 +139,11 @@ def cell_top5(cell: Mapping[str, Any]) -> dict[str, float]:
 
 
 def summarise(recorded: Recorded, cells: Cells) -> Summary:
-    """Means, paired differences and what is missing.
-
-    Args:
-        recorded: the plan, methods and seeds.
-        cells: as :func:`read_cells`.
-    """
+    """Means, paired differences and the missing cells. Args: cells: as :func:`read_cells` gives them."""
     values = {key: cell_values(cell) for key, cell in cells.items()}
     top5 = {key: cell_top5(cell) for key, cell in cells.items()}
     baseline = recorded.methods[0]
-    seeds = {spec: _seeds(recorded, values, spec) for spec in recorded.methods}
+    seeds = {spec: _seeds(cells, spec) for spec in recorded.methods}
     pairs = {spec: [s for s in own if (baseline, s) in values] for spec, own in seeds.items()}
     pairs[baseline] = []
     judged_by = measures(recorded.plan)
@@ -178,34 +162,25 @@ def summarise(recorded: Recorded, cells: Cells) -> Summary:
             rows.append(
                 Row(spec, measure, level, difference, strict, None if None in deep else mean_interval(deep))
             )
-    missing = [
-        (spec, seed)
-        for spec in recorded.methods
-        for seed in range(recorded.seeds)
-        if (spec, seed) not in cells
-    ]
     clock = "wall" if any(cell["time"]["device"] != "cpu" for cell in cells.values()) else "cpu"
-    times = tuple(_times(recorded, cells, spec, clock) for spec in recorded.methods)
-    return Summary(tuple(rows), times, clock, tuple(missing))
+    times = tuple(_times(baseline, cells, spec, clock) for spec in recorded.methods)
+    missing = tuple(cell for cell in recorded.cells() if cell not in cells)
+    return Summary(tuple(rows), times, clock, missing)
 
 
-def _seeds(recorded: Recorded, values: Mapping, spec: MethodSpec) -> list[int]:
-    return [seed for seed in range(recorded.seeds) if (spec, seed) in values]
+def _seeds(cells: Cells, spec: MethodSpec) -> list[int]:
+    return sorted(seed for which, seed in cells if which == spec)
 
 
-def _times(recorded: Recorded, cells: Cells, spec: MethodSpec, clock: str) -> TimeRow:
-    baseline = recorded.methods[0]
-    seeds = _seeds(recorded, cells, spec)
-
+def _times(baseline: MethodSpec, cells: Cells, spec: MethodSpec, clock: str) -> TimeRow:
     def known(which: MethodSpec, name: str) -> dict[int, float]:
-        times = {s: cells[which, s]["time"][name] for s in _seeds(recorded, cells, which)}
-        return {s: seconds for s, seconds in times.items() if seconds is not None}
+        times = {seed: cells[which, seed]["time"][name] for seed in _seeds(cells, which)}
+        return {seed: seconds for seed, seconds in times.items() if seconds is not None}
 
     ours, theirs = known(spec, clock), known(baseline, clock)
     ratios = [] if spec == baseline else [ours[s] / theirs[s] for s in ours if theirs.get(s)]
-    means = {name: _mean(list(known(spec, name).values())) for name in ("cpu", "wall")}
-    return TimeRow(spec, means["cpu"], means["wall"], _mean(ratios), len(seeds) - len(ours))
-
-
-def _mean(values: Sequence[float]) -> Interval | None:
-    return mean_interval(values) if values else None
+    cpu, wall, ratio = (
+        mean_interval(list(values)) if values else None
+        for values in (known(spec, "cpu").values(), known(spec, "wall").values(), ratios)
+    )
+    return TimeRow(spec, cpu, wall, ratio, len(_seeds(cells, spec)) - len(ours))

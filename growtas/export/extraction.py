@@ -14,7 +14,8 @@ from growtas.errors import GrowtasError, UsageError
 from growtas.export import timm_mobilenet, timm_model
 from growtas.export.timm_mobilenet import GrowtasMobileNet
 from growtas.export.timm_model import GrowtasViT
-from growtas.subnet import AnySubnet, parse_subnet
+from growtas.searching.named import named_subnet
+from growtas.subnet import AnySubnet
 from growtas.supernet import AnySupernet, MobileNetV3, VisionTransformer
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def extract(
         net: a supernet, a training run or its folder. A supernet's BatchNorm statistics are taken as they are
             (:func:`growtas.training.calibration.recalibrate` sets them for a subnet); those of a run are
             measured for the subnet on its training images.
-        subnet: of the supernet's space, or its text such as ``"d24-h2,2,3-r2,3,2"``.
+        subnet: of the supernet's space, its text such as ``"d24-h2,2,3-r2,3,2"``, ``"smallest"``,
+            ``"largest"``, or ``"best"`` of a run's finished search.
         mean: of the input's channels, as training normalised them; taken from a run's data where None.
         std: standard deviation of the same.
         tolerance: largest allowed difference of the logits, relative to the largest logit.
@@ -63,14 +65,18 @@ def extract(
         >>> vit = growtas.extract(run, found.best.subnet)
         >>> growtas.export.save(vit, "best")
     """
-    subnet = parse_subnet(subnet) if isinstance(subnet, str) else subnet
     preprocessing: dict[str, Any] = {}
     if not isinstance(net, VisionTransformer | MobileNetV3):
-        net, preprocessing = _net_of_run(net, subnet, averaged)
+        from growtas.training.run import Run
+
+        run = Run.open(net)
+        subnet = named_subnet(subnet, run.space, run)
+        net, preprocessing = _net_of_run(run, subnet, averaged)
     if net.space is None:
         raise UsageError(
             "A subnet is extracted from a supernet; this network is an extracted subnet already."
         )
+    subnet = named_subnet(subnet, net.space)
     net.space.validate(subnet)
     like, dims = next(net.parameters()), net.dims
     family, pretrained_cfg = next(pair for kind, pair in _FAMILIES.items() if isinstance(net, kind))
@@ -111,18 +117,14 @@ def verify(
     return _compare(net, model, subnet, batch_size, seed)[0]
 
 
-def _net_of_run(
-    run: Run | str | os.PathLike, subnet: AnySubnet, averaged: bool
-) -> tuple[AnySupernet, dict[str, Any]]:
-    """The supernet of a run or of its folder; how its images were prepared and its classes, in timm's terms.
+def _net_of_run(run: Run, subnet: AnySubnet, averaged: bool) -> tuple[AnySupernet, dict[str, Any]]:
+    """The supernet of a run; how its images were prepared and its classes, in timm's terms.
 
     BatchNorm's statistics are measured for the subnet, on the run's training images.
     """
     from growtas.training.calibration import calibration
     from growtas.training.data import preprocessing
-    from growtas.training.run import Run
 
-    run = Run.open(run)
     net = run.load_net(averaged=averaged)
     if net.needs_calibration:
         calibration(net, run.splits().train)(subnet)

@@ -110,7 +110,8 @@ def images_scale(op: str, scale: Tensor | None, x: Tensor) -> Tensor | None:
             f"{op} got scale of shape {tuple(scale.shape)} in {_name(scale.dtype)} on {scale.device}, and "
             f"takes one floating-point factor for each of the {x.shape[0]} images, on {x.device}."
         )
-    return scale.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    return (scale if scale.dtype is wide else scale.to(wide)).contiguous()
 
 
 def bias_layout(layout: str) -> None:

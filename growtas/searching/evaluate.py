@@ -1,15 +1,19 @@
-"""Accuracy of subnets with the weights they inherit."""
+"""Accuracy of subnets with the weights they inherit; ``growtas.evaluate``."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import Dataset
 
+from growtas import cost
 from growtas.errors import UsageError, nearest
 from growtas.progress import track_images
+from growtas.searching.named import named_subnet
 from growtas.subnet import AnySubnet
 from growtas.training.data import evaluation_loader
 from growtas.training.data.workers import worker_count
@@ -17,9 +21,88 @@ from growtas.training.evaluate import precision
 
 if TYPE_CHECKING:
     from growtas.supernet import AnySupernet
+    from growtas.training.run import Run
 
+SPLITS = ("test", "search", "train")
 AMP = ("none", "bfloat16", "float16")
 CACHE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The result of :func:`growtas.evaluate`.
+
+    Args:
+        subnet: that was evaluated.
+        top1: per cent of the images classified correctly.
+        images: how many there are.
+        split: whose.
+        params: parameters of the subnet.
+        macs: multiply-accumulates of one image.
+    """
+
+    subnet: AnySubnet
+    top1: float
+    images: int
+    split: str
+    params: int
+    macs: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.subnet}: top-1 {self.top1:.2f} % on the {self.images:,} images of the {self.split} "
+            f"split, {self.params:,} parameters, {self.macs:,} MACs"
+        )
+
+
+def evaluate(
+    run: Run | str | os.PathLike,
+    subnet: AnySubnet | str = "best",
+    split: str = "test",
+    batch_size: int = 256,
+    amp: str = "none",
+    device: str = "auto",
+    workers: int = 0,
+    averaged: bool = False,
+) -> Accuracy:
+    """Top-1 accuracy of a subnet of a run, with the weights that it inherits.
+
+    Args:
+        run: folder of a training run.
+        subnet: best (of the run's finished search), smallest, largest, or sizes such as d24-h2,2,3-r2,3,2.
+        split: test, search (held out from training) or train.
+        batch_size: images evaluated at once.
+        amp: bfloat16 or float16 for autocast, none for float32.
+        device: such as cuda:1; auto is a GPU where there is one.
+        workers: processes that load images.
+        averaged: take the moving average of the weights that a run with ema_decay keeps.
+
+    Returns:
+        The accuracy, with the subnet and its size; printed, it is one line.
+
+    Raises:
+        UsageError: there is no run, split or subnet like that.
+        GrowtasError: the run has no checkpoint yet, or no finished search where the best is asked for.
+
+    Example:
+        >>> growtas.evaluate("runs/tiny", "largest").top1  # doctest: +SKIP
+    """
+    if split not in SPLITS:
+        raise UsageError(f"There is no split {split!r}.{nearest(split, SPLITS)}")
+    from growtas.training.calibration import calibration
+    from growtas.training.distributed import choose_device
+    from growtas.training.run import Run
+
+    run = Run.open(run)
+    chosen = named_subnet(subnet, run.space, run)
+    run.space.validate(chosen)
+    splits = run.splits()
+    dataset = getattr(splits, split)
+    net = run.load_net(choose_device(device), averaged)
+    calibrate = calibration(net, splits.train, amp, workers)
+    top1 = Evaluator(net, dataset, batch_size, amp, workers, calibrate=calibrate).top1(chosen)
+    params, macs = (count(chosen, run.space, run.num_classes) for count in (cost.parameters, cost.macs))
+    return Accuracy(chosen, top1, len(dataset), split, params, macs)
 
 
 class Evaluator:

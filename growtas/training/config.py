@@ -7,7 +7,6 @@ GrowTAS (500 epochs of ImageNet), or a small one for the embedded digits.
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,28 +28,15 @@ from growtas.training.recipes import (
 )
 from growtas.training.settings_checks import (
     ABOVE_ZERO,
-    AT_LEAST,
     BELOW_ONE,
-    CHOICES,
-    PROBABILITIES,
+    PROBABILITY,
+    at_least,
+    choices,
+    setting,
     stages_text,
     transition_text,
     typed,
 )
-
-RUNTIME = (
-    "device",
-    "workers",
-    "data_folder",
-    "checkpoint_every_steps",
-    "checkpoint_every_seconds",
-    "interference_every",
-    "tensorboard",
-    "trackers",
-    "tune",
-    "checkpoint_activations",
-)
-"""Settings that a resume may change: they do not enter the result."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -170,73 +156,73 @@ class TrainConfig:
     method: str = "growtas"
     stages: int | str = 2
     transition: str = "size-aware"
-    new_region: str = "keep"
-    new_region_moments: str = "keep"
+    new_region: str = setting("keep", choices("keep", "standard", "near_zero", "pretrained"))
+    new_region_moments: str = setting("keep", choices("keep", "reset"))
     method_options: str = ""
-    subnets_per_step: int = 1
-    gradients: str = "auto"
+    subnets_per_step: int = setting(1, at_least(1))
+    gradients: str = setting("auto", choices("auto", "mean", "sum"))
     sandwich: bool = False
-    distill: str = "none"
+    distill: str = setting("none", choices("none", "inplace", "ema", "teacher"))
     teacher: str | None = None
-    distill_weight: float = 1.0
-    label_weight: float = 1.0
-    ema_decay: float | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    accumulate: int = 1
-    checkpoint_activations: bool = False
+    distill_weight: float = setting(1.0, at_least(0))
+    label_weight: float = setting(1.0, at_least(0))
+    ema_decay: float | None = setting(None, BELOW_ONE)
+    epochs: int | None = setting(None, at_least(1))
+    batch_size: int | None = setting(None, at_least(1))
+    accumulate: int = setting(1, at_least(1))
+    checkpoint_activations: bool = setting(False, runtime=True)
     out: str | None = None
     seed: int = 0
-    transition_params: float | None = None
-    transition_max_params: float = MAX_PARAMS
+    transition_params: float | None = setting(None, at_least(0))
+    transition_max_params: float = setting(MAX_PARAMS, ABOVE_ZERO)
     transition_beta: float | None = None
     opt: str | None = None
-    lr: float | None = None
-    min_lr: float | None = None
-    warmup_lr: float | None = None
-    warmup_epochs: float | None = None
-    weight_decay: float | None = None
-    sched: str = "cosine"
-    sched_step: str = "update"
-    clip_grad: float | None = None
-    smoothing: float | None = None
-    mixup: float | None = None
-    cutmix: float | None = None
-    mixup_prob: float = 1.0
-    mixup_switch_prob: float = 0.5
-    mixup_mode: str = "batch"
-    drop_path: float | None = None
+    lr: float | None = setting(None, at_least(0))
+    min_lr: float | None = setting(None, at_least(0))
+    warmup_lr: float | None = setting(None, at_least(0))
+    warmup_epochs: float | None = setting(None, at_least(0))
+    weight_decay: float | None = setting(None, at_least(0))
+    sched: str = setting("cosine", choices("cosine", "constant", "poly", "rsqrt", "tanh", "wsd"))
+    sched_step: str = setting("update", choices("update", "epoch", "epoch_late"))
+    clip_grad: float | None = setting(None, ABOVE_ZERO)
+    smoothing: float | None = setting(None, BELOW_ONE)
+    mixup: float | None = setting(None, at_least(0))
+    cutmix: float | None = setting(None, at_least(0))
+    mixup_prob: float = setting(1.0, PROBABILITY)
+    mixup_switch_prob: float = setting(0.5, PROBABILITY)
+    mixup_mode: str = setting("batch", choices("batch", "pair", "elem"))
+    drop_path: float | None = setting(None, BELOW_ONE)
     auto_augment: str | None = None
-    color_jitter: float | None = None
-    reprob: float | None = None
-    remode: str = "pixel"
-    recount: int = 1
-    hflip: float | None = None
-    shift: int | None = None
-    interpolation: str = "bicubic"
+    color_jitter: float | None = setting(None, at_least(0))
+    reprob: float | None = setting(None, PROBABILITY)
+    remode: str = setting("pixel", choices("const", "rand", "pixel"))
+    recount: int = setting(1, at_least(1))
+    hflip: float | None = setting(None, PROBABILITY)
+    shift: int | None = setting(None, at_least(0))
+    interpolation: str = setting("bicubic", choices("bicubic", "bilinear", "nearest", "random"))
     resolutions: str | None = None
-    repeated_augmentation: int = 1
-    qkv_bias: str = "interleaved"
-    global_pool: str | None = None
-    norm_eps: float | None = None
-    unused_blocks: str = "skip"
-    amp: str = "auto"
-    device: str = "auto"
-    tune: str = "auto"
-    workers: int | None = None
-    data_folder: str | None = None
+    repeated_augmentation: int = setting(1, at_least(1))
+    qkv_bias: str = setting("interleaved", choices("interleaved", "published"))
+    global_pool: str | None = setting(None, choices("avg", "token"))
+    norm_eps: float | None = setting(None, ABOVE_ZERO)
+    unused_blocks: str = setting("skip", choices("skip", "zero"))
+    amp: str = setting("auto", choices("auto", "none", "bfloat16", "float16"))
+    device: str = setting("auto", runtime=True)
+    tune: str = setting("auto", choices("auto", "off"), runtime=True)
+    workers: int | None = setting(None, at_least(0), runtime=True)
+    data_folder: str | None = setting(None, runtime=True)
     download: bool = False
-    bad_images: str = "error"
+    bad_images: str = setting("error", choices("error", "skip"))
     split_seed: int = 0
-    search_images: str = "held_out"
-    eval_every: int = 10
-    eval_subnets: int = 2
-    interference_every: int = 0
-    log_every: int = 1
-    checkpoint_every_steps: int = 0
-    checkpoint_every_seconds: float = 600.0
-    tensorboard: bool = True
-    trackers: str | None = None
+    search_images: str = setting("held_out", choices("held_out", "shared"))
+    eval_every: int = setting(10, at_least(0))
+    eval_subnets: int = setting(2, at_least(0))
+    interference_every: int = setting(0, at_least(0), runtime=True)
+    log_every: int = setting(1, at_least(1))
+    checkpoint_every_steps: int = setting(0, at_least(0), runtime=True)
+    checkpoint_every_seconds: float = setting(600.0, at_least(0), runtime=True)
+    tensorboard: bool = setting(True, runtime=True)
+    trackers: str | None = setting(None, runtime=True)
     initial: str | None = None
     recipe: str | None = None
 
@@ -252,19 +238,10 @@ class TrainConfig:
             self._set("data", f"{kind}:{folder}")
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            self._set(field.name, typed(field.name, getattr(self, field.name), hints[field.name]))
-        for name, least in AT_LEAST.items():
-            self._check(name, lambda value, least=least: value >= least, f"{least} or more")
-        for name in ABOVE_ZERO:
-            self._check(name, lambda value: value > 0, "more than 0")
-        for name in BELOW_ONE:
-            self._check(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
-        for name in PROBABILITIES:
-            self._check(name, lambda value: 0 <= value <= 1, "between 0 and 1")
-        for name, known in CHOICES.items():
-            value = getattr(self, name)
-            if value is not None and value not in known:
-                raise UsageError(f"{name}={value!r} is unknown.{nearest(str(value), known)}")
+            value = typed(field.name, getattr(self, field.name), hints[field.name])
+            self._set(field.name, value)
+            if value is not None and field.metadata.get("check"):
+                field.metadata["check"](field.name, value)
         if None not in (self.warmup_epochs, self.epochs) and self.warmup_epochs >= self.epochs:
             raise UsageError(
                 f"warmup_epochs={self.warmup_epochs:g} leaves nothing of epochs={self.epochs}; "
@@ -310,11 +287,6 @@ class TrainConfig:
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-
-    def _check(self, name: str, holds: Any, allowed: str) -> None:
-        value = getattr(self, name)
-        if value is not None and not (math.isfinite(value) and holds(value)):
-            raise UsageError(f"{name}={value} is not possible; it must be {allowed}.")
 
     def resolved(self, convolutional: bool = False) -> TrainConfig:
         """The same settings with every None that a recipe knows filled in.
@@ -368,3 +340,7 @@ class TrainConfig:
             settings = named(values["recipe"], str(values["space"]))
             recipe = {name: value for name, value in settings.items() if defaults.get(name) is not None}
         return cls(**{**recipe, **values})
+
+
+RUNTIME = tuple(field.name for field in dataclasses.fields(TrainConfig) if field.metadata.get("runtime"))
+"""Settings that a resume may change: they do not enter the result."""

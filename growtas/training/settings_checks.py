@@ -1,62 +1,50 @@
-"""Choices, bounds and types of the settings of a training run. No torch."""
+"""Declares a setting of a training run: its default, its choices or bounds, its type. No torch."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
-from growtas.errors import UsageError
+from growtas.errors import UsageError, nearest
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "sched": ("cosine", "constant", "poly", "rsqrt", "tanh", "wsd"),
-    "mixup_mode": ("batch", "pair", "elem"),
-    "remode": ("const", "rand", "pixel"),
-    "qkv_bias": ("interleaved", "published"),
-    "unused_blocks": ("skip", "zero"),
-    "amp": ("auto", "none", "bfloat16", "float16"),
-    "sched_step": ("update", "epoch", "epoch_late"),
-    "search_images": ("held_out", "shared"),
-    "tune": ("auto", "off"),
-    "new_region": ("keep", "standard", "near_zero", "pretrained"),
-    "new_region_moments": ("keep", "reset"),
-    "gradients": ("auto", "mean", "sum"),
-    "distill": ("none", "inplace", "ema", "teacher"),
-    "global_pool": ("avg", "token"),
-    "interpolation": ("bicubic", "bilinear", "nearest", "random"),
-    "bad_images": ("error", "skip"),
-}
+Check = Callable[[str, Any], None]  # of a name and a value; raises a UsageError
 
-AT_LEAST: dict[str, float] = {
-    "epochs": 1,
-    "batch_size": 1,
-    "accumulate": 1,
-    "recount": 1,
-    "repeated_augmentation": 1,
-    "log_every": 1,
-    "eval_every": 0,
-    "eval_subnets": 0,
-    "workers": 0,
-    "shift": 0,
-    "lr": 0,
-    "min_lr": 0,
-    "warmup_lr": 0,
-    "warmup_epochs": 0,
-    "weight_decay": 0,
-    "mixup": 0,
-    "cutmix": 0,
-    "color_jitter": 0,
-    "checkpoint_every_steps": 0,
-    "checkpoint_every_seconds": 0,
-    "interference_every": 0,
-    "transition_params": 0,
-    "subnets_per_step": 1,
-    "distill_weight": 0,
-    "label_weight": 0,
-}
-ABOVE_ZERO = ("norm_eps", "clip_grad", "transition_max_params")
-BELOW_ONE = ("smoothing", "drop_path", "ema_decay")
-PROBABILITIES = ("mixup_prob", "mixup_switch_prob", "reprob", "hflip")
+
+def setting(default: Any, check: Check | None = None, runtime: bool = False) -> Any:
+    """A field of :class:`.TrainConfig`. A resume may change a runtime one: it does not enter the result."""
+    return dataclasses.field(default=default, metadata={"check": check, "runtime": runtime})
+
+
+def choices(*known: str) -> Check:
+    """One of these."""
+
+    def check(name: str, value: Any) -> None:
+        if value not in known:
+            raise UsageError(f"{name}={value!r} is unknown.{nearest(str(value), known)}")
+
+    return check
+
+
+def _bounded(holds: Callable[[float], bool], allowed: str) -> Check:
+    def check(name: str, value: Any) -> None:
+        if not (math.isfinite(value) and holds(value)):
+            raise UsageError(f"{name}={value} is not possible; it must be {allowed}.")
+
+    return check
+
+
+def at_least(least: int) -> Check:
+    """A number from here on."""
+    return _bounded(lambda value: value >= least, f"{least} or more")
+
+
+ABOVE_ZERO = _bounded(lambda value: value > 0, "more than 0")
+BELOW_ONE = _bounded(lambda value: 0 <= value < 1, "at least 0 and below 1")
+PROBABILITY = _bounded(lambda value: 0 <= value <= 1, "between 0 and 1")
 
 
 def stages_text(stages: Any) -> Any:
@@ -81,12 +69,12 @@ def typed(name: str, value: Any, hint: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and int not in allowed and float in allowed:
         return float(value)
     if isinstance(value, bool) and bool not in allowed or not isinstance(value, allowed):
-        kinds = " or ".join(_KINDS[kind] for kind in allowed)
+        kinds = " or ".join(KINDS[kind] for kind in allowed)
         raise UsageError(f"{name}={value!r} is not possible; it must be {kinds}.")
     return value
 
 
-_KINDS = {
+KINDS = {
     str: "text",
     int: "a whole number",
     float: "a number",

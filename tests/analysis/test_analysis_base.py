@@ -14,7 +14,7 @@ import torch
 import growtas
 from growtas.analysis import evaluations
 from growtas.analysis.base import Analysis, Drawing, Table
-from growtas.analysis.charts import new_figure, save, styled, svg_text
+from growtas.analysis.charts import new_figure, save, svg_text
 from growtas.analysis.evaluations import top1_of
 from growtas.analysis.page import Page, Picture, Section, label, page_text
 from growtas.errors import GrowtasError
@@ -28,12 +28,15 @@ NUMBERS = Table.of(("init", "seed", "top1"), [["standard", 0, 1 / 3], ["pretrain
 class Example(Analysis):
     name, title, question, published = "figure-x", "Title", "What?", "That."
 
-    def drawings(self):
-        with styled():
-            figure, axes = new_figure(2.0)
-            axes.plot([0, 1], [0.123456, 2], marker="o", label="a < b & c")
-            axes.set_title("0.123456")
-            axes.legend()
+    @classmethod
+    def make(cls, workspace):
+        return EXAMPLE
+
+    def draw(self):
+        figure, axes = new_figure(2.0)
+        axes.plot([0, 1], [0.123456, 2], marker="o", label="a < b & c")
+        axes.set_title("0.123456")
+        axes.legend()
         return {"": Drawing(figure, "n = 2", 'a "line" & more')}
 
     def findings(self):

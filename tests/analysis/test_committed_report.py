@@ -20,7 +20,7 @@ DRAWN = ("figure-1", "table-a")
 
 def committed(name):
     data = json.loads((FOLDER / f"{name}.json").read_text())
-    return parts.part(name).kind.from_json(json.dumps(data["analysis"]))
+    return parts.part(name).from_json(json.dumps(data["analysis"]))
 
 
 @pytest.fixture(scope="module")

@@ -8,21 +8,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from logged_runs import run_of
 
 import growtas
-from growtas.analysis import extension, histograms
+from growtas.analysis import histograms, networks, parts
 from growtas.analysis.base import Table
 from growtas.analysis.charts import svg_text
-from growtas.analysis.extension import extend_and_crop, extend_and_crop_convolutional, initialisation
-from growtas.analysis.extension_analyses import (
+from growtas.analysis.extend_and_crop import (
     AS_IT_IS,
     RECALIBRATED,
     ExtendAndCrop,
     ExtendAndCropConvolutional,
-    Initialisation,
+    _counts,
+    extend_and_crop,
+    extend_and_crop_convolutional,
 )
-from growtas.analysis.networks import Networks, ofa_space_for
+from growtas.analysis.initialisation import Initialisation, initialisation
 from growtas.analysis.trained import Trained, draw
+from growtas.analysis.workspace import Workspace
 from growtas.errors import UsageError
 from growtas.methods.regions import used_by
 from growtas.space import MobileNetSpace, SearchSpace, load_space
@@ -71,7 +74,8 @@ def learned(tmp_path_factory):
     """The smallest and the largest subnet, each trained until it knows the digits."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("learned")
-    return [trained(SPACE, which, folder, epochs=12, lr=1e-2) for which in ("smallest", "largest")]
+    settings = {"epochs": 14, "lr": 1.5e-2, "batch_size": 64}
+    return [trained(SPACE, which, folder, **settings) for which in ("smallest", "largest")]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +83,7 @@ def convolutional(tmp_path_factory):
     """Two short runs of convolutional networks."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("convolutional")
-    settings = {"epochs": 2, "batch_size": 96}
+    settings = {"epochs": 1, "batch_size": 96}
     return [trained(CONVOLUTIONAL, which, folder, **settings) for which in ("smallest", "largest")]
 
 
@@ -169,7 +173,7 @@ def made_up(kind=ExtendAndCrop, values=VALUES, ways=(None,)):
     tables = {
         "subnets": table,
         "bases": Table.of(columns, bases),
-        "counts": extension._counts(kind, table, facts),
+        "counts": _counts(kind, table, facts),
     }
     return kind(tables, facts)
 
@@ -246,11 +250,11 @@ def test_a_kept_figure_is_drawn_again_alike(kind, ways, rows):
     analysis = made_up(kind, ways=ways)
     again = kind.from_json(analysis.to_json())
     assert again.findings() == analysis.findings()
-    drawings = [each.drawings()[""] for each in (analysis, again)]
-    assert drawings[0].caption == drawings[1].caption and drawings[0].alt == drawings[1].alt
-    texts = [svg_text(each.figure, kind.name, each.alt) for each in drawings]
-    assert texts[0] == texts[1] and len(texts[0]) < 100_000
-    figure = drawings[0].figure
+    assert (again.tables, again.facts) == (analysis.tables, analysis.facts)  # all that is drawn
+    drawing = again.drawings()[""]
+    figure = drawing.figure
+    if rows == 3:  # the largest
+        assert len(svg_text(figure, kind.name, drawing.alt)) < 100_000
     assert len(figure.axes) == 2 * rows
     for axes, side in zip(figure.axes, VALUES, strict=False):  # the bars hold every subnet
         assert sum(bar.get_height() for bar in axes.patches) == len(VALUES[side])
@@ -262,17 +266,17 @@ def test_a_kept_figure_is_drawn_again_alike(kind, ways, rows):
 @pytest.mark.slow
 def test_on_digits_extensions_keep_far_more_than_crops(learned, tmp_path):
     log = tmp_path / "evaluations.jsonl"
-    figure = extend_and_crop(*learned, subnets=30, device="cpu", log=log)
+    figure = extend_and_crop(*learned, subnets=16, device="cpu", log=log)
     evaluated = log.read_text().count("top1")
     extended, cropped = (figure.sample(side, None).column(TOP1) for side in VALUES)
-    assert figure.base("extended", None) > 70 and figure.base("cropped", None) > 60
-    assert statistics.mean(extended) >= statistics.mean(cropped) + 20  # 45 to 47 points, of two seeds
-    assert evaluated == 62
-    starts = initialisation(learned[0], subnets=30, device="cpu", log=log)
+    assert figure.base("extended", None) > 70 and figure.base("cropped", None) > 55
+    assert statistics.mean(extended) >= statistics.mean(cropped) + 20  # 57 points
+    assert evaluated == 34
+    starts = initialisation(learned[0], subnets=16, device="cpu", log=log)
     standard, pretrained = starts.top1("standard"), starts.top1("pretrained")
     assert standard == extended  # the same subnets and weights
-    assert log.read_text().count("top1") == evaluated + 31
-    assert statistics.mean(standard) >= statistics.mean(pretrained) + 7  # 15 and 21 points, of two seeds
+    assert log.read_text().count("top1") == evaluated + 17
+    assert statistics.mean(standard) >= statistics.mean(pretrained) + 7  # 17 points
     assert starts.facts["base"] == figure.base("extended", None)
 
 
@@ -291,23 +295,23 @@ def test_what_the_small_subnet_does_not_use_is_initialised_anew(convolutional, i
 
 
 def test_batchnorm_is_evaluated_both_ways(convolutional, tmp_path):
-    figure = extend_and_crop_convolutional(*convolutional, subnets=6, device="cpu", log=tmp_path / "log")
+    figure = extend_and_crop_convolutional(*convolutional, subnets=3, device="cpu", log=tmp_path / "log")
     assert figure.facts["batchnorm"] == [RECALIBRATED, AS_IT_IS] and figure.facts["groups"] == [2, 3]
     samples = {way: figure.sample("extended", way) for way in (RECALIBRATED, AS_IT_IS)}
     assert samples[RECALIBRATED].column("subnet") == samples[AS_IT_IS].column("subnet")
     assert samples[RECALIBRATED].column(TOP1) != samples[AS_IT_IS].column(TOP1)
-    assert len(figure.tables["subnets"].rows) == 24 and len(figure.tables["bases"].rows) == 4
+    assert len(figure.tables["subnets"].rows) == 12 and len(figure.tables["bases"].rows) == 4
     assert all(sentence[0].isupper() for sentence in figure.findings())
 
 
 # -- what it refuses, and the report -------------------------------------------------------------------------
 
 
-def test_runs_that_do_not_fit_are_refused(convolutional, tmp_path):
+def test_runs_that_do_not_fit_are_refused(convolutional, single):
     smallest, largest = convolutional
     with pytest.raises(UsageError, match="trained only the smallest subnet.*trained subnet k5,5-e3,3-d2; "):
         extend_and_crop(largest, smallest)
-    transformer = trained(SPACE, "smallest", tmp_path, epochs=1, batch_size=384)
+    transformer = single[0]
     with pytest.raises(UsageError, match="differ in their space"):
         extend_and_crop(transformer, largest)
     with pytest.raises(UsageError, match="about convolutional networks.*use extend_and_crop"):
@@ -315,26 +319,27 @@ def test_runs_that_do_not_fit_are_refused(convolutional, tmp_path):
 
 
 def test_another_methods_run_is_refused(tmp_path):
-    run = trained(SPACE, "smallest", tmp_path, method="uniform", method_options="", epochs=1, batch_size=384)
+    run = run_of(tmp_path / "run", "uniform")
     with pytest.raises(UsageError, match="trained by 'uniform'; train one with method='single'"):
         initialisation(run)
 
 
 def test_figure_e_is_left_out_where_figure_1_is_the_same_figure():
     transformers, convolutional = (SimpleNamespace(convolutional=answer) for answer in (False, True))
-    assert extension.FIGURE_E.networks(transformers) == ("ofa-smallest", "ofa-largest")
-    assert extension.FIGURE_E.reason(transformers) is None
-    assert "its figure 1 is that figure" in extension.FIGURE_E.reason(convolutional)
-    assert extension.FIGURE_1.networks(convolutional) == ("smallest", "largest")
-    assert extension.FIGURE_C.networks(convolutional) == ("smallest",)
+    figure_1, figure_c, figure_e = (parts.part(f"figure-{name}") for name in "1ce")
+    assert figure_e.networks(transformers) == ("ofa-smallest", "ofa-largest")
+    assert figure_e.reason(transformers) is None
+    assert "its figure 1 is that figure" in figure_e.reason(convolutional)
+    assert figure_1.networks(convolutional) == ("smallest", "largest")
+    assert figure_c.networks(convolutional) == ("smallest",)
 
 
 def test_the_convolutional_networks_take_a_fifth_of_the_reports_epochs(tmp_path):
     config = TrainConfig(space="digits", data="digits", epochs=60).resolved()
     space = load_space("digits")
-    networks = Networks(tmp_path, config, space, ofa_space_for(space))
-    settings = networks.settings("ofa-largest")
+    workspace = Workspace(tmp_path, config, space, networks.ofa_space_for(space), 10)
+    settings = networks.settings(workspace, "ofa-largest")
     assert (settings.epochs, settings.method_options) == (12, "subnet=largest")
     assert settings.warmup_epochs == pytest.approx(1.2)
-    assert networks.settings("largest").epochs == 60
-    assert networks.space_of("ofa-largest").groups == (3, 4, 6)
+    assert networks.settings(workspace, "largest").epochs == 60
+    assert networks.space_of(workspace, "ofa-largest").groups == (3, 4, 6)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from comparisons import space_file
 
 import growtas
+from growtas.analysis import parts
 from growtas.analysis.base import Analysis
-from growtas.analysis.interference import PART, GradientInterference, interference
+from growtas.analysis.interference import GradientInterference, interference
 from growtas.errors import UsageError
 from growtas.space import load_space
 from growtas.training import Run, TrainConfig
@@ -82,13 +84,13 @@ def test_tables_hold_what_the_logs_say(found):
 def test_sentences_say_the_numbers(found):
     uniform, growtas, difference, transition, signs, low_uniform, low_growtas = found.findings()
     assert "embed_dim 24 and 48 have a cosine of 0.91 at epoch 0 and of 0.51 at epoch 40" in uniform
-    assert "3 seeds, 16 pairs and 64 images" in uniform
+    assert "seeds: 3, pairs: 16, images: 64" in uniform
     assert "0.66 on average, 0.050 below that of two subnets of 24 (6 pairs; 95 % interval" in uniform
     assert growtas.startswith("growtas: ") and "0.71 on average" in growtas
     # half of the measurements along training are a tenth higher, in every seed
-    assert "cosine of growtas is 0.050 above that of uniform, paired over 3 seeds" in difference
+    assert "cosine of growtas is 0.050 above that of uniform, paired by seed (pairs: 3)" in difference
     assert "interval +0.050 to +0.050, without zero" in difference
-    assert "goes from 0.81 to 0.61 (means of 3 transitions)" in transition
+    assert "goes from 0.81 to 0.61 (means; transitions: 3)" in transition
     assert "uniform 25.0 % of the pairs (12.5 % of the control's)" in signs and "2.00 times" in signs
     assert "least in head (0.36) and most in embedding (0.66)" in low_uniform
     assert low_growtas.startswith("growtas, by layer")
@@ -97,7 +99,7 @@ def test_sentences_say_the_numbers(found):
 def test_a_control_below_the_cosine_is_said_so(tmp_path):
     records = [record("uniform", 0, epoch, control=-0.05) for epoch in EPOCHS]
     (level, signs, _) = interference([write(tmp_path / "run", "uniform", 0, records)]).findings()
-    assert "0.050 above that of two subnets of 24 (6 pairs)" in level and "1 seed," in level
+    assert "0.050 above that of two subnets of 24 (6 pairs)" in level and "seeds: 1," in level
     assert "uniform" in signs
 
 
@@ -125,7 +127,7 @@ def test_pictures(found):
     heat = drawings["layers"].figure.axes[1].collections[0].get_array()
     assert heat.shape == (4, 5) and heat[0, 1] == pytest.approx(cosine_of("growtas", 1, 10))
     for drawing in drawings.values():
-        assert "3 seeds per method" in drawing.caption and drawing.alt
+        assert "seeds per method: 3" in drawing.caption and drawing.alt
 
 
 def test_kept_as_text_it_says_the_same(found):
@@ -160,16 +162,18 @@ def test_runs_that_cannot_be_compared(tmp_path, folders):
 
 def test_a_real_run_gives_what_is_read(tmp_path):
     settings = {"epochs": 2, "batch_size": 512, "eval_every": 0, "eval_subnets": 0, "tensorboard": False}
-    run = growtas.train("digits", **settings, transition="1", interference_every=1, out=tmp_path / "run")
+    settings |= {"data": "digits", "transition": "1", "interference_every": 1}
+    run = growtas.train(space_file(tmp_path), out=tmp_path / "run", **settings)
     found = interference([run])
     assert list(found.course("growtas")) == [0, 1, 2] and found.begins("growtas") == [1]
-    assert found.facts["layers"] == ["embedding", *(f"blocks.{k}" for k in range(5)), "head"]
-    assert "means of 1 transition)" in " ".join(found.findings()) and found.drawings()
+    assert found.facts["layers"] == ["embedding", "blocks.0", "blocks.1", "head"]
+    assert "transitions: 1)" in " ".join(found.findings()) and found.drawings()
 
 
 def test_the_part_of_a_report():
     class Workspace:
         seeds, space = 2, load_space("digits")
 
-    assert PART.networks(Workspace) == ("uniform-0", "uniform-1", "growtas-0", "growtas-1")
-    assert PART.reason(Workspace) is None and PART.kind.name == "interference"
+    part = parts.part("interference")
+    assert part.networks(Workspace) == ("uniform-0", "uniform-1", "growtas-0", "growtas-1")
+    assert part.reason(Workspace) is None

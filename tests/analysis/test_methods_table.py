@@ -15,9 +15,10 @@ from growtas.analysis.methods_table import MethodsTable
 from growtas.analysis.networks import ofa_space_for
 from growtas.analysis.workspace import Workspace
 from growtas.comparing.limits import read_limits
-from growtas.comparing.plan import Plan, Recorded, write_json, write_plan
+from growtas.comparing.plan import Plan, Recorded, write_plan
 from growtas.comparing.specs import read_methods
 from growtas.errors import UsageError
+from growtas.jobs.folder import write_json
 from growtas.space import load_space, space_from_dict
 from growtas.training.config import TrainConfig
 
@@ -77,7 +78,7 @@ def test_times_are_ratios_to_the_baseline(found):
 def test_findings_say_where_an_interval_includes_zero(found):
     first, growtas_, prenas, time, top5 = found.findings()
     assert first.startswith(
-        "0 of 4 intervals of the difference to uniform (2 methods, 2 limits) exclude zero"
+        "0 of 4 intervals of the difference to uniform (methods: 2, limits: 2) exclude zero"
     )
     assert "With 3 pairs the spread is hardly known." in first
     assert growtas_.startswith("growtas against uniform, points at ≤ 2,000 and ≤ 3,000 parameters: +2.00 [")
@@ -100,7 +101,7 @@ def test_one_pair_claims_nothing(tmp_path):
     assert first == "One pair of runs has no interval: no difference between methods is shown."
     assert growtas_.endswith("+5.00; +5.00. One pair has no interval.") and "not told" in top5
     drawn = alone.drawings()[""]
-    assert "interval" not in drawn.caption and "mean over 1 seed," in drawn.caption
+    assert "interval" not in drawn.caption and "mean over seeds (1 of them)," in drawn.caption
 
 
 def test_what_is_missing_is_named(tmp_path):
@@ -137,7 +138,7 @@ def test_it_is_drawn_from_what_is_kept(found):
     text = charts.svg_text(drawn.figure, "table-a", drawn.alt)
     for words in (*GAINS, "difference to uniform (points)", ">3,000<"):
         assert words in text, words
-    assert "mean over 3 seeds" in drawn.caption and len(text) < 60_000
+    assert "mean over seeds (3 of them)" in drawn.caption and len(text) < 60_000
 
 
 # -- the comparison of a report --------------------------------------------------------------------------

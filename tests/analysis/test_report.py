@@ -8,7 +8,7 @@ import re
 import signal
 
 import pytest
-from comparisons import Fork, children, pending, runs, space_file, wait_for
+from comparisons import Fork, pending, runs, space_file, stopped_child, stopping_itself, wait_for
 
 import growtas
 from growtas import cli
@@ -51,11 +51,11 @@ def small(tmp_path_factory):
     """A small report of one figure that trains two networks, not to be changed."""
     from comparisons import forked
 
-    from growtas.comparing import scheduler
+    from growtas.jobs import runner
 
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler, "_start", forked)
+        patch.setattr(runner, "_start", forked)
         return growtas.report(
             out=folder / "out", space=space_file(folder), data="digits", only=["figure-1"], **SMALL
         )
@@ -91,15 +91,13 @@ def test_a_second_call_makes_nothing_twice(small, fork_work):
 
 
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
-def test_stopped_in_the_middle(small, tmp_path, fork_work, how):
+def test_stopped_in_the_middle(small, tmp_path, fork_work, no_pictures, how):
     """While the second network trains: what is made afterwards is what an undisturbed call makes."""
     out, space = tmp_path / "out", space_file(tmp_path)
     given = {"space": space, "data": "digits", "only": ["figure-1"], **SMALL, "jobs": 1}
-    process = Fork(lambda: growtas.report(out=out, **given) and 0, tmp_path / "output")
-    log = out / "report" / "networks" / "largest" / "log.jsonl"
-    process.wait_until(lambda: log.exists() and log.read_bytes().count(b'"step"') >= 3)
-    (worker,) = children(process)
-    os.kill(worker, signal.SIGSTOP)  # or it is done before its parent has passed the signal on
+    with stopping_itself("networks/largest"):
+        process = Fork(lambda: growtas.report(out=out, **given) and 0, tmp_path / "output")
+    worker = stopped_child(process)
     process.send_signal(signal.SIGINT if how == "interrupted" else signal.SIGKILL)
     if how == "interrupted":
         wait_for(lambda: pending(worker, signal.SIGINT))
@@ -113,14 +111,14 @@ def test_stopped_in_the_middle(small, tmp_path, fork_work, how):
     assert part_texts(out) == part_texts(small.path.parent)
 
 
-def test_what_fails_does_not_keep_the_rest_from_being_made(tmp_path, fork_work, capsys):
+def test_what_fails_does_not_keep_the_rest_from_being_made(tmp_path, fork_work, no_pictures, capsys):
     given = {**SMALL, "settings": ["opt=nonsense"]}
-    made = growtas.report(out=tmp_path / "out", only=["figure-1", "figure-a"], **given)
+    made = growtas.report(out=tmp_path / "out", only=["figure-c", "figure-a"], **given)
     assert list(made.parts) == ["figure-a"]
-    assert set(made.failed) == {"network smallest", "network largest"}
+    assert set(made.failed) == {"network smallest"}
     assert "nonsense" in made.failed["network smallest"]
-    assert "figure-1" in made.missing
-    arguments = ["report", "--out", str(tmp_path / "out"), "--only", "figure-1", "--device", "cpu"]
+    assert made.missing["figure-c"].startswith("network smallest failed: ")
+    arguments = ["report", "--out", str(tmp_path / "out"), "--only", "figure-c", "--device", "cpu"]
     assert cli.main(arguments) == 1
     assert "growtas: network smallest failed" in capsys.readouterr().err
 
@@ -161,19 +159,16 @@ def test_what_makes_no_sense(tmp_path, small):
     assert files(tmp_path) == {"notes.txt"}
 
 
-def test_an_unfinished_run_is_refused(tmp_path):
-    run = growtas.train("digits", epochs=2, eval_every=0, out=tmp_path / "run")
-    os.unlink(run.checkpoint_path)
-    refused("is not finished; go on with: growtas train --resume", run=run)
-
-
-def test_a_second_phase_is_refused(tmp_path):
-    """Its settings are those of a few epochs from trained weights: nothing else could be trained by them."""
-    first = growtas.train("digits", epochs=2, eval_every=0, out=tmp_path / "first")
+def test_unfinished_runs_and_second_phases_are_refused(tmp_path):
+    """The settings of a second phase are those of a few epochs from trained weights: no recipe for others."""
+    settings = {"data": "digits", "eval_every": 0, "tensorboard": False, "batch_size": 192}
+    first = growtas.train(space_file(tmp_path), epochs=2, out=tmp_path / "first", **settings)
     second = growtas.finetune(first, epochs=1, out=tmp_path / "second")
     before = files(tmp_path)
     refused("goes on from the weights of another one", run=second)
     assert files(tmp_path) == before
+    os.unlink(first.checkpoint_path)
+    refused("is not finished; go on with: growtas train --resume", run=first)
 
 
 def test_a_damaged_plan_is_told(tmp_path):
@@ -183,8 +178,9 @@ def test_a_damaged_plan_is_told(tmp_path):
         growtas.report(out=tmp_path)
 
 
-def test_a_report_of_a_run_lies_in_it_and_moves_with_it(tmp_path, fork_work):
-    run = growtas.train(space_file(tmp_path), data="digits", epochs=2, batch_size=192, out=tmp_path / "run")
+def test_a_report_of_a_run_lies_in_it_and_moves_with_it(tmp_path, fork_work, no_pictures):
+    settings = {"data": "digits", "epochs": 2, "batch_size": 192, "eval_every": 0, "tensorboard": False}
+    run = growtas.train(space_file(tmp_path), out=tmp_path / "run", **settings)
     made = growtas.report(run, only=["figure-a", "figure-g"], subnets=3, device="cpu")
     assert made.path == run.path / "report.html" and set(made.parts) == {"figure-a", "figure-g"}
     assert f"growtas report {run.path} --subnets 3" in made.path.read_text()
@@ -194,7 +190,7 @@ def test_a_report_of_a_run_lies_in_it_and_moves_with_it(tmp_path, fork_work):
     assert read_plan(moved, "cpu").source.path.resolve() == moved.resolve()
 
 
-def test_a_convolutional_report_has_figure_e_as_its_figure_1(tmp_path, fork_work):
+def test_a_convolutional_report_has_figure_e_as_its_figure_1(tmp_path, fork_work, no_pictures):
     given = SMALL | {"only": ["figure-a", "figure-e"], "space": "digits-mobilenet", "data": "digits"}
     made = growtas.report(out=tmp_path / "out", **given)
     assert set(made.parts) == {"figure-a"} and not made.failed

@@ -144,8 +144,8 @@ def test_figure_f_of_one_run_and_of_a_convolutional_space(tmp_path):
     assert len(found.tables["intended"].where(group=6).rows) == 6  # phases
     assert found.tables["intended"].where(group=3).rows == (("shrinking", 6, 7, 3, "uniform"),)
     assert "6 stages of which the first and the last are told" in found.findings()[1]
-    assert "0.0 %, 0.0 %, 100.0 % in epochs 0 to 1; " in found.findings()[1]
-    assert found.findings()[1].endswith(" % in epoch 6.")
+    assert "0.0 %, 0.0 %, 100.0 % from epoch 0 to 1; " in found.findings()[1]
+    assert found.findings()[1].endswith(" % from epoch 6 to 6.")
     drawn = found.drawings()[""]
     assert "largest first" in charts.svg_text(drawn.figure, "figure-f", drawn.alt)
 
@@ -206,8 +206,8 @@ def test_draws_that_are_no_longer_made_are_told(tmp_path):
     found = sampling_schedule(run)
     assert found.facts["differing"] == 1
     assert found.tables["tests"].where(schedule="run").column("outside") == [1]
-    assert "1 of 18 draws are of a group that its stage leaves out" in found.findings()[0]
-    assert "1 steps of the log have other subnets" in found.findings()[1]
+    assert "draws of a group that its stage leaves out: 1 of 18." in found.findings()[0]
+    assert "not every step of the log has the same subnets (others: 1)" in found.findings()[1]
 
 
 def test_intervals_and_the_test_are_those_of_scipy(runs):
@@ -239,7 +239,7 @@ def test_figure_g_is_drawn_from_what_is_kept(runs, tmp_path):
     assert (again.tables, again.facts) == (found.tables, found.facts)
     drawn = again.drawings()[""]
     text = charts.svg_text(drawn.figure, "figure-g", drawn.alt)
-    for words in ("K = 2: the run", "K = 3", ">1/3<", "embed_dim 48", "epochs 10–19"):
+    for words in ("K = 2: the run", "K = 3", ">1/3<", "embed_dim 48", "from epoch 10"):
         assert words in text, words
     assert len(text) < 60_000 and "600 draws counted in its log" in drawn.caption
     own = sampling_schedule(logged_run(tmp_path / "own", "growtas", stages="0/0,2", transition="3"))
@@ -251,4 +251,4 @@ def test_figure_g_is_drawn_from_what_is_kept(runs, tmp_path):
 
 def test_the_parts_of_a_report_are_found():
     assert parts.part("figure-f").compares and not parts.part("figure-f").networks(None)
-    assert parts.part("figure-g").kind is SamplingSchedule
+    assert parts.part("figure-g") is SamplingSchedule

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-import growtas
 from growtas import analysis
 from growtas.analysis.blocks import block_labels, block_outputs
 from growtas.analysis.charts import svg_text
@@ -134,36 +133,10 @@ def test_convolutional_networks_are_calibrated_for_each_subnet():
         assert all(torch.equal(a, b) for a, b in zip(values, before[name], strict=True))
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Two short runs of one subnet each."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("runs")
-    settings = {
-        "eval_every": 0,
-        "eval_subnets": 0,
-        "tensorboard": False,
-        "device": "cpu",
-        "epochs": 1,
-        "batch_size": 192,
-    }
-    return [
-        growtas.train(
-            "digits",
-            data="digits",
-            method="single",
-            method_options=f"subnet={which}",
-            out=folder / which,
-            **settings,
-        )
-        for which in ("smallest", "largest")
-    ]
-
-
-def test_of_two_runs(runs):
-    made = analysis.similarity(*runs, subnets=6, images=40, device="cpu")
+def test_of_two_runs(single):
+    made = analysis.similarity(*single, subnets=6, images=40, device="cpu")
     found = type(made).from_json(made.to_json())
-    table, space = found.tables["similarities"], runs[0].space
+    table, space = found.tables["similarities"], single[0].space
     drawn = draw(space, 6, seed=0)
     assert list(dict.fromkeys(table.column("subnet"))) == [str(subnet) for subnet in drawn]
     for subnet in drawn:
@@ -184,20 +157,20 @@ def test_of_two_runs(runs):
     above = sum(a > b for a, b in zip(extended, cropped, strict=True))
     assert f"behind {above} of the 3 blocks" in said
     assert f"on average {np.mean(extended):.2f} against {np.mean(cropped):.2f}" in said
-    (drawing,), (again,) = made.drawings().values(), found.drawings().values()
-    assert svg_text(drawing.figure, "d", "") == svg_text(again.figure, "d", "")
+    assert (found.tables, found.facts) == (made.tables, made.facts)
+    (again,) = found.drawings().values()
     assert [axes.get_title("left") for axes in again.figure.axes] == [f"(a) {ALL}", f"(b) {CLS}"]
     assert len(svg_text(again.figure, "d", "")) < 40_000
 
 
-def test_the_same_images_and_subnets_in_every_call(runs):
-    first, second = (analysis.similarity(*runs, subnets=2, images=10, device="cpu") for _ in range(2))
+def test_the_same_images_and_subnets_in_every_call(single):
+    first, second = (analysis.similarity(*single, subnets=2, images=10, device="cpu") for _ in range(2))
     assert first.to_json() == second.to_json()
 
 
-def test_blocks_are_in_order_where_few_subnets_have_some(runs):
+def test_blocks_are_in_order_where_few_subnets_have_some(single):
     """Deep blocks are first met at whichever subnet is deep; the curve must not go back and forth."""
-    found = analysis.similarity(*runs, subnets=6, images=4, device="cpu")
+    found = analysis.similarity(*single, subnets=6, images=4, device="cpu")
     for side, blocks in (("extended", 3), ("cropped", 5)):
         for tokens in (ALL, CLS):
             own = found.tables["blocks"].where(side=side, tokens=tokens)

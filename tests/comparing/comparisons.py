@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import signal
@@ -11,15 +10,18 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from tqdm import tqdm
 
-from growtas.comparing import scheduler
 from growtas.errors import GrowtasError
+from growtas.jobs import Job, worker
+from growtas.training.log import RunLog
 
 SPACE = {
     "name": "small",
@@ -118,11 +120,10 @@ class Fork:
             time.sleep(0.002)
 
 
-def forked(job: scheduler.Job, threads: int) -> Fork:
-    """In place of ``scheduler._start``."""
+def forked(job: Job, threads: int) -> Fork:
+    """In place of ``runner._start``."""
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    main = importlib.import_module(job.module).main
-    return Fork(lambda: main([*job.arguments, "--guarded"]), job.output)
+    return Fork(lambda: worker.main(job.worker_arguments()), job.output)
 
 
 def children(process: Fork) -> list[int]:
@@ -136,6 +137,34 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def stopping_itself(folder: str) -> Iterator[None]:
+    """Processes forked in this block stop as by SIGSTOP after the third step of a run in such a folder.
+
+    From outside, so small a run could not be stopped before it is done, on a machine that is busy.
+    """
+    write = RunLog.write
+
+    def stop(self: RunLog, event: str, step: int, *rest: object, **values: object) -> None:
+        write(self, event, step, *rest, **values)
+        if event == "step" and step == 2 and folder in str(self.path):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "write", stop)
+        yield
+
+
+def stopped_child(process: Fork) -> int:
+    """The one child of a process, once it has stopped itself."""
+
+    def state(pid: int) -> str:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    process.wait_until(lambda: [state(pid) for pid in children(process)] == ["T"])
+    return children(process)[0]
 
 
 def pending(process: int, number: int) -> bool:

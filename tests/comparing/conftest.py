@@ -7,13 +7,14 @@ import torch
 from comparisons import SMALL, forked, space_file
 
 import growtas
-from growtas.comparing import figure, scheduler
+from growtas.comparing import figure
+from growtas.jobs import runner
 
 
 @pytest.fixture
 def fork_cells(monkeypatch):
     """Cells are forked instead of started anew: the same processes, without importing torch again."""
-    monkeypatch.setattr(scheduler, "_start", forked)
+    monkeypatch.setattr(runner, "_start", forked)
     monkeypatch.setattr(figure, "draw", lambda path, *shown: path)  # half a second; `made` is drawn
 
 
@@ -23,5 +24,5 @@ def made(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("compared")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler, "_start", forked)
+        patch.setattr(runner, "_start", forked)
         return growtas.compare(folder / "out", space_file(folder), **SMALL)

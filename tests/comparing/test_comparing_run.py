@@ -15,12 +15,13 @@ import pytest
 from comparisons import (
     SMALL,
     Fork,
-    children,
     fingerprints,
     pending,
     results,
     runs,
     space_file,
+    stopped_child,
+    stopping_itself,
     wait_for,
 )
 from matplotlib.figure import Figure
@@ -28,9 +29,10 @@ from scipy import stats
 
 import growtas
 from growtas import cli
-from growtas.comparing import driver, figure, scheduler
+from growtas.comparing import driver, figure
 from growtas.comparing.plan import MOST_FURTHER_RATES, RATE_SEED, Plan, read_plan
 from growtas.errors import UsageError
+from growtas.jobs import Runner, runner
 from growtas.searching import read_result
 from growtas.searching.evaluate import Evaluator
 from growtas.training import Run
@@ -171,7 +173,7 @@ def copied(made, tmp_path, fork_cells):
 
 
 def test_nothing_is_trained_again(made, copied, monkeypatch):
-    monkeypatch.setattr(scheduler, "_start", lambda *job: pytest.fail("a cell was started"))
+    monkeypatch.setattr(runner, "_start", lambda *job: pytest.fail("a cell was started"))
     before = fingerprints(copied)
     again = growtas.compare(copied, device="cpu")
     assert fingerprints(copied) == before
@@ -262,7 +264,7 @@ def test_an_unknown_time_is_left_out(copied):
     found = growtas.compare(copied, report_only=True)
     (row,) = [row for row in found.summary.times if str(row.spec) == "growtas"]
     assert (row.cpu.count, row.ratio.count, row.unknown) == (1, 1, 1)
-    assert "Left out: 1 cells of unknown time" in found.text
+    assert "killed and nobody knows its time: 1." in found.text
 
 
 # -- failures and interruptions --------------------------------------------------------------------------
@@ -293,9 +295,10 @@ def test_the_learning_rate_is_chosen_on_the_search_split(tmp_path, fork_cells):
     for each in chosen["tried"]:
         run = Run.open(plan.rate_path(each["lr"]))
         assert (run.config.method, run.config.seed, run.config.lr) == ("uniform", RATE_SEED, each["lr"])
-        evaluator = Evaluator(run.load_net(), run.splits().search)
-        groups = [[evaluator.top1(s) for s in plan.group_subnets(g)["random"]] for g in range(3)]
-        assert each["top1"] == pytest.approx(sum(sum(group) / len(group) for group in groups) / 3)
+    run = Run.open(plan.rate_path(chosen["lr"]))
+    evaluator = Evaluator(run.load_net(), run.splits().search)
+    groups = [[evaluator.top1(s) for s in plan.group_subnets(g)["random"]] for g in range(3)]
+    assert chosen["top1"] == pytest.approx(sum(sum(group) / len(group) for group in groups) / 3)
     cell = read(tmp_path / "out" / "cells" / "uniform" / "seed-0" / "cell.json")
     assert cell["run"]["lr"] == chosen["lr"] == plan.rate()
     assert f"Learning rate {chosen['lr']:g} for every method, chosen with uniform sampling" in found.text
@@ -314,15 +317,10 @@ def test_learning_rates_beyond_the_best_at_an_end(tmp_path, monkeypatch, peak, t
     plan = Plan(tmp_path, growtas.load_space("digits"), "digits", 1, "auto", {}, (), 1, 1, 1, {})
     reached = lambda plan, rates, *rest: {rate: -abs(math.log(rate / peak)) for rate in rates}  # noqa: E731
     monkeypatch.setattr(driver, "_try_rates", reached)
-    driver._choose_rate(plan, 1, 1, "cpu", "")
+    driver._choose_rate(plan, Runner(1, 1, "cpu", ""))
     chosen = read(tmp_path / "rate.json")
     assert [each["lr"] for each in chosen["tried"]] == pytest.approx(tried)
     assert plan.rate() == pytest.approx(min(peak, tried[-1]))
-
-
-def lines_of(path):
-    log = path / "log.jsonl"
-    return log.read_bytes().count(b'"event": "step"') if log.exists() else 0
 
 
 def compare_when_free(out, patience=120.0):
@@ -342,10 +340,9 @@ def test_stopped_in_the_middle(made, tmp_path, fork_cells, how):
     """While the second cell trains: it ends as if nothing had been, and what was finished is left alone."""
     out, space = tmp_path / "out", space_file(tmp_path)
     arguments = SMALL | {"jobs": 1, "seeds": 1, "methods": ["uniform", "growtas"]}
-    process = Fork(lambda: growtas.compare(out, space, **arguments) and 0, tmp_path / "output")
-    process.wait_until(lambda: lines_of(out / "cells" / "growtas" / "seed-0") >= 3)
-    (cell,) = children(process)
-    os.kill(cell, signal.SIGSTOP)  # or so small a cell is done before its parent has passed the signal on
+    with stopping_itself("cells/growtas/seed-0"):
+        process = Fork(lambda: growtas.compare(out, space, **arguments) and 0, tmp_path / "output")
+    cell = stopped_child(process)
     process.send_signal(signal.SIGINT if how == "interrupted" else signal.SIGKILL)
     if how == "interrupted":
         wait_for(lambda: pending(cell, signal.SIGINT))
@@ -367,11 +364,9 @@ def test_stopped_in_the_middle(made, tmp_path, fork_cells, how):
     assert row.unknown == (how == "everything killed")  # nobody knows how long the killed attempt took
 
 
-def test_a_cell_in_a_process_of_its_own(made, tmp_path):
-    """Not forked: started anew, as everywhere outside of these tests."""
-    given = TWO | {"methods": ["uniform"]}
+def test_a_method_alone_is_compared_with_nothing(made, tmp_path, fork_cells):
     assert cli.main(["compare", str(tmp_path / "none"), "--report-only"]) == 2
-    found = growtas.compare(tmp_path / "out", space_file(tmp_path), **given)
+    found = growtas.compare(tmp_path / "out", space_file(tmp_path), **TWO | {"methods": ["uniform"]})
     assert not found.failed
     wanted = results(made.path)["cells/uniform/seed-0/cell.json"]
     assert results(tmp_path / "out") == {"cells/uniform/seed-0/cell.json": wanted}
