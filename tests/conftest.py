@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
 import pytest
+from compiling import Server
 
 from growtas.ops import backend
 
@@ -60,6 +61,14 @@ def _no_records_of_the_users(tmp_path_factory):
     """What somebody tuned on this machine must not change what is tested."""
     os.environ["GROWTAS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     backend.changed()
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """Runs a script in a process where Triton compiles: ``compiled(script, *arguments, **environment)``."""
+    server = Server(tmp_path_factory.mktemp("compiled"))
+    yield server.run
+    server.close()
 
 
 @pytest.fixture(autouse=True)
