@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -85,5 +86,11 @@ def cpu_backend(request):
     """Each back end that runs on CPU tensors, in force for the test."""
     if request.param == "triton" and torch.cuda.is_available():
         pytest.skip("triton is compiled for the GPU in this process; its CPU interpreter is off")
-    with backend.use(request.param):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(backend.use(request.param))
+        if request.param == "triton":
+            from growtas.kernels import tiles
+
+            # The interpreter's time goes by operations, whatever their size; tests/kernels have small tiles.
+            stack.enter_context(tiles.constrained(rows=64, cols=128, depth=64))
         yield request.param

@@ -3,10 +3,11 @@
     python count_step_bytes.py triton|cublas    bytes and FLOPs of a step at batch 128, by kernel
 
 ``traced`` counts one block's launches in Triton's interpreter: bytes by sizes, and as touched. The whole step
-is a process of its own, because Triton decides at its import whether kernels are interpreted. It runs on meta tensors inside ``launch.recording``, as under bf16 autocast with shadows. Every launch of a
-Triton kernel counts the tensors that it was given, and of a shared weight the slice that its own sizes name;
-every tensor operation between them counts its inputs and outputs. Room for sums within a launch does not
-count: a few programs' worth, which stays in the caches.
+is a process of its own, because Triton decides at its import whether kernels are interpreted. It runs on meta
+tensors inside ``launch.recording``, as under bf16 autocast with shadows. Every launch of a Triton kernel
+counts the tensors that it was given, and of a shared weight the slice that its own sizes name; every tensor
+operation between them counts its inputs and outputs. Room for sums within a launch does not count: a few
+programs' worth, which stays in the caches.
 """
 
 from __future__ import annotations
