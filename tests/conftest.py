@@ -89,8 +89,9 @@ def cpu_backend(request):
     with contextlib.ExitStack() as stack:
         stack.enter_context(backend.use(request.param))
         if request.param == "triton":
-            from growtas.kernels import tiles
+            from growtas.kernels import relative_attention_tiles, tiles
 
             # The interpreter's time goes by operations, whatever their size; tests/kernels have small tiles.
             stack.enter_context(tiles.constrained(rows=64, cols=128, depth=64))
+            stack.enter_context(relative_attention_tiles.constrained(queries=32, keys=32, chunk=64))
         yield request.param
