@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -12,6 +13,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
 import pytest
+from compiling import Server
 
 from growtas.ops import dispatch
 
@@ -62,6 +64,14 @@ def _no_records_of_the_users(tmp_path_factory):
     dispatch.changed()
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """Runs a script in a process where Triton compiles: ``compiled(script, *arguments, **environment)``."""
+    server = Server(tmp_path_factory.mktemp("compiled"))
+    yield server.run
+    server.close()
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Two workers share two cores: one thread each, so that they do not fight."""
@@ -76,5 +86,13 @@ def cpu_backend(request):
     """Each back end that runs on CPU tensors, in force for the test."""
     if request.param == "triton" and torch.cuda.is_available():
         pytest.skip("triton is compiled for the GPU in this process; its CPU interpreter is off")
-    with dispatch.use(request.param):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dispatch.use(request.param))
+        if request.param == "triton":
+            from growtas.kernels.common import tiles
+            from growtas.kernels.relative_attention import tiles as attention_tiles
+
+            # The interpreter's time goes by operations, whatever their size; tests/kernels have small tiles.
+            stack.enter_context(tiles.constrained(rows=64, cols=128, depth=64))
+            stack.enter_context(attention_tiles.constrained(queries=32, keys=32, chunk=64))
         yield request.param

@@ -52,8 +52,9 @@ import building.modules as modules
 library = next(Path({str(ROOT / "growtas")!r}).glob("_cpu*.so"))
 notes = json.loads(library.with_name("_build_cpu.json").read_text())
 modules.build_cpu = lambda folder, suffix: (library, notes)
+modules.CUDA_SOURCES.remove("csrc/cuda_module.cpp")
 """
-"""Lets a build take the CPU module that is there, in place of compiling one."""
+"""Lets a build take the CPU module that is there, and compile of the CUDA module only what nvcc compiles."""
 
 COMPILED = ("-c", f"{REUSE}runpy.run_path('setup.py', run_name='__main__')")
 

@@ -21,7 +21,7 @@ def kept(folder: Path, name: str) -> Analysis:
         name: of the part, such as ``figure-1``.
     """
     data = json.loads((folder / NAME / f"{name}.json").read_text())
-    return parts.part(name).kind.from_json(json.dumps(data["analysis"]))
+    return parts.part(name).from_json(json.dumps(data["analysis"]))
 
 
 def findings(folder: Path) -> str:

@@ -1,13 +1,13 @@
 """Counts the bytes and the FLOPs of a training step of AutoFormer-T on a GPU, without one; prints JSON.
 
     python count_step_bytes.py triton|cublas    bytes and FLOPs of a step at batch 128, by kernel
-    python count_step_bytes.py traced           of one block's launches: bytes by sizes, and as touched
 
-A process of its own, because Triton decides at its import whether kernels are interpreted. The whole step
-runs on meta tensors inside ``launch.recording``, as under bf16 autocast with shadows. Every launch of a
-Triton kernel counts the tensors that it was given, and of a shared weight the slice that its own sizes name;
-every tensor operation between them counts its inputs and outputs. Room for sums within a launch does not
-count: a few programs' worth, which stays in the caches.
+``traced`` counts one block's launches in Triton's interpreter: bytes by sizes, and as touched. The whole step
+is a process of its own, because Triton decides at its import whether kernels are interpreted. It runs on meta
+tensors inside ``launch.recording``, as under bf16 autocast with shadows. Every launch of a Triton kernel
+counts the tensors that it was given, and of a shared weight the slice that its own sizes name; every tensor
+operation between them counts its inputs and outputs. Room for sums within a launch does not count: a few
+programs' worth, which stays in the caches.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 import sys
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -268,16 +269,21 @@ def traced() -> list[tuple[str, int, int]]:
             touched += element * len(np.unique(own // np.uint64(element)))
         found.append((name, sum(sizes(name, given).values()), touched))
 
-    builder.create_masked_load, builder.create_masked_store, launch.run = loaded, stored, run
     block = Block(256, 4, 1024, 64, 6, "interleaved")  # distances up to 6: all that a 7 x 7 grid has
     x = torch.randn(1, 50, SUBNET.embed_dim, requires_grad=True)
     layers = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
     made = shadow.Shadows([weight for layer in layers for weight in (layer.weight, layer.bias)])
     made.refresh(torch.float16)  # bfloat16 has no products in the interpreter
-    with dispatch.use("triton"), torch.autocast("cpu", torch.float16):
+    with (
+        patch.object(builder, "create_masked_load", loaded),
+        patch.object(builder, "create_masked_store", stored),
+        patch.object(launch, "run", run),
+        dispatch.use("triton"),
+        torch.autocast("cpu", torch.float16),
+    ):
         block(x, 4, SUBNET.hidden_dims[0], (7, 7)).sum().backward()
     return found
 
 
 if __name__ == "__main__":
-    print(json.dumps(traced() if sys.argv[1] == "traced" else count(sys.argv[1]).found))
+    print(json.dumps(count(sys.argv[1]).found))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +11,10 @@ DEPTH = 13
 
 
 @pytest.fixture(scope="module")
-def found() -> dict:
+def found(compiled) -> dict:
     """One measurement of T, in a process whose Triton kernels are not interpreted."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "GROWTAS_BACKEND")}
     script = Path(__file__).resolve().parents[2] / "benchmarks" / "host.py"
-    done = subprocess.run(
-        [sys.executable, script, "--spaces", "T", "--seconds", "0.01", "--json"],
-        capture_output=True, text=True, env=environment, timeout=300, check=False,
-    )  # fmt: skip
+    done = compiled(script, "--spaces", "T", "--seconds", "0.01", "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])[0]
 

@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
+import count_step_bytes
 import pytest
 from common import step_bytes, steps
 
 import growtas
+from growtas.kernels.common import launch
+from growtas.ops import dispatch
 
 SCRIPT = Path(__file__).with_name("count_step_bytes.py")
 
 
-def run(what: str, **environment: str) -> Any:
-    """What count_step_bytes.py prints, in a process of its own."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "GROWTAS_BACKEND")}
-    done = subprocess.run(
-        [sys.executable, SCRIPT, what], capture_output=True, text=True, env={**kept, **environment},
-        timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.parametrize("backend", step_bytes.BACKENDS)
-def test_the_model_agrees_with_what_each_kernel_is_given(backend):
+@pytest.mark.parametrize("preferred", step_bytes.BACKENDS)
+def test_the_model_agrees_with_what_each_kernel_is_given(preferred, compiled):
     """Launches, bytes and FLOPs of a step of T at batch 128, kernel by kernel."""
     space = growtas.load_space("autoformer-tiny")
-    model = step_bytes.step_bytes(space, steps.pick_subnet(space, "middle"), 128, backend)
-    counted = run(backend)
+    model = step_bytes.step_bytes(space, steps.pick_subnet(space, "middle"), 128, preferred)
+    done = compiled(SCRIPT, preferred)
+    assert done.returncode == 0, done.stderr
+    counted = json.loads(done.stdout.splitlines()[-1])
     whole = sum(moved for _, moved, _ in counted.values())
     assert whole > 1e10, "too little to be a whole step"
     for name, (launches, moved, flops) in counted.items():
@@ -46,10 +36,12 @@ def test_the_model_agrees_with_what_each_kernel_is_given(backend):
     assert sum(own.moved for own in model.values()) == pytest.approx(whole, rel=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(not dispatch.interpreted(), reason="needs Triton's interpreter, off where there is a GPU")
 def test_the_count_is_what_the_kernels_touch():
     """What a launch counts, and the addresses that it loads from and stores to, of a whole block."""
-    found = run("traced", TRITON_INTERPRET="1")
+    launch.forget()
+    found = count_step_bytes.traced()
+    launch.forget()
     assert len(found) >= 15, "too few to be a block"
     for name, counted, touched in found:
         assert counted == pytest.approx(touched, rel=0.01), name

@@ -61,7 +61,7 @@ def test_timm_loads_a_saved_model_in_a_fresh_process_both_ways(model, images, tm
     folder = export.save(model, tmp_path / "deep" / "best")
     assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
     torch.save(images, tmp_path / "images.pt")
-    subprocess.run([sys.executable, "-c", SCRIPT, str(folder), str(tmp_path)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", SCRIPT, str(folder), str(tmp_path)], check=True, timeout=600)
     logits = torch.load(tmp_path / "logits.pt", weights_only=True)
     with torch.inference_mode():
         expected = model(images)

@@ -1,16 +1,12 @@
 """The kernels as Triton compiles them, for GPUs that need not be there: resources, tensor cores, variants.
 
 A few variants are compiled here and now; the committed tables hold all of them, for two versions of Triton.
-Compiling happens in subprocesses without TRITON_INTERPRET: Triton decides once per process whether it
-interprets.
+Compiling happens in processes without TRITON_INTERPRET (tests/compiling.py).
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -53,20 +49,16 @@ ROW_KERNELS = {
 COPYING = {name for name in MATRIX_KERNELS if name.split(".")[0].split("_")[0] in ("linear", "qkv", "norm")}
 
 
-def _run(script: str, tmp_path: Path) -> dict:
-    """What a script prints as JSON, run in a process where Triton compiles."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path / "triton")
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+@pytest.fixture
+def run(compiled, tmp_path):
+    """Runs a script in a process where Triton compiles, and reads the JSON that it prints."""
+
+    def run(script: str) -> dict:
+        done = compiled(script, TRITON_CACHE_DIR=str(tmp_path / "triton"))
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
 
 
 MATMULS, COPIES, SERIALISED = "waits for every matmul", "waits for every copy", "is serialised"
@@ -183,9 +175,9 @@ PLAIN = (
 )
 
 
-def test_plain_gemms_overlap_products_and_copies(tmp_path):
+def test_plain_gemms_overlap_products_and_copies(run):
     """Compiled here and now for one block of S in bf16: the tables hold the rest."""
-    rows = _run(
+    rows = run(
         f"""
 import dataclasses, json
 from growtas import warmup
@@ -202,7 +194,6 @@ for capability, kernels in ((90, {PLAIN}), (80, {PLAIN[:1]})):
         rows.append(compile_ahead.compile_variant(variant, capability))
 print(json.dumps(rows))
 """,
-        tmp_path,
     )
     assert [row["kernel"] for row in rows] == [*PLAIN, PLAIN[0]]
     for row in rows:
@@ -299,9 +290,9 @@ BOUND = {
 }
 
 
-def test_1000_subnets_of_each_space_launch_a_bounded_set_of_variants(tmp_path):
+def test_1000_subnets_of_each_space_launch_a_bounded_set_of_variants(run):
     """Blocks of 3,000 random subnets at random batch sizes: few variants, all of them in the tables."""
-    found = _run(
+    found = run(
         """
 import json, random
 from collections import Counter
@@ -335,7 +326,6 @@ print(json.dumps({
     ],
 }))
 """,
-        tmp_path,
     )
     assert found["subnets"] == 3000 and found["signatures"] <= 12 + 27 + 18
     for name in TABLES:
@@ -349,9 +339,9 @@ print(json.dumps({
         assert count <= BOUND[kernel], f"{kernel} has {count} variants, more than {BOUND[kernel]}"
 
 
-def test_arbitrary_widths_do_not_add_variants_without_end(tmp_path):
+def test_arbitrary_widths_do_not_add_variants_without_end(run):
     """40 blocks of widths that no space has: one more class of alignment per width, and no more."""
-    found = _run(
+    found = run(
         """
 import json, random
 from collections import Counter
@@ -368,7 +358,6 @@ with launch.recording(90) as found, warmup._on_triton((90, None, None)):
         warmup.run_block(space, d, h, m, rng.randint(1, 512), torch.bfloat16, torch.float32)
 print(json.dumps(Counter(variant.kernel for variant in found.values())))
 """,
-        tmp_path,
     )
     # Rows padded to 16 ... 1024 x classes of alignment; tiles x classes of K x classes of N x forms.
     limits = {

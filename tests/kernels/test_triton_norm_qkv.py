@@ -27,8 +27,8 @@ from growtas.kernels.norm_qkv import norm_qkv_backward, norm_qkv_forward
 CASES = [
     pytest.param(2, 17, 216, 3, 64, 256, 4, "interleaved", id="T-216-3"),
     pytest.param(1, 13, 240, 4, 64, 256, 4, "published", id="T-240-4-shared-heads"),
-    pytest.param(1, 11, 384, 5, 64, 448, 7, "interleaved", id="S-384-5"),
-    pytest.param(1, 9, 624, 2, 64, 640, 10, "interleaved", id="B-624"),
+    pytest.param(1, 11, 384, 2, 64, 448, 7, "interleaved", id="S-384-2"),
+    pytest.param(1, 9, 624, 1, 64, 640, 10, "interleaved", id="B-624-1"),
     pytest.param(2, 17, 36, 2, 12, 48, 3, "published", id="digits"),
     pytest.param(3, 17, 48, 3, 16, 48, 3, "interleaved", id="shared-edge"),
     pytest.param(2, 5, 37, 1, 20, 41, 2, "interleaved", id="one-head-primes"),
@@ -39,6 +39,18 @@ if GPU:
         pytest.param(128, 197, 216, 3, 64, 256, 4, "interleaved", id="T-216-3-batch-128"),
         pytest.param(128, 197, 624, 9, 64, 640, 10, "interleaved", id="B-624-9-batch-128"),
     ]
+
+#: (stream, dtypes of activations and parameters). The interpreter takes seconds for a wide row, so there the
+#: two widest cases have every other form each.
+FORMS = [
+    (stream, form) for stream in ("fp32", "same") for form in DTYPES if stream == "fp32" or form.id != "fp32"
+]
+WIDE = ("S-384-2", "B-624-1")
+FORMED = [
+    pytest.param(*case.values, stream, *form.values, id=f"{case.id}-{stream}-{form.id}", marks=form.marks)
+    for case in CASES for number, (stream, form) in enumerate(FORMS)
+    if GPU or case.id not in WIDE or number % 2 == WIDE.index(case.id)
+]  # fmt: skip
 
 
 def _inputs(b, tokens, d, heads, e, d_max, heads_max, dtype, parameter_dtype, stream, device):
@@ -74,14 +86,12 @@ def _reference_backward(dqkv, x, mean, rstd, norm_weight, norm_bias, weight, bia
     return dx.view(x.shape), dnorm_weight, dnorm_bias, dweight, dbias
 
 
-@pytest.mark.parametrize("dtype, parameter_dtype", DTYPES)
-@pytest.mark.parametrize("stream", ["fp32", "same"])
-@pytest.mark.parametrize("b, tokens, d, heads, e, d_max, heads_max, layout", CASES)
+@pytest.mark.parametrize(
+    "b, tokens, d, heads, e, d_max, heads_max, layout, stream, dtype, parameter_dtype", FORMED
+)
 def test_matches_fp64(
     b, tokens, d, heads, e, d_max, heads_max, layout, stream, dtype, parameter_dtype, device
 ):
-    if stream == "same" and dtype is torch.float32:
-        pytest.skip("the same as fp32")
     inputs = _inputs(
         b, tokens, d, heads, e, d_max, heads_max, dtype, parameter_dtype,
         torch.float32 if stream == "fp32" else dtype, device,
@@ -146,7 +156,7 @@ def test_matches_fp64(
 def test_more_groups_of_parts_than_one(device):
     """Row tiles whose sums for LayerNorm's parameters are added in several groups, the last one shorter."""
     x, norm_weight, norm_bias, weight, bias, dqkv, residual = _inputs(
-        3, 300, 16, 1, 8, 20, 2, torch.float32, torch.float32, torch.float32, device
+        2, 200, 16, 1, 8, 20, 2, torch.float32, torch.float32, torch.float32, device
     )
     _, mean, rstd = norm_qkv_forward(
         x, norm_weight, norm_bias, 1e-5, weight, bias, 1, 8, "interleaved", torch.float32

@@ -47,7 +47,8 @@ def child(tmp_path):
     started = []
 
     def start(**settings):
-        started.append(Child(lambda: growtas.train(**settings), tmp_path / f"output-{len(started)}"))
+        output = tmp_path / f"output-{len(started)}"
+        started.append(Child(lambda: growtas.train(**settings), output, stops=True))
         return started[-1]
 
     yield start

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from growtas.errors import GrowtasError
 from growtas.space import SearchSpace
 from growtas.training import checkpoint
+from growtas.training.loop import Trainer
 
 SPACE = SearchSpace(
     "small",
@@ -80,15 +80,35 @@ def assert_same_result(first, second):
     assert records(first) == records(second)
 
 
+def _stop_often() -> None:
+    """Stop this process after every training step and around every write of a file."""
+
+    def stopping(function: Callable, before: bool) -> Callable:
+        def call(*arguments, **given):
+            if before:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            result = function(*arguments, **given)
+            if not before:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return result
+
+        return call
+
+    os.fsync, os.replace = stopping(os.fsync, True), stopping(os.replace, False)
+    Trainer._after_step = stopping(Trainer._after_step, False)
+
+
 class Child:
     """A process of its own, forked, that runs a function until it is killed.
 
     Args:
         work: what it does.
         output: file for what it prints.
+        stops: whether it stops after every training step and around every write of a file, until its parent
+            has looked: however busy the machine is, the parent sees each of these moments.
     """
 
-    def __init__(self, work: Callable[[], object], output: Path) -> None:
+    def __init__(self, work: Callable[[], object], output: Path, stops: bool = False) -> None:
         self.output = output
         self.pid = os.fork()
         if self.pid:
@@ -103,6 +123,8 @@ class Child:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             tqdm.set_lock(threading.RLock())  # its own is shared with the parent: a killed child may hold it
             torch.set_num_threads(1)
+            if stops:
+                _stop_often()
             work()
             status = 0
         except GrowtasError as error:
@@ -113,16 +135,16 @@ class Child:
         finally:
             os._exit(status)
 
-    def wait_until(self, ready: Callable[[], bool], limit: float = 120.0) -> None:
-        """Wait for a condition while the process runs."""
-        end = time.monotonic() + limit
-        while not ready():
-            ended, _ = os.waitpid(self.pid, os.WNOHANG)
-            if ended:
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Wait until a condition holds where the process stops; there it stays."""
+        while True:
+            _, status = os.waitpid(self.pid, os.WUNTRACED)
+            if not os.WIFSTOPPED(status):
                 self.pid = 0
-            assert self.pid, self.output.read_text()
-            assert time.monotonic() < end, "the training process did not get there"
-            time.sleep(0.0005)
+                raise AssertionError(f"the training process ended: {self.output.read_text()}")
+            if ready():
+                return
+            os.kill(self.pid, signal.SIGCONT)
 
     def kill(self, number: int = signal.SIGKILL) -> tuple[int, str]:
         """Send a signal to it and to the processes it started, as a terminal does, and wait for the end.
@@ -131,10 +153,12 @@ class Child:
             Exit status (minus a fatal signal) and output.
         """
         os.killpg(self.pid, number)
+        os.killpg(self.pid, signal.SIGCONT)
         return self.finish()
 
     def finish(self) -> tuple[int, str]:
         """Wait for the end. Returns: exit status (minus a fatal signal) and output."""
-        _, status = os.waitpid(self.pid, 0)
+        while os.WIFSTOPPED(status := os.waitpid(self.pid, os.WUNTRACED)[1]):
+            os.kill(self.pid, signal.SIGCONT)
         self.pid = 0
         return os.waitstatus_to_exitcode(status), self.output.read_text()

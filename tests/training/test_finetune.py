@@ -185,7 +185,7 @@ def steps_logged(folder):
 def test_sigkill_and_the_loss_of_the_first_run(plus, source, tmp_path, steps):
     lent, out = tmp_path / "source", tmp_path / "plus"
     shutil.copytree(source.path, lent)
-    process = Child(lambda: growtas.finetune(lent, out=out, **LIVELY), tmp_path / "output")
+    process = Child(lambda: growtas.finetune(lent, out=out, **LIVELY), tmp_path / "output", stops=True)
     process.wait_until(lambda: (out / "config.yaml").exists() and steps_logged(out) >= steps)
     assert process.kill()[0] == -signal.SIGKILL
     shutil.rmtree(lent)

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 from runs import SMALL, SPACE, assert_same_result, records, same
+from test_mobilenet_run import SPACE as CONVOLUTIONAL
 
 import growtas
 from growtas.errors import UsageError
@@ -52,7 +53,9 @@ def test_sigkill(child, tmp_path):
 def test_a_convolutional_run(tmp_path):
     short = {"epochs": 1, "batch_size": 512, "stages": 1, "eval_subnets": 0, "tensorboard": False}
     runs = [
-        growtas.train("digits-mobilenet", **short, interference_every=every, out=tmp_path / str(every))
+        growtas.train(
+            CONVOLUTIONAL, data="digits", **short, interference_every=every, out=tmp_path / str(every)
+        )
         for every in (0, 1)
     ]
     assert [record["step"] for record in measured(runs[1].path)] == [0, runs[1].steps]

@@ -20,6 +20,7 @@ from growtas.training.distributed import Ranks
 from growtas.training.loop import Trainer
 
 SPACES = {"vit": SPACE, "convolutional": CONVOLUTIONAL}
+SPLITS = {family: load_splits("digits", space) for family, space in SPACES.items()}
 OPTIONS = {"prenas": "images=2", "focusformer": "update_every=2,images=8,samples=2,uniform=0"}
 ONLY = {"prenas": ("vit",), "focusformer": ("vit",), "shrinking": ("convolutional",)}
 CASES = [(family, name) for name in method_names() for family in ONLY.get(name, tuple(SPACES))]
@@ -33,7 +34,7 @@ def trainer(tmp_path, family, method, **given) -> Trainer:
     config = TrainConfig(
         space.name, data="folder:/images", method=method, method_options=OPTIONS.get(method, ""), **given
     ).resolved(isinstance(space, MobileNetSpace))
-    splits = load_splits("digits", space)
+    splits = SPLITS[family]
     made = Trainer(Run(tmp_path, config, space, 10, 1, splits.summary(), {}), splits, CPU, Ranks())
     made.log = made.curves = None
     return made
@@ -41,7 +42,6 @@ def trainer(tmp_path, family, method, **given) -> Trainer:
 
 def train(made, until) -> list[torch.Tensor]:
     """The parameters after some steps, all of which must have counted."""
-    made.method.prepare(made.context)
     while made.progress.step < until:
         stage = made.method.begins_at(made.progress.step)
         if stage is not None:
@@ -61,13 +61,16 @@ def copied(made) -> dict:
 
 
 def assert_trains_and_resumes(make):
-    whole = train(make(), STEPS)
     first, second = make(), make()
     started = [parameter.detach().clone() for parameter in first.net.parameters()]
+    first.method.prepare(first.context)
     train(first, SAVED)
-    for name, state in copied(first).items():
+    saved = copied(first)
+    whole = train(first, STEPS)
+    for name, state in saved.items():
         getattr(second, name).load_state_dict(state)
     second.progress.step = SAVED
+    second.method.prepare(second.context)
     resumed = train(second, STEPS)
     assert all(torch.equal(one, other) for one, other in zip(whole, resumed, strict=True))
     assert all(weights.isfinite().all() for weights in whole)

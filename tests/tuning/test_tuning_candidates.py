@@ -134,7 +134,7 @@ def test_shadows_are_read_in_16_bits():
 # -- the parent ------------------------------------------------------------------------------------------
 
 
-def tuned(case: Case, tmp_path, patience: float = 60.0) -> records.Record:
+def tuned(case: Case, tmp_path, patience: float = 600.0) -> records.Record:
     """The record after racing one case in worker processes."""
     session = driver.Session(tmp_path / "record.json", CPU)
     session.race([case], {case: ["cpu"]}, 0.0, patience)
@@ -144,9 +144,9 @@ def tuned(case: Case, tmp_path, patience: float = 60.0) -> records.Record:
 @pytest.mark.parametrize(
     ("prefix", "kind", "reason", "patience"),
     [
-        ("crash", "crash", "its process crashed (SIGSEGV)", 60.0),
+        ("crash", "crash", "its process crashed (SIGSEGV)", 600.0),
         ("hang", "hang", "it did not answer within 1 s", 1.0),
-        ("wrong", "wrong", "against fp64", 60.0),
+        ("wrong", "wrong", "against fp64", 600.0),
     ],
 )
 def test_each_is_left_out_with_one_notice_and_its_reason_kept(
@@ -162,7 +162,7 @@ def test_each_is_left_out_with_one_notice_and_its_reason_kept(
 
 
 def test_after_a_crash_the_next_class_runs(norm):
-    child = Child("cpu", 60.0)
+    child = Child("cpu", 600.0)
     try:
         assert child.ask(request(norm, "fake_backends:crash"))["kind"] == "crash"
         assert "measurements" in child.ask(request(norm, "fake_backends:printing"))

@@ -235,13 +235,13 @@ def test_the_table_says_what_won_and_what_was_left_out():
 @pytest.mark.slow
 def test_a_real_tuning_survives_a_kill_and_auto_follows_it(cache):
     """Killed after its first class and started again; then another process chooses by the record."""
-    command = [sys.executable, "-m", "growtas", "tune", "digits", "--device", "cpu", "--seconds", "1"]
+    command = [sys.executable, "-m", "growtas", "tune", "digits", "--device", "cpu", "--seconds", "0.1"]
     path = records.path_of(records.key(CPU))
     one = {**os.environ, "OMP_NUM_THREADS": "1"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=one, **quiet)
     try:
-        for _ in range(1200):
+        for _ in range(6000):
             if path.exists() and records.read(path)["finished"]:
                 break
             assert process.poll() is None, "it ended before its first class"
@@ -250,7 +250,7 @@ def test_a_real_tuning_survives_a_kill_and_auto_follows_it(cache):
         process.send_signal(signal.SIGKILL)
         process.wait()
     first = records.read(path)["measurements"]
-    done = subprocess.run(command, env=one, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=one, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     whole = records.read(path)
     assert whole["measurements"][: len(first)] == first and len(whole["finished"]) > 1

@@ -284,10 +284,11 @@ def _digest(*parts: object) -> str:
 # -- digits ----------------------------------------------------------------------------------------------
 
 
+@functools.cache  # parsing scikit-learn's text file takes as long as a training step
 def _digit_images() -> tuple[Tensor, Tensor, list[int], list[int]]:
     """scikit-learn's (1797, 1, 8, 8) images in 0 to 1, their labels, and which are not and are for the test.
 
-    The test split, a fifth of each class, is the same for every seed.
+    The test split, a fifth of each class, is the same for every seed. None of it is to be written to.
     """
     from sklearn.datasets import load_digits
 

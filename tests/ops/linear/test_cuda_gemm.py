@@ -8,7 +8,7 @@ import pytest
 import torch
 from cuda_on_cpu import emulated
 from cuda_on_cpu.emulated import emulate
-from product_cases import BF16, FP16, FP32, NAN, Inputs, assert_accurate, check_linear, check_qkv
+from gemm_cases import BF16, FP16, FP32, NAN, Inputs, assert_accurate, check_linear, check_qkv
 
 import growtas
 from growtas.errors import GrowtasError, UsageError

@@ -13,7 +13,7 @@ import reference
 import torch
 from cuda_on_cpu import emulated
 from cuda_on_cpu.emulated import emulate
-from product_cases import BF16, FP16, FP32, NAN, Inputs
+from gemm_cases import BF16, FP16, FP32, NAN, Inputs
 
 from growtas.ops import dispatch
 from growtas.ops.mlp import cuda
