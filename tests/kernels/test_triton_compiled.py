@@ -160,7 +160,7 @@ def _check_row(row: dict) -> None:
     if row["kernel"] in COPYING and min(alignments) == 8:
         # wgmma takes tf32 operands in one orientation only; where a gradient needs the other, Triton 3.9
         # transposes on the way to shared memory, four bytes at a time.
-        transposed = hopper and precision == "tf32" and row["kernel"].endswith("_backward._weight")
+        transposed = hopper and precision == "tf32" and row["kernel"].endswith(".backward._weight")
         assert row["widest_load_bytes"] >= (4 if transposed else 16), (
             f"{what}: {row['widest_load_bytes']} bytes"
         )

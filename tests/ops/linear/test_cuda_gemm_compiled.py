@@ -1,4 +1,4 @@
-"""What the compiler made of the CUDA products and the MLP branch: no spills, tensor cores, async copies."""
+"""What the compiler made of the CUDA GEMMs and the MLP branch: no spills, tensor cores, async copies."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from growtas import native
 needs_build = pytest.mark.skipif(not native.status("cuda").ok, reason="growtas._cuda was not built")
 
 
-def products() -> list[dict]:
-    return [k for k in native.metadata("cuda")["kernels"] if k["kernel"].startswith("product_")]
+def gemms() -> list[dict]:
+    return [k for k in native.metadata("cuda")["kernels"] if k["kernel"].startswith("gemm_")]
 
 
 @needs_build
-def test_the_compiled_products_leave_room_and_spill_nothing():
+def test_the_compiled_gemms_leave_room_and_spill_nothing():
     """34 kernels per architecture: 7 pairs of types in two 16-bit dtypes and two tiles, and fp32's six."""
     archs = native.metadata("cuda")["archs"]
-    assert len({k["kernel"] for k in products()}) == 34 and len(products()) == 34 * len(archs)
-    for kernel in products():
+    assert len({k["kernel"] for k in gemms()}) == 34 and len(gemms()) == 34 * len(archs)
+    for kernel in gemms():
         assert kernel["spill_stores"] == kernel["spill_loads"] == kernel["stack"] == 0, kernel
         large = kernel["kernel"].rstrip(">()Product").endswith("128")
         assert kernel["registers"] * (256 if large else 3 * 128) <= 65536, kernel
@@ -51,10 +51,10 @@ def _sass(arch: str) -> str:
 
 @needs_build
 @pytest.mark.skipif(_cuobjdump() is None, reason="needs cuobjdump")
-def test_the_compiled_products_use_tensor_cores_and_asynchronous_copies():
+def test_the_compiled_gemms_use_tensor_cores_and_asynchronous_copies():
     """HMMA is mma.sync, LDSM ldmatrix, LDGSTS cp.async; exact fp32 has none but the last."""
     code = _sass(native.metadata("cuda")["archs"][-1])
-    bodies = [b for b in re.split(r"\n\s+Function : ", code) if "product_" in b.split("\n", 1)[0]]
+    bodies = [b for b in re.split(r"\n\s+Function : ", code) if "gemm_" in b.split("\n", 1)[0]]
     assert len(bodies) == 34
     for body in bodies:
         name, instructions = body.split("\n", 1)
