@@ -186,11 +186,13 @@ def _on_triton(target: Target, preferred: str = "triton") -> Iterator[None]:
     former = [(module, name, getattr(module, name)) for module, name, _ in replaced]
     for module, name, value in replaced:
         setattr(module, name, value)
+    dispatch.changed()  # it keeps what was chosen before
     try:
         yield
     finally:
         for module, name, value in former:
             setattr(module, name, value)
+        dispatch.changed()
 
 
 def signatures(space: SearchSpace) -> Iterator[tuple[int, int, int]]:
