@@ -10,7 +10,7 @@ attention   with relative position, beside torch's flash attention without it
 
 Every way is compared with fp64 first, on a small batch; one that is wrong or fails is reported and not
 timed, and costs no other. All ways of one job take turns. Where the time is over, what was measured is
-saved: jobs are taken in an order that mixes sizes. On a CPU the C++ and torch back ends run; a composition
+saved: jobs are taken in an order that mixes sizes. On a CPU the C++ and torch backends run; a composition
 of torch's takes for its parts what ``auto`` chooses. With --tiny Triton's interpreter runs there as well, to
 check this script's own logic.
 """

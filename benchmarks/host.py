@@ -1,4 +1,4 @@
-"""What the host does for a training step on a GPU, measured without one.
+"""Host time of a training step on a GPU, measured without one.
 
     python benchmarks/host.py [--spaces T,S,B] [--seconds 0.5] [--json]
 
@@ -210,7 +210,7 @@ def _quickest(work: Callable[[], Any], seconds: float, calls: int = 20) -> float
 
 
 def counts(step: Step, long_way: list[str]) -> dict[str, Any]:
-    """What one warm step calls: launches by kernel, allocations, and what must not be in it."""
+    """Count the calls of one warm step: launches by kernel, allocations, and what must not be in it."""
     calls: collections.Counter[str] = collections.Counter()
 
     def note(frame: Any, event: str, argument: Any) -> None:

@@ -1,6 +1,6 @@
 """pytest-benchmark cases of the operations: ``pytest benchmarks --benchmark-only``.
 
-One group per operation, pass and width; in it torch's dense layer and every back end that runs here. The
+One group per operation, pass and width; in it torch's dense layer and every backend that runs here. The
 paired comparisons are in slice_matmul.py and each_kernel.py; these serve to follow one kernel over commits
 (``--benchmark-autosave``, ``--benchmark-compare``).
 """

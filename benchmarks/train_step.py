@@ -48,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--batch", help="images; several separated by commas (8 on a CPU, 128,512 on a GPU)")
     add("--threads", type=int, default=min(2, environment.processors()), help="CPU threads of torch")
     add("--ways", help=f"of {', '.join(WAYS)} (without compiled; on a GPU all)")
-    add("--backend", default="auto", help="growtas' back end: auto, torch, cpu, triton or cuda")
+    add("--backend", default="auto", help="growtas' backend: auto, torch, cpu, triton or cuda")
     add("--rounds", type=int, default=31, help="turns per way, at most")
     add("--seconds", type=float, default=40.0, help="of timing per case, about")
     add("--deadline", type=float, default=float("inf"), help="seconds after which no further case begins")
@@ -96,7 +96,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
-    """What is measured: all subnets at the first batch, then at the next."""
+    """The measurements to make: all subnets at the first batch, then at the next."""
     found = []
     for batch in options.batch:
         for space in options.spaces:

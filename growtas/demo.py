@@ -25,7 +25,7 @@ RUN, MODEL, PICTURE = "run", "best", "demo.png"
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo made.
+    """The results of the demo.
 
     Args:
         found: the search.

@@ -1,4 +1,4 @@
-"""What is installed, which backends run here, and how to get the others: ``growtas doctor``."""
+"""Report the installation, the backends that run here, and how to get the others: ``growtas doctor``."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def collect() -> dict[str, Any]:
 
 
 def complaints(facts: dict[str, Any], require: Sequence[str] = ()) -> list[str]:
-    """What was asked for and is not there.
+    """List requests that cannot be met.
 
     Args:
         facts: of :func:`collect`.

@@ -30,7 +30,7 @@ class Status(NamedTuple):
 
 
 def metadata(kind: str) -> dict[str, Any]:
-    """What was written beside a native module when it was built.
+    """Read the notes that the build wrote beside a native module.
 
     Args:
         kind: "cpu" or "cuda".

@@ -100,7 +100,7 @@ Target = tuple[int, int | None, int | None]
 
 
 def _targets(arch: Sequence[int]) -> list[Target]:
-    """What to compile for: the architectures asked for, or the GPU that is there."""
+    """The targets to compile for: the architectures asked for, or the GPU that is there."""
     try:
         from growtas.kernels.common import launch
     except ImportError as error:

@@ -54,7 +54,7 @@ if dispatch.interpreted():
     _quicken_interpreter()
 
 CPU_BACKENDS = ("torch", "cpu", "triton")
-"""The back ends that can run on CPU tensors; triton through its interpreter."""
+"""The backends that can run on CPU tensors; triton through its interpreter."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -83,7 +83,7 @@ def _one_thread():
 
 @pytest.fixture(params=CPU_BACKENDS)
 def cpu_backend(request):
-    """Each back end that runs on CPU tensors, in force for the test."""
+    """Each backend that runs on CPU tensors, in force for the test."""
     if request.param == "triton" and torch.cuda.is_available():
         pytest.skip("triton is compiled for the GPU in this process; its CPU interpreter is off")
     with contextlib.ExitStack() as stack:

@@ -1,1 +1,1 @@
-"""What the benchmarks share: paired timing, the roofline, the machine, tables, the products measured."""
+"""Shared parts of the benchmarks: paired timing, the roofline, the machine, tables, the products measured."""

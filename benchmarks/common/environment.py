@@ -120,7 +120,7 @@ def growtas_version() -> str:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """What a reader of a result has to know to believe it or to repeat it."""
+    """The machine, versions and commit that a reader of a result needs to repeat it."""
     machine: dict[str, Any] = {
         "device": device_name(device),
         "cpu": cpu_name(),

@@ -88,7 +88,7 @@ def _same(make: Callable, i: Inputs) -> Call:
 
 
 def build(layer: Layer, op: str, backend: str, i: Inputs) -> Call:
-    """The call of one back end, as ``fused_work(layer, op).ways`` has them."""
+    """The call of one backend, as ``fused_work(layer, op).ways`` has them."""
     return _BUILDERS[op][0](layer, backend, i)
 
 

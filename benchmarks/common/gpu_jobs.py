@@ -346,7 +346,7 @@ def step_time(
 
 
 def step_check(context: Context, space: str) -> None:
-    """Whole steps of growtas on each back end against the published way, on few images."""
+    """Whole steps of growtas on each backend against the published way, on few images."""
     batch = 2 if context.tiny else 8
     for way in ("growtas triton", "growtas cublas", "growtas torch", "growtas auto"):
         case = gpu_steps.case(context, space, batch, "middle")

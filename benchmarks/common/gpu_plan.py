@@ -155,7 +155,7 @@ def compiled() -> tuple[str, ...]:
 
 
 def smoke(backend: str, by: float = 200.0) -> list[Job]:
-    """Every kernel of a back end against fp64 and for equal bits, each in a process of its own."""
+    """Every kernel of a backend against fp64 and for equal bits, each in a process of its own."""
     cuda, triton = backend == "cuda", {**OPS, "products": CUDA_OPS["products"]}
     names = {"cuda": CUDA_OPS, "cublas": CUBLAS_OPS, "triton": triton}[backend]
     needs = ("ceilings",) if cuda else ("ceilings", *compiled())

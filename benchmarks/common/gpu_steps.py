@@ -156,7 +156,7 @@ def about(case: Case, way: str) -> dict[str, Any]:
 
 
 def backend(context: Any, way: str) -> Any:
-    """The back end that a way names: ``growtas triton``; none for the others.
+    """The backend that a way names: ``growtas triton``; none for the others.
 
     A rehearsal takes torch for all: whole steps in Triton's interpreter take minutes.
     """
@@ -166,7 +166,7 @@ def backend(context: Any, way: str) -> Any:
 
 
 def rival(context: Any, case: Case, way: str) -> Rival:
-    """A network in training mode; growtas' back end stays in force for the rest of the process."""
+    """A network in training mode; growtas' backend stays in force for the rest of the process."""
     backend(context, way)
     name = way.split()[0]
     found = steps.rivals(case, (name,))[name]

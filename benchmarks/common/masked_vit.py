@@ -23,7 +23,7 @@ Masks = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def masks_of(subnet: Subnet, dims: ViTDims, device: torch.device) -> Masks:
-    """What a subnet uses of the largest network, as ones among zeros.
+    """The part that a subnet uses of the largest network, as ones among zeros.
 
     Args:
         subnet: the architecture.

@@ -184,5 +184,5 @@ def _flash_backward(i: Inputs) -> Call:
 
 
 def build(direction: str) -> Callable:
-    """What makes the call of one back end in one pass: ``make(layer, backend, inputs)``."""
+    """Return the maker of the call of one backend in one pass: ``make(layer, backend, inputs)``."""
     return _attention if direction == "forward" else _attention_backward

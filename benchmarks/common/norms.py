@@ -1,4 +1,4 @@
-"""Partial LayerNorm as rival ways: growtas' back ends, and torch's own layer of the sliced width."""
+"""Partial LayerNorm as rival ways: growtas' backends, and torch's own layer of the sliced width."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Norm:
 
 
 def names(device: torch.device) -> list[str]:
-    """torch's layer, and growtas with each back end that runs on the device."""
+    """torch's layer, and growtas with each backend that runs on the device."""
     kinds = {"cpu": ("torch", "cpu"), "cuda": ("torch", "triton", "cuda")}[device.type]
     return [LAYER, *(f"growtas {name}" for name in kinds if dispatch.available(name).ok)]
 

@@ -86,7 +86,7 @@ def summary(records: Sequence[Record], markdown: bool = False) -> str:
 
 
 def describe(head: Record) -> str:
-    """What was measured where, in a few lines."""
+    """The measurements and their machine, in a few lines."""
     machine, versions, settings, ceiling = (head[k] for k in ("machine", "versions", "settings", "roofline"))
     lines = [
         f"{machine['device']}, CPU threads: {machine['threads']}, torch {versions['torch']}, "

@@ -175,7 +175,7 @@ class _then:
 
 
 def timed(call: Call) -> Call:
-    """What of a call is timed: without the work that only makes its result comparable."""
+    """The timed part of a call: without the work that only makes its result comparable."""
     return call.run if isinstance(call, _then) else call
 
 

@@ -1,4 +1,4 @@
-"""What published supernet code does on every step, in our own words: the baseline of the benchmarks.
+"""The steps of published supernet code, in our own words: the baseline of the benchmarks.
 
 AutoFormer's layers cut the sampled slice out of the shared parameter with indexing and hand it to torch's
 functional calls. Autograd then runs every cut backwards: each writes a gradient of the parameter's full size,

@@ -10,7 +10,7 @@ from common import timing
 
 
 class Roofline(NamedTuple):
-    """What the device did at best.
+    """The best rates measured on the device.
 
     Args:
         bandwidth: bytes read and written per second, of a copy far larger than the caches.

@@ -24,7 +24,7 @@ def sizes(space: growtas.SearchSpace) -> dict[str, int]:
 
 
 def points(folder: Path) -> dict[str, dict[str, list[tuple[float, list[float]]]]]:
-    """What is drawn: per method, ``fixed`` and ``found`` subnets as parameters and top-1 of each seed.
+    """The points to draw: per method, ``fixed`` and ``found`` subnets as parameters and top-1 of each seed.
 
     Args:
         folder: of all results.

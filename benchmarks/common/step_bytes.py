@@ -48,7 +48,7 @@ Step = dict[str, Launches]
 
 
 def step_bytes(space: SearchSpace, subnet: Subnet, batch: int, backend: str, classes: int = 1000) -> Step:
-    """What a training step launches.
+    """The launches of a training step.
 
     Args:
         space, subnet: which network; up to 256 wide, as the fused kernels are.
@@ -162,7 +162,7 @@ class _Model:
             yield "add", self.x16 + 2 * self.x32, 0
 
     def places(self) -> int:
-        """What the kernels read of a grid: which place a token has, and the way to table space and back."""
+        """Bytes that kernels read of a grid: which place a token has, and the way to table space and back."""
         padded = -(-self.tokens // PADDED) * PADDED
         return padded * 2 * SIDE * (HALF + FULL) + padded * 4 * SIDE * FULL
 

@@ -106,7 +106,7 @@ def profile_note(profile: Record) -> str:
 
 
 def describe(head: Record) -> str:
-    """What was measured where, in a few lines."""
+    """The measurements and their machine, in a few lines."""
     machine, versions, settings = head["machine"], head["versions"], head["settings"]
     methods = ", ".join(settings["methods"]) or "nothing"
     lines = [

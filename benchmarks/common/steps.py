@@ -293,7 +293,7 @@ def check(case: Case, found: dict[str, Rival]) -> dict[str, float]:
 
 
 def costs(case: Case, rival: Rival) -> dict[str, Any]:
-    """What a rival keeps for its backward pass, per image, and how many operations its step runs."""
+    """The bytes a rival keeps for its backward pass, per image, and how many operations its step runs."""
     rival.net.train()
     saved = counting.saved_bytes(rival.loss, [rival.net])
     if case.device.type == "cuda":

@@ -3,7 +3,7 @@
     published     slice and concatenate under autograd (common/published.py)
     views         torch's product on strided views of the shared weight; gradients of the slice's size only
     dense         torch's product with a contiguous weight of the sliced size: the limit
-    growtas NAME  growtas.ops with the back end NAME, full-size gradients
+    growtas NAME  growtas.ops with the backend NAME, full-size gradients
 
 ``views`` and ``dense`` get their weights in the compute dtype and leave q, k and v as the product writes
 them: they are limits, not ways to train a supernet. growtas splits the heads into contiguous memory.
@@ -161,7 +161,7 @@ LIMITS = {"published": _published, "views": _views, "dense": _dense}
 
 
 def names(device: torch.device) -> list[str]:
-    """The ways that run on a device: the three to compare with, and growtas with each back end there.
+    """The ways that run on a device: the three to compare with, and growtas with each backend there.
 
     Args:
         device: the device. Triton's interpreter does not count: it checks kernels, it does not run them.
@@ -176,7 +176,7 @@ def names(device: torch.device) -> list[str]:
 
 
 def short(name: str) -> str:
-    """The back end of one of growtas' ways: ``growtas torch`` is ``torch``."""
+    """The backend of one of growtas' ways: ``growtas torch`` is ``torch``."""
     return name.removeprefix("growtas ")
 
 
@@ -193,7 +193,7 @@ def build(name: str, product: Product, inputs: Inputs) -> Way:
 
 @contextlib.contextmanager
 def active(name: str, op: str, width: int, device: torch.device, dtype: torch.dtype):
-    """Within it, growtas uses the back end of a way; the choice is made already when work begins.
+    """Within it, growtas uses the backend of a way; the choice is made already when work begins.
 
     Args:
         name: of the way.

@@ -49,7 +49,7 @@ def block_axis(axes: Axes, labels: Sequence[str]) -> None:
 
 @torch.no_grad()
 def block_outputs(net: AnySupernet, images: Tensor, subnet: AnySubnet) -> dict[str, Tensor]:
-    """What every block of a subnet answers.
+    """The outputs of every block of a subnet.
 
     Args:
         net: the supernet, in evaluation mode.

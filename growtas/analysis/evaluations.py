@@ -62,7 +62,7 @@ def top1_of(
 
 
 def _read(log: Path | None, key: str) -> dict[str, float]:
-    """What the log holds for these weights; a line that a killed process left unfinished is passed over."""
+    """Read the log's results for these weights; an unfinished line of a killed process is passed over."""
     if log is None or not log.exists():
         return {}
     found = {}

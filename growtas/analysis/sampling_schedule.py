@@ -227,7 +227,7 @@ def _method_of(run: Run, stages: int) -> Method:
 
 
 def _drawn(run: Run, method: Method, name: str) -> Counter:
-    """What a method draws at every step of a run, by stage and group."""
+    """The draws of a method at every step of a run, by stage and group."""
     count, counts = run.config.subnets_per_step, Counter()
     for step in track(range(run.steps), f"draw {name}", "step"):
         stage = method.stage_of(step)

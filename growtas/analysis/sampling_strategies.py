@@ -311,7 +311,7 @@ def _overview(run: Run, draws: Sequence[_Draw], middle: float) -> tuple:
 
 
 def _meant(method: str) -> str:
-    """What a method means to sample, in few words."""
+    """Describe the sampling that a method intends, in few words."""
     if method in INTENDED:
         return INTENDED[method]
     from growtas.methods import method_names
@@ -323,7 +323,7 @@ def _meant(method: str) -> str:
 
 
 def _of_method(found: SamplingStrategies, name: str, draws: int, different: int) -> str:
-    """What one method drew: how many, of which groups and when, and which if they are few."""
+    """Summarise the draws of one method: how many, of which groups and when, and which if they are few."""
     facts, groups = found.facts, found.tables["groups"].where(method=name)
     text = f"{name} drew {draws:,} times, {different:,} different subnets"
     stages = [list(rows) for _, rows in itertools.groupby(groups.rows, key=lambda row: row[1])]

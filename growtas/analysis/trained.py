@@ -119,7 +119,7 @@ class Trained:
         return str(subnet), self.group(subnet), params
 
     def facts(self, seed: int, drawn: list[AnySubnet]) -> dict[str, Any]:
-        """What is said besides the numbers."""
+        """The text besides the numbers."""
         space = self.run.space
         return {
             "space": space.name,

@@ -154,7 +154,7 @@ def _compare(
 def _normalisation(
     mean: Sequence[float] | None, std: Sequence[float] | None, channels: int, known: dict[str, Any]
 ) -> dict[str, tuple[float, ...]]:
-    """What is given; else what is known; else timm's default for colour images and none for others."""
+    """The given value; else the known one; else timm's default for colour images and none for others."""
     values = {}
     for name, given, nothing in (("mean", mean, 0.0), ("std", std, 1.0)):
         if given is not None:

@@ -68,7 +68,7 @@ def save(
 
 
 def config(model: Model, license: str | None = None) -> dict[str, Any]:
-    """What config.json holds: timm's fields, and under ``growtas`` what the subnet is and costs."""
+    """The content of config.json: timm's fields, and under ``growtas`` what the subnet is and costs."""
     cfg = {
         k: v
         for k, v in model.pretrained_cfg.items()

@@ -85,7 +85,7 @@ def check_counts(given: Mapping[str, Any], least: Mapping[str, int]) -> None:
 
 
 def space_and_data(space: str | Path | Space | None, data: str | None) -> tuple[Space, str]:
-    """What is given, the one that is called like the other, or the digits."""
+    """The given one, the one named like the other, or the digits."""
     if space is None:
         space = data = data or "digits"
         if data not in preset_names():

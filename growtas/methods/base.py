@@ -1,4 +1,4 @@
-"""What a training method is: which subnets a step trains, and what happens when a stage begins.
+"""Base class of training methods: the subnets of a step, and the start of a stage.
 
 A method is one file in this folder that holds one registered class; the training loop asks nothing else:
 
@@ -98,7 +98,7 @@ class MethodSettings:
 
 @dataclass
 class TrainingContext:
-    """What the loop hands to a method.
+    """The context that the loop hands to a method.
 
     Args:
         net: the supernet, on ``device``, in training mode.
@@ -222,7 +222,7 @@ class Method(ABC):
     # -- state -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold for the method: tensors and plain values; nothing by default."""
+        """The method's state for a checkpoint: tensors and plain values; nothing by default."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

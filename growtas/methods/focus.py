@@ -111,7 +111,7 @@ class FocusFormer(Method):
         self.uniform_steps = round(options.uniform * settings.epochs * settings.steps_per_epoch)
 
     def cost(self, subnet: Subnet) -> int:
-        """What a subnet takes of a budget."""
+        """The share of a budget that a subnet takes."""
         return COSTS[self.options.cost](subnet, self.space, self.settings.num_classes)
 
     def sample(self, step: int, rng: random.Random) -> Subnet:

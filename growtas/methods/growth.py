@@ -108,7 +108,7 @@ class Growth(Method):
         return None if found.cosine is None else 1 - found.cosine
 
     def state_dict(self) -> dict[str, Any]:
-        """What a rule has seen and opened; nothing where the epochs are fixed."""
+        """The state of the rule: what it has seen and opened; nothing where the epochs are fixed."""
         return {} if self.adaptive is None else self.adaptive.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -188,7 +188,7 @@ def _sums(
     gradients: Sequence[Mapping[str, Tensor]],
     layers: Sequence[str],
 ) -> Tensor:
-    """What the cosines are made of.
+    """Compute the products and norms that cosines are made of.
 
     Returns:
         (2, layers, n, n) in double precision for n subnets: the dot products of gradients i and j, and the

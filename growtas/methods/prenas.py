@@ -33,7 +33,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class PreNASOptions:
-    """What ``method_options`` may set.
+    """Options of the method, set by ``method_options``.
 
     Args:
         bins: ``5e6-12e6/1e6`` (low, high and step in parameters), or a number of equal bins; the published
@@ -134,7 +134,7 @@ class PreNAS(Method):
         }
 
     def _images(self, training: TrainingContext) -> tuple[Tensor, Tensor | None]:
-        """What is scored, and the labels where there are any; the same on every rank."""
+        """The images to score, and their labels where there are any; the same on every rank."""
         count = self.options.images
         if self.options.data == "train":
             return training.draw_images("train", count, "prenas")

@@ -185,13 +185,13 @@ class _Saliency:
         return found
 
     def heads_rank(self, layer: int) -> dict[int, float]:
-        """What each choice of heads adds to the one below it: its rows of qkv, at the largest embed_dim."""
+        """The score each choice of heads adds to the one below: its rows of qkv, at the largest width."""
         name = f"blocks.{layer}.attn.qkv.weight"
         steps = zip(self.space.num_heads[1:], self.qkv_rows, self.qkv_rows[1:], strict=False)
         return {heads: self._share(name, 0, slice(low, high)) for heads, low, high in steps}
 
     def ratio_rank(self, layer: int) -> dict[float, float]:
-        """What each ratio adds to the one below it: rows of fc1, columns of fc2, at the largest embed_dim."""
+        """The score each ratio adds to the one below: rows of fc1, columns of fc2, at the largest width."""
         block, widest, ratios = f"blocks.{layer}.", self.dims[-1], self.space.mlp_ratio
         found = {}
         for below, ratio in zip(ratios, ratios[1:], strict=False):

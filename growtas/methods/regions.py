@@ -66,7 +66,7 @@ def _covering(space: SearchSpace, group: int) -> Iterator[Subnet]:
 
 
 def new_region(net: VisionTransformer, before: Sequence[int], after: Sequence[int]) -> dict[str, Tensor]:
-    """What the groups ``after`` use and the groups ``before`` do not.
+    """The weights that the groups ``after`` use and the groups ``before`` do not.
 
     For AutoFormer-T at its first transition, groups 0 and 1 to all three: embed channels 216 to 240 of every
     tensor that has them, and MLP hidden channels 864 to 960.

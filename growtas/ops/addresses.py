@@ -18,7 +18,7 @@ Triple = tuple[int, int, int]
 
 
 class Epilogue(IntEnum):
-    """What a GEMM does to its fp32 sums, by the numbers of csrc."""
+    """The epilogue of a GEMM, applied to its fp32 sums; the numbers are those of csrc."""
 
     PLAIN = 0
     GELU = 1

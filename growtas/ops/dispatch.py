@@ -89,7 +89,7 @@ OPERATIONS: dict[str, Operation] = {}
 """By the names that tuning records have; filled as the operations' folders are imported."""
 
 COMPANIONS = {"cublas": "triton"}
-"""What runs the operations that a backend asked for lacks, where it is not torch: no GEMM, so no cuBLAS."""
+"""The backend of operations that the requested one lacks, where it is not torch: no GEMM, so no cuBLAS."""
 
 _DTYPES = {
     "cpu": (torch.float32, torch.bfloat16, torch.float16),
@@ -132,7 +132,7 @@ def requested() -> str:
 
 
 class _Use:
-    """What :func:`use` returns: already in force; as a context manager it restores the former request."""
+    """The result of :func:`use`: already in force; as a context manager it restores the former request."""
 
     def __init__(self, former: str) -> None:
         self._former = former

@@ -216,7 +216,7 @@ def _log_path(run: Any, out: str | os.PathLike | None) -> Path:
 
 
 def _notes(device: Any) -> dict[str, Any]:
-    """What the header records beside the search's identity; it may change when a search is resumed."""
+    """Fields of the header beside the search's identity; they may change when a search is resumed."""
     import torch
 
     versions = {"growtas": __version__, "torch": torch.__version__, "python": platform.python_version()}

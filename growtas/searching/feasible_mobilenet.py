@@ -69,8 +69,8 @@ class MobileNetFeasibleSet(FeasibleSet):
         return params, macs
 
     def _all_steps(self) -> dict[tuple[int, ...], Cost]:
-        """What (stage, depth) adds to the smallest subnet, and (place, kernel, expand) to one that is deep
-        enough there; measured by asking growtas.cost about single changes."""
+        """The cost that (stage, depth) adds to the smallest subnet, and (place, kernel, expand) to one
+        that is deep enough there; measured by asking growtas.cost about single changes."""
         space, exact, steps = self.space, self._exact_cost, {}
 
         def added(changed: MobileNetSubnet, to: MobileNetSubnet) -> Cost:

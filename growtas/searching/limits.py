@@ -17,7 +17,7 @@ Cost = tuple[int, int]  # parameters, MACs
 
 @dataclass(frozen=True)
 class Limits:
-    """What a subnet may cost; None means no limit.
+    """Upper bounds on the cost of a subnet; None means no limit.
 
     Args:
         max_params: most parameters of the extracted model.

@@ -1,4 +1,4 @@
-"""What a search found. No torch."""
+"""The result of a search. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the spaces and subnets of every family share: their form as plain values. No torch."""
+"""Conversion to plain values that spaces and subnets of all families share. No torch."""
 
 from __future__ import annotations
 

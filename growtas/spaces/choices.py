@@ -1,4 +1,4 @@
-"""What the search spaces of every family share: checks of choices and of groups, as sentences. No torch."""
+"""Checks of choices and of groups that all families of search spaces share, as sentences. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the fields of a MobileNetV3 space must be, as sentences. No torch."""
+"""Checks of the fields of a MobileNetV3 space, as sentences. No torch."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def batch_statistics(net: AnySupernet) -> Iterator[None]:
 def calibration(
     net: AnySupernet, split: Dataset, amp: str = "none", workers: int = 0
 ) -> Callable[[AnySubnet], None] | None:
-    """What prepares a supernet for the evaluation of a subnet.
+    """Build the function that prepares a supernet for the evaluation of a subnet.
 
     Args:
         net: the supernet, on its device.

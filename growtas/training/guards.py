@@ -1,4 +1,4 @@
-"""What a run owes the process it lives in: signals and random generators, taken over and given back."""
+"""Save and restore the signal handlers and random generators of the process that a run lives in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a subnet is trained for: the labels, mixed or not, and where there is one, a teacher."""
+"""The objective of a subnet: the labels, mixed or not, and where there is one, a teacher."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Objective:
 
 
 def create_mixup(run: Run) -> Mixup | None:
-    """What mixes the images of a batch and their labels; None where the run mixes none."""
+    """Build the mixing of a batch's images and labels; None where the run mixes none."""
     config = run.config
     if not config.mixup and not config.cutmix:
         return None

@@ -72,7 +72,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 # The rate is the best of 1.5e-3 to 2.4e-2 for uniform sampling, on the search split.
 RECIPES["glyphs"] = RECIPES["digits"] | {"batch_size": 64, "epochs": 40, "lr": 1.2e-2}
-"""What replaces the published recipe for data that is named here."""
+"""Settings that replace the published recipe for the data named here."""
 
 AUTOFORMER: dict[str, Any] = {
     **PUBLISHED,

@@ -146,7 +146,7 @@ class Run:
         atomic.write_text(self.path / CONFIG_NAME, text)
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to belong to this run."""
+        """The fields that a checkpoint must agree with to belong to this run."""
         settings = self.config.to_dict()
         for name in ("out", "data", "download", "initial", *RUNTIME):  # folders may have moved
             settings.pop(name)
@@ -237,7 +237,7 @@ def yaml_line(key: str, value: Any) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What the result of a run may depend on besides its settings."""
+    """The versions that the result of a run may depend on besides its settings."""
     import numpy
     import timm
     import torch

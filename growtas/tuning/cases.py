@@ -67,7 +67,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Case:
-    """What one choice is decided by.
+    """The jobs that decide one choice.
 
     Args:
         op: key of growtas.ops.dispatch.OPERATIONS.

@@ -25,7 +25,7 @@ Way = Callable[[], AbstractContextManager]
 
 
 def cache_bytes(device: torch.device) -> int:
-    """What inputs have to exceed together, so that none is in the cache when its turn comes."""
+    """The bytes that inputs must exceed together, so that none is in the cache when its turn comes."""
     if device.type != "cuda":
         return 32 * 2**20
     return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 50 * 2**20)

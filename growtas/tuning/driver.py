@@ -94,7 +94,7 @@ def tune(
 def plan(
     space: SearchSpace | str, device: str, dtype: Sequence[str], batch: int | None
 ) -> tuple[SearchSpace, torch.device, list[Case]]:
-    """What is to be raced, and where; as of :func:`tune`."""
+    """The space, the device and the cases to race; arguments as of :func:`tune`."""
     found = load_space(space)
     if not isinstance(found, SearchSpace):
         raise UsageError(f"Space {found.name!r} runs on torch's convolutions: there is nothing to tune.")

@@ -26,7 +26,7 @@ def version() -> tuple[str, tuple[int, int]] | None:
 
 
 def notice(capabilities: list[str]) -> str:
-    """What to do about an old ptxas; empty where nothing need be done.
+    """Advise on an old ptxas; empty where nothing need be done.
 
     Args:
         capabilities: compute capabilities of the GPUs that are there, such as ``9.0``.

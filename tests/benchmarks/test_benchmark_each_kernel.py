@@ -136,7 +136,7 @@ def test_an_error_costs_one_job_only(tmp_path, monkeypatch, capsys):
     ]
 
 
-def test_a_gpu_runs_its_own_back_ends_only():
+def test_a_gpu_runs_its_own_backends_only():
     work = product_work(LAYER, "fc1", "forward")
     assert list(each_kernel.runnable(work, torch.device("cuda"))) == [
         "cublas", "strided", "growtas triton", "growtas triton same", "growtas cublas", "growtas cuda",

@@ -80,7 +80,7 @@ def test_the_configuration_says_what_the_subnet_is_and_costs(model, tmp_path):
     assert Subnet.parse(content["growtas"]["subnet"]) == SUBNET
     assert content["growtas"]["parameters"] == cost.parameters(SUBNET, DIGITS, 10)
     assert content["growtas"]["macs"] == cost.macs(SUBNET, DIGITS, 10)
-    # auto may choose another back end for the narrower weights; test_extraction.py wants equal bits on each
+    # auto may choose another backend for the narrower weights; test_extraction.py wants equal bits on each
     assert content["growtas"]["extraction_error"] < 1e-6
 
 

@@ -86,9 +86,9 @@ def _inputs(b, heads, grid, cls, e, clamp, dtype, table_dtype, device, layout="g
     return qkv, tables, dout
 
 
-def _run(back_end, qkv, tables, dout, grid):
-    out, lse = back_end.relative_attention_forward(qkv, *tables, grid)
-    return out, lse, *back_end.relative_attention_backward(dout, qkv, *tables, out, lse, grid)
+def _run(backend, qkv, tables, dout, grid):
+    out, lse = backend.relative_attention_forward(qkv, *tables, grid)
+    return out, lse, *backend.relative_attention_backward(dout, qkv, *tables, out, lse, grid)
 
 
 def _check(results, qkv, tables, dout, grid, what=""):

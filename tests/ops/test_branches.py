@@ -17,7 +17,7 @@ BATCH, TOKENS, WIDTH, HIDDEN = 2, 7, 12, 20
 
 
 @pytest.fixture(params=["torch", "cpu"])
-def back_end(request):
+def backend(request):
     with dispatch.use(request.param):
         yield request.param
 
@@ -68,7 +68,7 @@ def parts(x, p, scale):
 
 
 @pytest.mark.parametrize("dropped", [False, True])
-def test_branches_equal_their_parts(back_end, dropped):
+def test_branches_equal_their_parts(backend, dropped):
     torch.manual_seed(0)
     p = parameters()
     wide = {name: tensor.detach().double().requires_grad_() for name, tensor in p.items()}
@@ -89,7 +89,7 @@ def test_branches_equal_their_parts(back_end, dropped):
         )
 
 
-def test_the_surroundings_of_a_slice_leave_no_trace(back_end):
+def test_the_surroundings_of_a_slice_leave_no_trace(backend):
     torch.manual_seed(0)
     p, x = parameters(), torch.randn(BATCH, TOKENS, WIDTH, requires_grad=True)
     y = block(x, p, None)
@@ -100,7 +100,7 @@ def test_the_surroundings_of_a_slice_leave_no_trace(back_end):
         assert not gradient[like.isnan()].any(), f"{name} has a gradient outside its slice"
 
 
-def test_gradients_have_the_same_bits_twice(back_end):
+def test_gradients_have_the_same_bits_twice(backend):
     torch.manual_seed(0)
     p, x = parameters(), torch.randn(BATCH, TOKENS, WIDTH, requires_grad=True)
     first, second = (
@@ -138,7 +138,7 @@ def kept_bytes(run, parameters) -> int:
     return sum(kept.values())
 
 
-def test_a_training_step_keeps_at_most_35_megabytes_per_image(back_end):
+def test_a_training_step_keeps_at_most_35_megabytes_per_image(backend):
     """AutoFormer-T, 216 wide, 13 layers. Published code keeps 83.9, a dense timm ViT of that size 42.5."""
     net = growtas.Supernet("autoformer-tiny").train()
     subnet, images = Subnet(216, 13, (4.0,) * 13, (4,) * 13), torch.randn(2, 3, 224, 224)

@@ -1,4 +1,4 @@
-"""The torch back end: against a materialised relative position, without copies, inside its slice."""
+"""The torch backend: against a materialised relative position, without copies, inside its slice."""
 
 from __future__ import annotations
 

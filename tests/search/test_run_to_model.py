@@ -35,7 +35,7 @@ def test_a_run_is_searched_extracted_and_saved(folder, tmp_path):
     assert found.best.top1 == Evaluator(net, splits.search).top1(found.best.subnet)
 
     assert growtas.extract(folder, found.best.subnet).extraction_error < 1e-6
-    with dispatch.use("torch"):  # auto may choose another back end for the narrower weights
+    with dispatch.use("torch"):  # auto may choose another backend for the narrower weights
         model = growtas.extract(folder, found.best.subnet)
     assert model.extraction_error == 0
     assert sum(parameter.numel() for parameter in model.parameters()) == found.best.params <= 40_000

@@ -1,4 +1,4 @@
-"""The supernet on a GPU, on every back end: fp32 against the CPU in fp64, bfloat16 autocast against fp32."""
+"""The supernet on a GPU, on every backend: fp32 against the CPU in fp64, bfloat16 autocast against fp32."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_only_the_subnets_box_has_gradients():
         assert all(p.grad is None for p in net.parameters() if id(p) in unused)
 
 
-def test_every_image_size_and_back_end():
+def test_every_image_size_and_backend():
     net = trained_like()
     for size in (16, 23):
         images = pictures(2, size)

@@ -137,7 +137,7 @@ def test_bfloat16_autocast_keeps_weights_and_their_gradients_in_float32(net, ima
     assert (logits.float() - exact).norm() < 0.02 * exact.norm()
 
 
-def test_inference_is_the_same_on_every_back_end(net, images, cpu_backend):
+def test_inference_is_the_same_on_every_backend(net, images, cpu_backend):
     subnet = growtas.Subnet(36, 4, (2, 3, 2, 3), (2, 3, 3, 2))
     with torch.no_grad():
         got = net(images, subnet)

@@ -198,7 +198,7 @@ def measured(size: str, low: float, *, op="layer_norm", name="cpu", step: float 
         ([], None),
     ],
 )
-def test_a_back_end_enters_only_where_it_wins_on_the_whole_and_loses_nowhere(measurements, chosen):
+def test_a_backend_enters_only_where_it_wins_on_the_whole_and_loses_nowhere(measurements, chosen):
     expected = {"layer_norm": {"float32": {"256": chosen}}} if chosen else {}
     assert decide.decide(measurements) == expected
 

@@ -46,7 +46,7 @@ def layer_norm_backward(
 def layer_norm_again(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, out_dtype: torch.dtype
 ) -> Tensor:
-    """What :func:`layer_norm_forward` returned for rows x (M, d), from their mean and rstd."""
+    """The rows y of :func:`layer_norm_forward` for rows x (M, d), from their mean and rstd."""
     d, wide = x.shape[-1], mean.dtype
     normalised = (x.to(wide) - mean.view(-1, 1)) * rstd.view(-1, 1)
     return torch.addcmul(bias[:d].to(wide), normalised, weight[:d].to(wide)).to(out_dtype)

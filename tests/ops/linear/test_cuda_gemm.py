@@ -308,7 +308,7 @@ def test_sizes_that_cut_themselves(device):
     check_qkv(device, 2, 300, 24, 1, 16, (BF16, FP32, FP32), "interleaved")
 
 
-def test_a_supernet_trains_on_the_cuda_back_end(emulated_module, monkeypatch):
+def test_a_supernet_trains_on_the_cuda_backend(emulated_module, monkeypatch):
     """Every operation that has a CUDA kernel takes it: the gradients are those of torch."""
     torch.manual_seed(0)
     space = growtas.load_space("digits")
