@@ -13,15 +13,13 @@ from growtas.progress import Progress
 from growtas.searching.evolution import Evolution, EvolutionConfig
 from growtas.searching.feasible import feasible_set
 from growtas.searching.limits import Limits
-from growtas.searching.log import SearchLog, read_records
+from growtas.searching.log import LOG_NAME, SearchLog
 from growtas.searching.result import Evaluation, SearchResult, best_of
 from growtas.subnet import AnySubnet
 from growtas.version import __version__
 
 if TYPE_CHECKING:
     from growtas.training.run import Run
-
-LOG_NAME = "search.jsonl"
 
 
 def search(
@@ -119,28 +117,6 @@ def search(
             test_top1 = Evaluator(net, splits.test, **settings).top1(best.subnet)
             log.add_result({"best": best.to_json(), "test_top1": test_top1, "feasible": feasible.count})
         return SearchResult(best, tuple(history), log.result["test_top1"], feasible.count, log.path)
-
-
-def read_result(path: str | os.PathLike) -> SearchResult:
-    """Read a finished search from its log.
-
-    Args:
-        path: the log, or the folder that holds it as ``search.jsonl``.
-
-    Raises:
-        UsageError: there is no such log.
-        GrowtasError: the search is not finished, or the log is damaged.
-    """
-    path = Path(path) / LOG_NAME if Path(path).is_dir() else Path(path)
-    if not path.is_file():
-        raise GrowtasError(f"There is no search log {path}; search the run first.")
-    records = read_records(path, path.read_bytes().rpartition(b"\n")[0])
-    if records[-1]["record"] != "result":
-        raise GrowtasError(f"The search in {path} is not finished; repeat it to resume it.")
-    history = tuple(Evaluation.from_json(record) for record in records if record["record"] == "evaluation")
-    result = records[-1]
-    best = Evaluation.from_json(result["best"])
-    return SearchResult(best, history, result["test_top1"], result["feasible"], path)
 
 
 def evolve(evolution: Evolution, log: SearchLog, evaluate: Callable[[AnySubnet], float]) -> list[Evaluation]:

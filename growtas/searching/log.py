@@ -17,8 +17,10 @@ from typing import Any
 
 from growtas.errors import GrowtasError, UsageError
 from growtas.locks import lock
+from growtas.searching.result import Evaluation, SearchResult
 
 FORMAT = 1
+LOG_NAME = "search.jsonl"
 
 
 class SearchLog:
@@ -189,3 +191,25 @@ def _change(key: str, there: Any, here: Any) -> str:
         return f"another {key}"
     shown = (value[:12] if isinstance(value, str) else value for value in (there, here))
     return "{}: {} there, {} here".format(key, *shown)
+
+
+def read_result(path: str | os.PathLike) -> SearchResult:
+    """Read a finished search from its log.
+
+    Args:
+        path: the log, or the folder that holds it as ``search.jsonl``.
+
+    Raises:
+        UsageError: there is no such log.
+        GrowtasError: the search is not finished, or the log is damaged.
+    """
+    path = Path(path) / LOG_NAME if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise GrowtasError(f"There is no search log {path}; search the run first.")
+    records = read_records(path, path.read_bytes().rpartition(b"\n")[0])
+    if records[-1]["record"] != "result":
+        raise GrowtasError(f"The search in {path} is not finished; repeat it to resume it.")
+    history = tuple(Evaluation.from_json(record) for record in records if record["record"] == "evaluation")
+    result = records[-1]
+    best = Evaluation.from_json(result["best"])
+    return SearchResult(best, history, result["test_top1"], result["feasible"], path)

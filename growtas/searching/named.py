@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from growtas.errors import UsageError
-from growtas.searching.driver import read_result
+from growtas.searching.log import read_result
 
 if TYPE_CHECKING:
     from growtas.space import Space

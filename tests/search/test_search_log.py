@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from growtas.errors import GrowtasError, UsageError
-from growtas.searching.driver import evolve, read_result
+from growtas.searching.driver import evolve
 from growtas.searching.evolution import Evolution, EvolutionConfig
 from growtas.searching.feasible import feasible_set
 from growtas.searching.limits import Limits
-from growtas.searching.log import SearchLog
+from growtas.searching.log import SearchLog, read_result
 from growtas.searching.result import Evaluation, best_of
 from growtas.space import Subnet, load_space
 
