@@ -35,7 +35,12 @@ class Backend(Protocol):
         """dx, plus dresidual where given, and the gradients of weight and bias at full size."""
 
 
-BACKENDS = {"torch": reference, "cpu": cpu, "triton": Lazy("growtas.kernels.layer_norm"), "cuda": cuda}
+BACKENDS: dict[str, Backend | Lazy] = {
+    "torch": reference,
+    "cpu": cpu,
+    "triton": Lazy("growtas.kernels.layer_norm"),
+    "cuda": cuda,
+}
 
 LAYER_NORM: Operation[Backend] = Operation("layer_norm", BACKENDS)
 

@@ -72,7 +72,7 @@ class Backend(Protocol):
         """All gradients of ``scale * linear(x)``: of x in its dtype, of weight and bias at full size."""
 
 
-BACKENDS = {
+BACKENDS: dict[str, Backend | Lazy] = {
     "torch": reference,
     "cpu": cpu,
     "cublas": Lazy("growtas.ops.linear.cublas"),

@@ -45,7 +45,7 @@ class Backend(Protocol):
         """dx and the full-size gradients of the norm, of fc1 and of fc2."""
 
 
-BACKENDS = {
+BACKENDS: dict[str, Backend | Lazy] = {
     "torch": unfused,
     "cublas": Lazy("growtas.ops.mlp.cublas"),
     "triton": Lazy("growtas.ops.mlp.triton"),

@@ -45,7 +45,7 @@ class Backend(Protocol):
         """dx, with dresidual added, and the full-size gradients of the norm, the weight and the bias."""
 
 
-BACKENDS = {
+BACKENDS: dict[str, Backend | Lazy] = {
     "torch": unfused,
     "cublas": Lazy("growtas.ops.norm_qkv.cublas"),
     "triton": Lazy("growtas.kernels.norm_qkv"),

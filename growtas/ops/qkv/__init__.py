@@ -30,7 +30,7 @@ class Backend(Protocol):
         """Full-size gradients of the interleaved weight and of the bias."""
 
 
-BACKENDS = {
+BACKENDS: dict[str, Backend | Lazy] = {
     "torch": reference,
     "cpu": cpu,
     "cublas": reference,  # torch's GEMMs, which read the shadows

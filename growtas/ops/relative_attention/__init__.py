@@ -48,7 +48,11 @@ class Backend(Protocol):
         """Gradients of qkv and of the four tables."""
 
 
-BACKENDS = {"torch": reference, "cpu": cpu, "triton": Lazy("growtas.kernels.relative_attention")}
+BACKENDS: dict[str, Backend | Lazy] = {
+    "torch": reference,
+    "cpu": cpu,
+    "triton": Lazy("growtas.kernels.relative_attention"),
+}
 
 RELATIVE_ATTENTION: Operation[Backend] = Operation("relative_attention", BACKENDS)
 
