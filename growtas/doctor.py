@@ -59,7 +59,7 @@ def sources_digest(root: Path) -> str | None:
 
 
 def _shares_torch_threads(module: Any) -> bool:
-    """Whether torch.set_num_threads reaches the C++ kernels."""
+    """Return whether torch.set_num_threads reaches the C++ kernels."""
     import torch
 
     before = torch.get_num_threads()

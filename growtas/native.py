@@ -22,7 +22,7 @@ REBUILD = f"Build growtas again: {INSTALL}."
 
 
 class Status(NamedTuple):
-    """Whether a native module can be used, and if not, why and what helps."""
+    """Usability of a native module; where it cannot be used, the reason and the remedy."""
 
     ok: bool
     reason: str
@@ -101,7 +101,7 @@ def load(kind: str) -> ModuleType:
 
 
 def status(kind: str) -> Status:
-    """Whether a native module loads.
+    """Return whether a native module loads.
 
     Args:
         kind: "cpu" or "cuda".

@@ -182,7 +182,7 @@ class Shadows:
         return True
 
     def _in_place(self, dtype: torch.dtype, made: list[_Shadow]) -> bool:
-        """Whether :func:`read` finds these shadows: no weight has moved, and nobody else made one of it."""
+        """Return whether :func:`read` finds these shadows: no weight moved, and nobody else made one."""
         if [_place(s.weight) for s in made] != self._places:
             return False
         if self._seen != _made:

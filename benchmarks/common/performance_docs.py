@@ -31,7 +31,7 @@ def complete(folder: Path, pattern: str) -> list[tuple[Path, Record]]:
 
 
 def on_gpu(data: Record) -> bool:
-    """Whether a result is a GPU's."""
+    """Return whether a result is a GPU's."""
     return "compute_capability" in data["machine"]
 
 
@@ -148,7 +148,7 @@ def ceilings(files: Sequence[Record]) -> dict[str, float]:
 
 
 def gpu_state(folder: Path) -> str:
-    """Whether kernels have run on a GPU, and what the compiler says of each."""
+    """Return whether kernels have run on a GPU, and what the compiler says of each."""
     ran = sorted({d["machine"]["device"] for _, d in complete(folder, "*/kernels*.json") if on_gpu(d)})
     lines = [
         f"Measured on: {', '.join(ran)}."

@@ -42,7 +42,7 @@ def tensors_of(found: Any) -> list[Tensor]:
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same bits, NaN included."""
+    """Return whether two tensors hold the same bits, NaN included."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     kind = kinds[one.element_size()]
     return one.shape == other.shape and torch.equal(one.view(kind), other.view(kind))

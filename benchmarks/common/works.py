@@ -39,7 +39,7 @@ def launcher(backend: str, name: str) -> Callable:
 
 
 def exists(work: Work, way: str) -> bool:
-    """Whether a way of growtas has its launchers; it is built to find out, on the smallest input."""
+    """Return whether a way of growtas has its launchers; it is built to find out, on the smallest input."""
     try:
         work.ways[way](work.inputs(1, torch.device("cpu"), torch.float32, 0))
     except LookupError:

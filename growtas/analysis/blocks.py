@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def convolutional(net: AnySupernet) -> bool:
-    """Whether a supernet is one of MobileNetV3 networks."""
+    """Return whether a supernet is one of MobileNetV3 networks."""
     return isinstance(net.space, MobileNetSpace)
 
 

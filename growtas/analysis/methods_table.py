@@ -55,7 +55,7 @@ class MethodsTable(Analysis):
     """
 
     name = "table-a"
-    title = "What the methods reach, and what their training takes"
+    title = "Accuracy and training time of the methods"
     question = (
         "Does a supernet that was grown hold better subnets than one that was trained by uniform sampling, "
         "and does that take more training?"

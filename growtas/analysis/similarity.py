@@ -50,7 +50,7 @@ class Similarity(Analysis):
     """
 
     name = "figure-d"
-    title = "What the blocks of extended and cropped subnets answer"
+    title = "Block outputs of extended and cropped subnets"
     question = (
         "A subnet that was trained alone is extended by channels, heads and layers that were not, or cropped "
         "to some of its own. How much do the outputs of its blocks turn away from what they were?"

@@ -59,7 +59,7 @@ class Workspace:
 
     @property
     def convolutional(self) -> bool:
-        """Whether the report is about a space of convolutional networks."""
+        """Return whether the report is about a space of convolutional networks."""
         return isinstance(self.space, MobileNetSpace)
 
     @property

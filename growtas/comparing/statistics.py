@@ -25,7 +25,7 @@ class Interval:
     high: float | None
 
     def excludes(self, value: float) -> bool:
-        """Whether the interval exists and ``value`` lies outside it."""
+        """Return whether the interval exists and ``value`` lies outside it."""
         return self.low is not None and not self.low <= value <= self.high
 
     def text(self, form: str = "+.2f") -> str:

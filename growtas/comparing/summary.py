@@ -54,7 +54,7 @@ class Row:
 
     @property
     def decided(self) -> bool:
-        """Whether the interval of the difference excludes zero."""
+        """Return whether the interval of the difference excludes zero."""
         return self.difference is not None and self.difference.excludes(0.0)
 
 

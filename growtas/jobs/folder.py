@@ -119,7 +119,7 @@ def train_once(config: TrainConfig, space: Space, path: Path) -> Run:
 
 
 def finished(path: Path) -> bool:
-    """Whether a folder holds a finished run."""
+    """Return whether a folder holds a finished run."""
     from growtas.training.run import CONFIG_NAME, Run
 
     return (path / CONFIG_NAME).exists() and Run.open(path).finished

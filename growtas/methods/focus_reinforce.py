@@ -39,7 +39,7 @@ class Reinforce:
 
     @property
     def updated(self) -> bool:
-        """Whether there was an update."""
+        """Return whether there was an update."""
         return bool(self.counts.any())
 
     def baseline(self, budgets: Sequence[float], default: float) -> Tensor:

@@ -184,7 +184,7 @@ class AdaptiveStages:
         return seen | {"opens": number, "at_epoch": epoch + 1, "opened_by": by}
 
     def _judge(self, seen: dict[str, Any]) -> bool:
-        """Whether the rule fires on what it has seen so far; what it looks at is put into ``seen``."""
+        """Return whether the rule fires on what it has seen so far; what it looks at is put into ``seen``."""
         if self.rule == "plateau":
             name, value = "share_of_fall", share_of_fall(self._losses, self.window)
         else:
@@ -195,7 +195,7 @@ class AdaptiveStages:
         return value <= self.tolerance and self._has_fallen()
 
     def _has_fallen(self) -> bool:
-        """Whether the loss is far enough below the run's first epoch's."""
+        """Return whether the loss is far enough below the run's first epoch's."""
         if len(self._losses) < self.window or self._first_loss is None:
             return False
         return _mean(self._losses[-self.window :]) <= (1 - self.least_fall) * self._first_loss

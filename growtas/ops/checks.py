@@ -168,7 +168,7 @@ def tables(op: str, given: tuple[Tensor, ...], head_dim: int, x: Tensor) -> tupl
     for name, table in zip(_TABLES, given, strict=True):
         if table.shape != first or table.device != device or table.dtype not in (torch.float32, dtype):
             shared(op, name, table, 2, x)
-    if len({table.shape for table in given}) > 1 or len(first) != 2 or first[1] != head_dim or first[0] % 2:
+    if len({table.shape for table in given}) > 1 or first[1:] != (head_dim,) or first[0] % 2 or not first[0]:
         shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in zip(_TABLES, given, strict=True))
         raise UsageError(f"{op} got {shapes}: all tables must be (2 * m + 2, {head_dim}) for one clamp m.")
     return tuple([table if table.is_contiguous() else table.contiguous() for table in given])

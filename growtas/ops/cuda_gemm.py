@@ -61,7 +61,7 @@ def _finished(like: Tensor, place: tuple[int, int]) -> Tensor:
 
 
 def _tf32(dtype: torch.dtype) -> bool:
-    """Whether fp32 GEMMs go to tensor cores: torch's own setting."""
+    """Return whether fp32 GEMMs go to tensor cores: torch's own setting."""
     return dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest"
 
 

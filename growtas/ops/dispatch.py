@@ -110,7 +110,7 @@ Choices = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 class Availability(NamedTuple):
-    """Whether a backend can run here; if not, the reason and what the user can do about it."""
+    """Availability of a backend here; where it cannot run, the reason and the remedy."""
 
     ok: bool
     reason: str = ""
@@ -202,7 +202,7 @@ def use(name: str) -> _Use:
     """Ask for a backend, until told otherwise or, as a context manager, for a block.
 
     Args:
-        name: ``torch``, ``cpu``, ``triton``, ``cuda`` or ``auto``.
+        name: one of :data:`BACKENDS`, or ``auto``.
 
     Raises:
         UsageError: there is no such backend.
@@ -223,7 +223,7 @@ def use(name: str) -> _Use:
 
 
 def available(name: str) -> Availability:
-    """Whether a backend can run on this machine.
+    """Return whether a backend can run on this machine.
 
     Args:
         name: one of :data:`BACKENDS`.
@@ -259,7 +259,7 @@ def _triton_available() -> Availability:
 
 
 def interpreted() -> bool:
-    """Whether Triton kernels run in its interpreter, and so on CPU tensors."""
+    """Return whether Triton kernels run in its interpreter, and so on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -310,7 +310,7 @@ def _choose(op: str, device: torch.device, dtype: torch.dtype, width: int) -> st
 
 
 def suits(name: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a backend is available here and takes tensors of this device and dtype."""
+    """Return whether a backend is available here and takes tensors of this device and dtype."""
     return not _mismatch(name, device, dtype) and available(name).ok
 
 

@@ -17,7 +17,7 @@ MOST_OPERATIONS = 1 << 24
 
 
 def small(x: Tensor, columns: int, width: int, dtype: torch.dtype) -> bool:
-    """Whether one call may make a branch whose largest GEMM is (B * N, d) times (d, columns)."""
+    """Return whether one call may make a branch whose largest GEMM is (B * N, d) times (d, columns)."""
     return (
         x.is_cpu
         and dtype is torch.float32
@@ -27,7 +27,7 @@ def small(x: Tensor, columns: int, width: int, dtype: torch.dtype) -> bool:
 
 
 def dense(*tensors: Tensor | None) -> bool:
-    """Whether all tensors are contiguous fp32 on the CPU, or absent."""
+    """Return whether all tensors are contiguous fp32 on the CPU, or absent."""
     for t in tensors:  # not all(...): a generator costs more than what it asks
         if t is not None and not (t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()):
             return False
@@ -35,7 +35,7 @@ def dense(*tensors: Tensor | None) -> bool:
 
 
 def whole(*vectors: tuple[Tensor | None, int]) -> bool:
-    """Whether every vector has its length: the C++ code reads, and writes gradients of, that many entries."""
+    """Return whether every vector has its length: C++ reads, and writes gradients of, that many entries."""
     for vector, length in vectors:
         if vector is not None and vector.shape != (length,):
             return False

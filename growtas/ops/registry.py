@@ -21,7 +21,7 @@ Step = Callable[..., Any]
 
 
 def eager() -> bool:
-    """Whether nothing of torch looks on: no compiler, no exporter, no dispatch mode."""
+    """Return whether nothing of torch looks on: no compiler, no exporter, no dispatch mode."""
     return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
 
 

@@ -49,13 +49,13 @@ class Limits:
             )
 
     def params_meet(self, params: int) -> bool:
-        """Whether a parameter count lies within the limits."""
+        """Return whether a parameter count lies within the limits."""
         return (self.min_params is None or params >= self.min_params) and (
             self.max_params is None or params <= self.max_params
         )
 
     def meet(self, params: int, macs: int) -> bool:
-        """Whether a cost lies within all limits."""
+        """Return whether a cost lies within all limits."""
         return self.params_meet(params) and (self.max_macs is None or macs <= self.max_macs)
 
     def __str__(self) -> str:

@@ -260,7 +260,7 @@ class MobileNetSpace(PlainSpace):
         return self._normalised(MobileNetSubnet(*values, depth))
 
     def can_cross(self, first: MobileNetSubnet, second: MobileNetSubnet) -> bool:
-        """Whether two parents can have children: always, here."""
+        """Return whether two parents can have children: always, here."""
         return True
 
     def crossover(

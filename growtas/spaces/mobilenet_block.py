@@ -40,5 +40,5 @@ class Block:
 
     @property
     def residual(self) -> bool:
-        """Whether the block adds its input to its output."""
+        """Return whether the block adds its input to its output."""
         return self.stride == 1 and self.in_width == self.out_width

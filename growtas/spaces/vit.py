@@ -246,7 +246,7 @@ class SearchSpace(PlainSpace):
         return Subnet(embed_dim, depth, tuple(heads), tuple(ratios))
 
     def can_cross(self, first: Subnet, second: Subnet) -> bool:
-        """Whether two parents can have children: those of equal depth can."""
+        """Return whether two parents can have children: those of equal depth can."""
         return first.depth == second.depth
 
     def crossover(self, first: Subnet, second: Subnet, rng: random.Random) -> Subnet:

@@ -32,7 +32,7 @@ class InterferenceMonitor:
             )
 
     def due(self, step: int) -> bool:
-        """Whether to measure before a step: the first, every ``interference_every`` epochs, the end."""
+        """Return whether to measure before a step: the first, each ``interference_every`` epochs, the end."""
         if not self.every:
             return False
         return step % (self.every * self.run.steps_per_epoch) == 0 or step == self.run.steps

@@ -78,7 +78,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the checkpoint holds the last step."""
+        """Return whether the checkpoint holds the last step."""
         from growtas.training import checkpoint
 
         return self.checkpoint_path.exists() and checkpoint.load(self.checkpoint_path)["step"] == self.steps
@@ -278,7 +278,7 @@ def check_free(path: Path) -> None:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether this is a temporary file of an atomic write that a killed process did not finish."""
+    """Return whether this is a temporary file of an atomic write that a killed process did not finish."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 

@@ -32,7 +32,7 @@ def gain(measurements: Sequence[Measurement]) -> float:
 
 
 def wins(op: str, measurements: Sequence[Measurement]) -> bool:
-    """Whether a backend beats torch beyond doubt."""
+    """Return whether a backend beats torch beyond doubt."""
     own = any("own_us" in one for one in measurements)  # older records timed these operations alone
     return gain(measurements) > (MARGIN_IN_BRANCH if own and op in IN_BRANCH else MARGIN)
 

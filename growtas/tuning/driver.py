@@ -148,7 +148,7 @@ class Session:
         self.told: set[tuple[str, str]] = set()
 
     def finished(self, case: Case) -> bool:
-        """Whether this very case is in the record."""
+        """Return whether this very case is in the record."""
         return case.identity() in self.record["finished"]
 
     def race(

@@ -74,7 +74,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spoiled(device: torch.device) -> bool:
-    """Whether this process can do nothing on the GPU any more."""
+    """Return whether this process can do nothing on the GPU any more."""
     try:
         return torch.ones(1, device=device).sum().item() != 1
     except RuntimeError:

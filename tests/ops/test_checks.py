@@ -162,6 +162,16 @@ def test_an_empty_batch_has_an_empty_result_and_zero_gradients(op, backend):
     assert all(not gradient.any() for gradient in gradients)
 
 
+@pytest.mark.parametrize("op", ["relative_attention", "attention_branch"])
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_tables_of_no_clamp_are_a_sentence(op, rows):
+    """All four alike: rows 2 * m + 2 for a clamp m of 0 or more, and not one less."""
+    arguments = flat_arguments(op)
+    arguments |= {name: torch.randn(rows, E) for name in ("key_v", "key_h", "value_v", "value_h")}
+    with pytest.raises(UsageError, match="for one clamp m"):
+        run(op, arguments)
+
+
 @pytest.mark.parametrize("op", ["layer_norm", "mlp", "attention_branch"])
 def test_a_dtype_that_cannot_be_is_a_sentence(op):
     a = flat_arguments(op)

@@ -75,7 +75,7 @@ def test_a_backend_is_looked_up_once_until_something_changes(monkeypatch):
 
 
 def test_every_backend_offers_every_step():
-    """A Protocol names the steps; each module of a table has them, with parameters of the same names."""
+    """A Protocol names the steps; each module of a table has them, with as many parameters."""
     for name, operation in dispatch.OPERATIONS.items():
         home = importlib.import_module(f"growtas.ops.{name.removesuffix('_gelu')}")
         steps = [step for step in vars(home.Backend) if not step.startswith("_")]

@@ -35,7 +35,7 @@ class AttentionWeights(NamedTuple):
 def takes_attention(
     x: Tensor, weights: AttentionWeights, num_heads: int, head_dim: int, dtype: torch.dtype
 ) -> bool:
-    """Whether :func:`attention_forward` and :func:`attention_backward` run this branch.
+    """Return whether :func:`attention_forward` and :func:`attention_backward` run this branch.
 
     Args:
         x: (B, N, d).
@@ -110,7 +110,7 @@ def attention_forward(
 
 
 def interleaved(qkv: Tensor) -> bool:
-    """Whether qkv (3, B, h, N, e) lies in memory as :func:`attention_forward` left it."""
+    """Return whether qkv (3, B, h, N, e) lies in memory as :func:`attention_forward` left it."""
     _, _, heads, tokens, head_dim = qkv.shape
     token = 3 * heads * head_dim
     return qkv.stride() == (1, tokens * token, 3 * head_dim, token, 3)

@@ -20,12 +20,12 @@ MIN_OPERATIONS = 1 << 18
 
 
 def fits(*tensors: Tensor | None) -> bool:
-    """Whether all tensors are fp32 on the CPU, or absent."""
+    """Return whether all tensors are fp32 on the CPU, or absent."""
     return all(t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors)
 
 
 def worth(m: int, n: int, k: int) -> bool:
-    """Whether a GEMM is large enough for a call."""
+    """Return whether a GEMM is large enough for a call."""
     return m * n * k >= MIN_OPERATIONS
 
 

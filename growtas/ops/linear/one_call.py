@@ -14,7 +14,7 @@ from growtas.ops.one_call import dense, small, whole
 
 
 def takes_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> bool:
-    """Whether :func:`linear_forward` and :func:`linear_backward` run this layer."""
+    """Return whether :func:`linear_forward` and :func:`linear_backward` run this layer."""
     return (
         small(x, out_features, weight.shape[1], x.dtype)
         and dense(x, weight, bias)

@@ -24,7 +24,7 @@ class Backend(Protocol):
     """The steps of one implementation. Shapes: x (B, N, d), M = B * N rows, hidden layer (M, m)."""
 
     def mlp_keeps_hidden(self, width: int, dtype: torch.dtype) -> bool:
-        """Whether :meth:`mlp_forward` returns the hidden layer and not an empty tensor."""
+        """Return whether :meth:`mlp_forward` returns the hidden layer and not an empty tensor."""
 
     def mlp_forward(
         self, x: Tensor, weights: MLPWeights, hidden_dim: int, eps: float, dtype: torch.dtype

@@ -28,7 +28,7 @@ def _aligned(rows: int, columns: int, like: Tensor) -> Tensor:
 
 
 def mlp_keeps_hidden(width: int, dtype: torch.dtype) -> bool:
-    """Whether :func:`mlp_forward` returns the hidden layer."""
+    """Return whether :func:`mlp_forward` returns the hidden layer."""
     return True
 
 

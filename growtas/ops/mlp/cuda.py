@@ -99,7 +99,7 @@ def unsupported(x: Tensor, w1: Tensor, w2: Tensor, hidden_dim: int, dtype: torch
 
 
 def mlp_keeps_hidden(width: int, dtype: torch.dtype) -> bool:
-    """Whether :func:`mlp_forward` returns the hidden layer: where the kernel cannot run for its size."""
+    """Return whether :func:`mlp_forward` returns the hidden layer: at sizes the kernel cannot take."""
     return bool(_unsupported_size(width, dtype) or _unsupported_here(None))
 
 

@@ -15,7 +15,7 @@ from growtas.ops.one_call import dense, gradients, small, whole
 
 
 def takes_mlp(x: Tensor, weights: MLPWeights, hidden_dim: int, dtype: torch.dtype) -> bool:
-    """Whether :func:`mlp_forward` and :func:`mlp_backward` run this branch.
+    """Return whether :func:`mlp_forward` and :func:`mlp_backward` run this branch.
 
     Args:
         x: (B, N, d).

@@ -17,7 +17,7 @@ from growtas.ops.mlp.weights import MLPWeights
 
 
 def mlp_keeps_hidden(width: int, dtype: torch.dtype) -> bool:
-    """Whether :func:`mlp_forward` returns the hidden layer."""
+    """Return whether :func:`mlp_forward` returns the hidden layer."""
     return True
 
 

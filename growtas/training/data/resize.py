@@ -40,7 +40,7 @@ def resized(pixels: Tensor, height: int, width: int, interpolation: str) -> Tens
 
 
 def in_batches(height: int, width: int, size: int, interpolation: str) -> bool:
-    """Whether :func:`resized_crops` takes a crop of this height and width; others are for :func:`resized`."""
+    """Return whether :func:`resized_crops` takes a crop of this size; others are for :func:`resized`."""
     return interpolation != "nearest" and max(height, width) <= LARGEST * size
 
 
