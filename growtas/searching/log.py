@@ -200,8 +200,7 @@ def read_result(path: str | os.PathLike) -> SearchResult:
         path: the log, or the folder that holds it as ``search.jsonl``.
 
     Raises:
-        UsageError: there is no such log.
-        GrowtasError: the search is not finished, or the log is damaged.
+        GrowtasError: there is no such log, the search is not finished, or the log is damaged.
     """
     path = Path(path) / LOG_NAME if Path(path).is_dir() else Path(path)
     if not path.is_file():
