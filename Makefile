@@ -1,7 +1,8 @@
 # Every target does its own set-up: a virtual environment in .venv and an editable install that builds the kernels.
 #
 #   make demo     train, search, extract and check a subnet on scikit-learn's digits
-#   make test     lint and the whole test suite
+#   make test     lint and the tests, but for those marked slow
+#   make test-slow   the tests marked slow, which check the same at full size
 #   make lint     ruff alone
 #   make docs     the documentation as a website in site/, links checked
 #   make bench    the kernels against torch
@@ -11,7 +12,7 @@
 # PYTHON=... chooses the interpreter .venv is made from, and the one `make gpu` uses.
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint docs bench gpu clean setup
+.PHONY: demo test test-slow lint docs bench gpu clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,7 +29,10 @@ demo: $(STAMP)
 
 # Many tests start a Python of their own: bytecode is kept, whatever the environment says.
 test: lint
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(STAMP)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -116,7 +116,8 @@ def test_a_failed_install_is_tried_again(project):
 @pytest.mark.parametrize(
     "target, commands",
     [
-        ("test", ["ruff check", "ruff format --check", "python -m pytest -n 2"]),
+        ("test", ["ruff check", "ruff format --check", 'python -m pytest -n 2 -m "not slow"']),
+        ("test-slow", ["python -m pytest -n 2 -m slow"]),
         ("demo", ["growtas demo"]),
         ("bench", ["benchmarks/slice_matmul.py"]),
     ],

@@ -111,7 +111,6 @@ def test_the_tutorial_of_ones_own_images_runs(tmp_path, monkeypatch):
     assert names["logits"].shape == (1, 2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
 def test_the_notebook_runs_from_top_to_bottom(notebook, tmp_path):
     """Its cells are plain Python: one fresh process executes them in order."""

@@ -94,7 +94,6 @@ def test_a_convolutional_space_has_nothing_to_compile():
     [
         ("autoformer-tiny", "bf16-autocast", 128, 12),
         ("autoformer-small", "fp32", 8, 27),
-        ("autoformer-base", "bf16-autocast", 8, 18),
     ],
 )
 def test_a_thousand_subnets_need_nothing_that_warmup_has_not_compiled(run, space, dtype, batch, signatures):

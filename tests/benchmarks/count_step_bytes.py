@@ -232,7 +232,7 @@ def count(preferred: str) -> Counts:
 
 
 def traced() -> list[tuple[str, int, int]]:
-    """What one block of T reads and writes of a small image in Triton's interpreter, address by address.
+    """What one block reads and writes of a small image in Triton's interpreter, address by address.
 
     Returns:
         Of each launch its kernel, the bytes of :func:`sizes`, and those of the addresses that it touched.
@@ -269,8 +269,8 @@ def traced() -> list[tuple[str, int, int]]:
             touched += element * len(np.unique(own // np.uint64(element)))
         found.append((name, sum(sizes(name, given).values()), touched))
 
-    block = Block(256, 4, 1024, 64, 6, "interleaved")  # distances up to 6: all that a 7 x 7 grid has
-    x = torch.randn(1, 50, SUBNET.embed_dim, requires_grad=True)
+    block = Block(128, 2, 256, 64, 6, "interleaved")  # distances up to 6: all that a 7 x 7 grid has
+    x = torch.randn(1, 50, 104, requires_grad=True)
     layers = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
     made = shadow.Shadows([weight for layer in layers for weight in (layer.weight, layer.bias)])
     made.refresh(torch.float16)  # bfloat16 has no products in the interpreter
@@ -281,7 +281,7 @@ def traced() -> list[tuple[str, int, int]]:
         dispatch.use("triton"),
         torch.autocast("cpu", torch.float16),
     ):
-        block(x, 4, SUBNET.hidden_dims[0], (7, 7)).sum().backward()
+        block(x, 2, 208, (7, 7)).sum().backward()
     return found
 
 

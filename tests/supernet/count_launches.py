@@ -8,6 +8,7 @@ the step's registered operators are opaque, and those within a block on meta ten
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 
 import torch
@@ -47,8 +48,9 @@ class Counter(TorchDispatchMode):
 
 def around_the_kernels() -> dict[str, int]:
     """Tensor operations of a step under autocast with drop path, outside growtas' operators."""
-    net = growtas.Supernet("autoformer-tiny", drop_path_rate=0.1).train()
-    images, labels = torch.randn(1, 3, 224, 224), torch.zeros(1, dtype=torch.long)
+    space = dataclasses.replace(growtas.load_space("autoformer-tiny"), image_size=32)  # they are as many
+    net = growtas.Supernet(space, drop_path_rate=0.1).train()
+    images, labels = torch.randn(1, 3, 32, 32), torch.zeros(1, dtype=torch.long)
     with dispatch.use("torch"), Counter() as counter:
         with torch.autocast("cpu", torch.bfloat16):
             loss = torch.nn.functional.cross_entropy(net(images, SUBNET), labels)

@@ -10,10 +10,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # workers import fake_backends by the path of this process
 
 from fake_gpu import GPU, KEY
+from forked_worker import Forked
 
 from growtas import load_space
 from growtas.ops import dispatch, records
-from growtas.tuning import driver
+from growtas.tuning import children, driver
 from growtas.tuning.cases import Case, cases
 
 
@@ -44,6 +45,12 @@ def fake(monkeypatch):
         monkeypatch.setitem(table, "cpu", dispatch.Lazy(f"fake_backends:{prefix}"))
 
     return replace
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Workers are forked from this process."""
+    monkeypatch.setattr(children.subprocess, "Popen", Forked)
 
 
 @pytest.fixture

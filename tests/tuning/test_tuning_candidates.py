@@ -6,11 +6,12 @@ import json
 
 import pytest
 import torch
+from forked_worker import Forked
 
 from growtas import load_space
 from growtas.ops import dispatch, records
 from growtas.space import SearchSpace
-from growtas.tuning import calls, checks, clock, decide, driver, worker
+from growtas.tuning import calls, checks, children, clock, decide, driver, worker
 from growtas.tuning.cases import Case, cases
 from growtas.tuning.children import Child
 
@@ -135,7 +136,7 @@ def test_shadows_are_read_in_16_bits():
 
 
 def tuned(case: Case, tmp_path, patience: float = 600.0) -> records.Record:
-    """The record after racing one case in worker processes."""
+    """The record after racing one case in a process forked from this one, which has imported everything."""
     session = driver.Session(tmp_path / "record.json", CPU)
     session.race([case], {case: ["cpu"]}, 0.0, patience)
     return records.read(tmp_path / "record.json")
@@ -150,7 +151,7 @@ def tuned(case: Case, tmp_path, patience: float = 600.0) -> records.Record:
     ],
 )
 def test_each_is_left_out_with_one_notice_and_its_reason_kept(
-    norm, fake, tmp_path, capfd, prefix, kind, reason, patience
+    norm, fake, forked, tmp_path, capfd, prefix, kind, reason, patience
 ):
     fake(prefix)
     record = tuned(norm, tmp_path, patience)
@@ -161,10 +162,12 @@ def test_each_is_left_out_with_one_notice_and_its_reason_kept(
     assert len(told) == 1 and reason in told[0] and str(norm) in told[0]
 
 
-def test_after_a_crash_the_next_class_runs(norm):
+def test_after_a_crash_the_next_class_runs(norm, monkeypatch):
+    """The first worker is a process that imports everything; the second is forked."""
     child = Child("cpu", 600.0)
     try:
         assert child.ask(request(norm, "fake_backends:crash"))["kind"] == "crash"
+        monkeypatch.setattr(children.subprocess, "Popen", Forked)
         assert "measurements" in child.ask(request(norm, "fake_backends:printing"))
         child.failures = 3
         assert child.ask(request(norm, "fake_backends:right")) == {
@@ -209,7 +212,6 @@ def test_what_is_timed_within_a_branch_has_a_smaller_margin():
         assert bool(decide.decide([measured("a", 0.92, op=op, **close)])) is chosen
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["triton", "cublas"])
 def test_the_kernels_of_a_gpu_pass_the_checks_of_a_race(name):
     """Interpreted, at small sizes: results, gradients and bits, on NaN memory, with NaN around the slices."""
