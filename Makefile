@@ -1,13 +1,13 @@
 # Every target does its own set-up: a virtual environment in .venv and an editable install that builds the kernels.
 #
-#   make demo     train, search, extract and check a subnet on scikit-learn's digits
-#   make test     lint and the tests, but for those marked slow
-#   make test-slow   the tests marked slow, which check the same at full size
-#   make lint     ruff alone
-#   make docs     the documentation as a website in site/, links checked
-#   make bench    the kernels against torch
-#   make gpu      the checks and measurements that need a CUDA device, RUN=a or RUN=b, with the python3 that has torch (no .venv)
-#   make clean    remove what was built; .venv stays
+#   make demo      train, search, extract and check a subnet on scikit-learn's digits
+#   make test      lint and the tests, but for those marked slow
+#   make test-slow the tests marked slow, which check the same at full size
+#   make lint      ruff alone
+#   make docs      the documentation as a website in site/, links checked
+#   make bench     the kernels against torch
+#   make gpu       the checks and measurements that need a CUDA device, RUN=a or RUN=b, with the python3 that has torch (no .venv)
+#   make clean     remove what was built; .venv stays
 #
 # PYTHON=... chooses the interpreter .venv is made from, and the one `make gpu` uses.
 
