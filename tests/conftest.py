@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import os
+
+# Two workers share two cores: threads of NumPy and of other processes would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
+import interpreting
 import pytest
 from compiling import Server
 
@@ -21,37 +23,8 @@ from growtas.ops import dispatch
 # registers a fake GPU; if that came first, no test that forks could run a backward in its child.
 torch.ones(1, requires_grad=True).sum().backward()
 
-
-def _quicken_interpreter() -> None:
-    """Leave out what Triton's interpreter does in vain: two thirds of the time of a launch.
-
-    It prepares ``tl`` again in every call of a device function, builds a table of data types whenever it
-    needs one of them, and repeats all integer arithmetic in 64 bits to see whether 32 were enough, which at
-    the sizes of these tests they always are.
-    """
-    try:
-        import triton.language as tl
-        from triton.runtime import interpreter
-    except ImportError:  # no Triton here
-        return
-    prepare = interpreter._patch_lang
-
-    def prepare_once(fn):
-        modules = [value for value in fn.__globals__.values() if value is tl or value is tl.core]
-        if modules and not any(tl.core.is_builtin(module.load) for module in modules):
-            return interpreter._LangPatchScope()  # nothing to undo
-        return prepare(fn)
-
-    interpreter._patch_lang = prepare_once
-    of_scalar = functools.cache(interpreter._get_np_dtype)
-    of_any = interpreter._get_np_dtype
-    interpreter._get_np_dtype = lambda kind: of_scalar(kind) if type(kind) is tl.dtype else of_any(kind)
-    builder = interpreter.interpreter_builder
-    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
-
-
 if dispatch.interpreted():
-    _quicken_interpreter()
+    interpreting.quicken()
 
 CPU_BACKENDS = ("torch", "cpu", "triton")
 """The backends that can run on CPU tensors; triton through its interpreter."""
