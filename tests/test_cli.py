@@ -167,7 +167,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, folder):
     def stop(*args, **values):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("growtas.searching.evaluate.Evaluator.top1", stop)
+    monkeypatch.setattr("growtas.searching.evaluate.Evaluator.score", stop)
     args = ["search", str(folder / "run"), "--out", str(folder / "stopped.jsonl")]
     assert cli.main(args) == 130
     assert "repeat the command to continue" in capsys.readouterr().err

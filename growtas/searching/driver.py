@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,7 @@ from growtas.searching.evolution import Evolution, EvolutionConfig
 from growtas.searching.feasible import feasible_set
 from growtas.searching.limits import Limits
 from growtas.searching.log import LOG_NAME, SearchLog
-from growtas.searching.result import Evaluation, SearchResult, best_of
-from growtas.subnet import AnySubnet
+from growtas.searching.result import Evaluation, Scorer, SearchResult, best_of
 from growtas.version import __version__
 
 if TYPE_CHECKING:
@@ -110,7 +108,7 @@ def search(
     }
     with SearchLog(_log_path(run, out), identity, _notes(device)) as log:
         evolution = Evolution(feasible, config, seed)
-        history = evolve(evolution, log, evaluator.top1)
+        history = evolve(evolution, log, evaluator.score)
         best = best_of(history)
         if log.result is None:
             # the one place where the test split is looked at
@@ -119,13 +117,14 @@ def search(
         return SearchResult(best, tuple(history), log.result["test_top1"], feasible.count, log.path)
 
 
-def evolve(evolution: Evolution, log: SearchLog, evaluate: Callable[[AnySubnet], float]) -> list[Evaluation]:
+def evolve(evolution: Evolution, log: SearchLog, score: Scorer) -> list[Evaluation]:
     """Run an evolution to its end, taking from the log what stands there and appending what does not.
 
     Args:
         evolution: a fresh one.
-        log: its evaluations are replayed, in order, in place of calls of ``evaluate``.
-        evaluate: top-1 of a subnet in per cent.
+        log: its evaluations are replayed, in order, in place of calls of ``score``.
+        score: called once per generation with its subnets that the log does not know; each score is logged
+            as soon as it comes.
 
     Returns:
         Every evaluation in order.
@@ -138,17 +137,19 @@ def evolve(evolution: Evolution, log: SearchLog, evaluate: Callable[[AnySubnet],
     config = evolution.config
     with Progress(config.population * config.generations, "search", "net") as progress:
         while candidates := evolution.ask():
-            for subnet in candidates:
-                if len(history) < len(replayed):
-                    history.append(replayed[len(history)])
-                    if (history[-1].subnet, history[-1].generation) != (subnet, evolution.generation):
-                        raise _diverged(log, len(history))
-                else:
-                    costs = evolution.feasible.cost(subnet)
-                    history.append(Evaluation(subnet, evaluate(subnet), *costs, evolution.generation))
-                    log.add_evaluation(history[-1].to_json())
-                    if best_of(history) is history[-1]:
-                        progress.say(f"best so far: {_told(history[-1])}, generation {evolution.generation}")
+            known = replayed[len(history) : len(history) + len(candidates)]
+            for subnet, evaluation in zip(candidates, known, strict=False):
+                history.append(evaluation)
+                if (evaluation.subnet, evaluation.generation) != (subnet, evolution.generation):
+                    raise _diverged(log, len(history))
+                progress.update()
+            unknown = candidates[len(known) :]
+            for subnet, scored in zip(unknown, score(unknown) if unknown else (), strict=True):
+                costs = evolution.feasible.cost(subnet)
+                history.append(Evaluation(subnet, scored.top1, *costs, evolution.generation))
+                log.add_evaluation(history[-1].to_json())
+                if best_of(history) is history[-1]:
+                    progress.say(f"best so far: {_told(history[-1])}, generation {evolution.generation}")
                 progress.update()
             log.sync()
             evolution.tell([evaluation.top1 for evaluation in history[-len(candidates) :]])

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from growtas.subnet import AnySubnet, subnet_from_json
+
+
+@dataclass(frozen=True)
+class Score:
+    """The accuracy of one subnet, as a scorer gives it.
+
+    Args:
+        top1: per cent of the images classified correctly.
+        images: how many it was evaluated on: the first ones of the split.
+        correct: one bit per image, the first image in the highest bit of the first byte, set where its class
+            was found; None where it was not kept.
+    """
+
+    top1: float
+    images: int
+    correct: bytes | None = None
+
+
+#: Scores subnets that are asked for at once, in order; each is used as soon as it comes.
+Scorer = Callable[[Sequence[AnySubnet]], Iterable[Score]]
 
 
 @dataclass(frozen=True, repr=False)

@@ -130,15 +130,15 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("calls", [1, 11, 18, 19])
 def test_an_interrupted_search_resumes_to_the_same_result(tmp_path, monkeypatch, whole, calls):
-    top1, made = Evaluator.top1, []
+    correct, made = Evaluator._correct, []
 
-    def interrupted(self, subnet):
+    def interrupted(self, *args):
         if len(made) == calls - 1:
             raise KeyboardInterrupt
-        made.append(subnet)
-        return top1(self, subnet)
+        made.append(args)
+        return correct(self, *args)
 
-    monkeypatch.setattr(Evaluator, "top1", interrupted)
+    monkeypatch.setattr(Evaluator, "_correct", interrupted)
     with pytest.raises(KeyboardInterrupt):
         growtas.search(FakeRun(tmp_path / "part"), **SMALL)
     monkeypatch.undo()
