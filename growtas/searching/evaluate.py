@@ -71,7 +71,9 @@ def evaluate(
 
     Args:
         run: folder of a training run.
-        subnet: best (of the run's finished search), smallest, largest, or sizes such as d24-h2,2,3-r2,3,2.
+        subnet: best (of the run's finished search; best:6e6 of that under the limit 6e6), pareto:3 or
+            pareto:6e6 (of its front, by number or limit), smallest, largest, or sizes such as
+            d24-h2,2,3-r2,3,2.
         split: test, search (held out from training) or train.
         batch_size: images evaluated at once.
         amp: bfloat16 or float16 for autocast, none for float32.

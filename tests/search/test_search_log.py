@@ -16,8 +16,9 @@ from growtas.errors import GrowtasError, UsageError
 from growtas.searching.driver import evolve
 from growtas.searching.evolution import Evolution, EvolutionConfig
 from growtas.searching.feasible import feasible_set
+from growtas.searching.folder import read_result
 from growtas.searching.limits import Limits
-from growtas.searching.log import SearchLog, read_result
+from growtas.searching.log import SearchLog
 from growtas.searching.result import Evaluation, Score, best_of
 from growtas.space import Subnet, load_space
 
