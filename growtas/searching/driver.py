@@ -15,7 +15,7 @@ from growtas.searching.evolution import Evolution, EvolutionConfig, Generations
 from growtas.searching.feasible import feasible_set
 from growtas.searching.folder import known_scores, log_path
 from growtas.searching.front_files import write_front
-from growtas.searching.limits import FeasibleSet, Limits
+from growtas.searching.limits import Limits
 from growtas.searching.log import SearchLog, read_log
 from growtas.searching.objective import Objective, objective_of
 from growtas.searching.pareto import ParetoEvolution
@@ -105,6 +105,8 @@ def search(
     run = _as_run(run)
     feasible = [feasible_set(run.space, run.num_classes, each) for each in limits]
     objective = None if pareto is None else objective_of(pareto, feasible[0])
+    kind = Evolution if objective is None else ParetoEvolution
+    evolutions = [kind(each, config, seed) for each in feasible]
 
     from growtas.searching.evaluate import Evaluator
     from growtas.training.calibration import calibration
@@ -137,7 +139,7 @@ def search(
         score=Evaluator(net, splits.search, **settings).score,
         test=lambda: Evaluator(net, splits.test, **settings).top1,
     )
-    found = [job.search(each) for each in feasible]
+    found = [job.search(each) for each in evolutions]
     return found if several else found[0]
 
 
@@ -186,9 +188,9 @@ class _Job:
     score: Scorer
     test: Callable[[], Callable[[AnySubnet], float]]
 
-    def search(self, feasible: FeasibleSet) -> SearchResult | ParetoResult:
+    def search(self, evolution: Generations) -> SearchResult | ParetoResult:
         """One search from its beginning, or from where it stopped, to its end."""
-        objective = self.objective
+        objective, feasible = self.objective, evolution.feasible
         identity = {
             "seed": self.seed,
             "limits": dict(vars(feasible.limits)),
@@ -196,8 +198,6 @@ class _Job:
             **self.shared,
             "pareto": objective and {"name": objective.name, "unit": objective.unit},
         }
-        kind = Evolution if objective is None else ParetoEvolution
-        evolution = kind(feasible, self.config, self.seed)
         folder = Path(self.run.path if self.out is None else self.out)
         path = (
             folder if folder.suffix == ".jsonl" else log_path(folder, self._name(feasible.limits), identity)

@@ -104,7 +104,7 @@ class ParetoEvolution(Generations):
             pop_size=config.population,
             sampling=_column(first),
             crossover=Crossover(2, 1, prob=1.0),
-            mutation=Mutation(),
+            mutation=Mutation(prob=0.5),  # as in the evolution, half of the children
             eliminate_duplicates=New(),
         )
         algorithm.initialization.eliminate_duplicates = duplicate.NoDuplicateElimination()
