@@ -39,7 +39,7 @@ def test_every_file_is_there_and_nothing_else(made):
         "run/checkpoint.pt",
         "run/config.yaml",
         "run/log.jsonl",
-        "run/search.jsonl",
+        "run/search-max-params-60000-population-4-generations-2.jsonl",
     }
     assert (folder / "demo.png").read_bytes().startswith(PNG)
 
