@@ -18,7 +18,7 @@ from growtas.searching.front_files import write_front
 from growtas.searching.limits import Limits
 from growtas.searching.log import SearchLog, read_log
 from growtas.searching.objective import Objective, objective_of
-from growtas.searching.pareto import ParetoEvolution
+from growtas.searching.pareto import RATES, ParetoEvolution
 from growtas.searching.result import (
     Evaluation,
     ParetoResult,
@@ -34,7 +34,7 @@ from growtas.version import __version__
 if TYPE_CHECKING:
     from growtas.training.run import Run
 
-_PARETO_SIZES = {"parents": 1, "mutations": 0, "crossovers": 0}  # NSGA-II chooses by its own rules
+_PARETO = {"parents": 1, "mutations": 0, "crossovers": 0, **RATES}  # NSGA-II has its own parents
 
 
 def search(
@@ -98,7 +98,7 @@ def search(
     sizes = {"parents": parents, "mutations": mutations, "crossovers": crossovers}
     if pareto is not None:
         _check_pareto(several, sizes)
-        sizes = _PARETO_SIZES
+        sizes = _PARETO
     half = population // 2
     sizes = {name: half if size is None else size for name, size in sizes.items()}
     config = EvolutionConfig(population, generations, **sizes)
@@ -225,7 +225,7 @@ class _Job:
         given = {**vars(limits), "seed": self.seed, **self.config.to_dict(), **self.options}
         half = self.config.population // 2
         usual = {"seed": 0, "amp": "none", "averaged": False, **EvolutionConfig().to_dict()}
-        usual |= {"mutations": half, "crossovers": half} if self.objective is None else _PARETO_SIZES
+        usual |= {"mutations": half, "crossovers": half} if self.objective is None else _PARETO
         names += [f"{name}-{value}" for name, value in given.items() if value != usual.get(name)]
         return "-".join(names).replace("_", "-")
 

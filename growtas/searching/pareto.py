@@ -16,12 +16,18 @@ from growtas.searching.result import Evaluation, front_of
 from growtas.space import seeded_rng
 from growtas.subnet import AnySubnet
 
+CROSSED = 0.5  # share of the children
+#: Smaller steps than AutoFormer's: of five settings, this one reached the largest hypervolume on average over
+#: 24 searches of 400 evaluations (20 generations of 20) of a digits supernet trained for ten epochs.
+RATES = {"p_depth": 0.1, "p_layer": 0.1, "p_embed": 0.1}
+
 
 class ParetoEvolution(Generations):
     """NSGA-II: call :meth:`ask` and :meth:`rank` in turn until ``ask`` gives nothing.
 
     The first generation holds the smallest and the largest subnet, where the limits admit them. A child is
-    crossed of two parents that win a tournament each, where these can be crossed, and then mutated.
+    one of two parents that won a tournament each or, in half of the cases and where these can be crossed,
+    crossed of both; then it is mutated.
 
     Args:
         feasible: the subnets within the limits.
@@ -103,8 +109,8 @@ class ParetoEvolution(Generations):
         algorithm = NSGA2(
             pop_size=config.population,
             sampling=_column(first),
-            crossover=Crossover(2, 1, prob=1.0),
-            mutation=Mutation(prob=0.5),  # as in the evolution, half of the children
+            crossover=Crossover(2, 1, prob=CROSSED),
+            mutation=Mutation(),
             eliminate_duplicates=New(),
         )
         algorithm.initialization.eliminate_duplicates = duplicate.NoDuplicateElimination()

@@ -2,8 +2,9 @@
 
     python tests/search/make_digits_front.py RUN
 
-trains the demo's supernet into the folder RUN, unless it is there already, and evaluates every subnet on the
-287 images of the search split: about ten minutes on one core.
+trains a supernet for ten epochs into the folder RUN, unless it is there already, and evaluates every subnet
+on the 287 images of the search split: six minutes of one core. After few epochs the subnets differ by more
+than a few images, and the front has more than a few points.
 """
 
 import json
@@ -24,7 +25,7 @@ FILE = Path(__file__).with_name("digits_front.json")
 def main(folder: str) -> None:
     torch.set_num_threads(1)
     if not Path(folder).exists():
-        growtas.train("digits", data="digits", method="growtas", epochs=100, out=folder, **RECIPE)
+        growtas.train("digits", data="digits", method="growtas", epochs=10, out=folder, **RECIPE)
     run = Run.open(folder)
     evaluator = Evaluator(run.load_net("cpu"), run.splits().search, workers=0)
     subnets = list(feasible_set(run.space, run.num_classes, Limits()))

@@ -15,7 +15,7 @@ from growtas.errors import GrowtasError, UsageError
 from growtas.searching import Evaluation, EvolutionConfig, Limits, Objective, feasible_set, read_result
 from growtas.searching.named import named_subnet, reference_to
 from growtas.searching.objective import objective_of
-from growtas.searching.pareto import ParetoEvolution
+from growtas.searching.pareto import RATES, ParetoEvolution
 from growtas.searching.result import front_of
 
 FEW = {name: SMALL[name] for name in ("population", "generations", "batch_size", "workers")}
@@ -29,9 +29,9 @@ def evaluation(subnet, objective: Objective) -> Evaluation:
     return Evaluation(subnet, top1, *EVERYTHING.cost(subnet), 0, objective=objective.measure(subnet))
 
 
-def searched(objective: Objective, feasible=EVERYTHING, population=40, generations=10, seed=0):
+def searched(objective: Objective, feasible=EVERYTHING, population=20, generations=20, seed=0):
     """Every evaluation of a search in the table of a trained run."""
-    evolution = ParetoEvolution(feasible, EvolutionConfig(population, generations, 1, 0, 0), seed)
+    evolution = ParetoEvolution(feasible, EvolutionConfig(population, generations, 1, 0, 0, **RATES), seed)
     history = []
     while candidates := evolution.ask():
         history += [evaluation(subnet, objective) for subnet in candidates]
@@ -50,12 +50,14 @@ def hypervolume(history, objective: Objective) -> float:
 def test_400_evaluations_reach_the_hypervolume_of_every_subnet(name):
     objective = objective_of(name, EVERYTHING)
     whole = hypervolume([evaluation(subnet, objective) for subnet in CORRECT], objective)
-    for seed in range(3):
+    reached = []
+    for seed in range(5):
         history = searched(objective, seed=seed)
         assert len(history) == len({each.subnet for each in history}) == 400
-        assert hypervolume(history, objective) >= 0.99 * whole
+        reached.append(hypervolume(history, objective) / whole)
+    assert sum(reached) / len(reached) >= 0.99 and min(reached) > 0.97
     drawn = [evaluation(subnet, objective) for subnet in random.Random(0).sample(list(CORRECT), 400)]
-    assert hypervolume(drawn, objective) < 0.99 * whole  # so that the bar says something
+    assert hypervolume(drawn, objective) < 0.95 * whole  # so that the bar says something
 
 
 def test_the_front_is_what_nothing_dominates():
