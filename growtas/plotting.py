@@ -168,7 +168,7 @@ def front(path: str | os.PathLike, points: Sequence[FrontPoint], chosen: Sequenc
         )  # fmt: skip
         for number, point in enumerate(best, start=1):
             at = (point.cost, point.top1)
-            axes.annotate(str(number), at, (4, 4), textcoords="offset points", fontsize=8)
+            axes.annotate(str(number), at, (-4, 4), textcoords="offset points", ha="right", fontsize=8)
         for marker, point in zip("<>", (p for p in points if p.name), strict=False):
             axes.scatter(
                 [point.cost], [point.top1], s=70, marker=marker, color=ACCENT, edgecolors="black", zorder=4,

@@ -48,4 +48,4 @@ def write_front(found: ParetoResult, space: Space) -> None:
     ]
     chosen = [found.history.index(point) for point in found.front]
     for path in pictures:
-        front(path, points, chosen, f"{found.objective} of the extracted subnet ({found.unit})")
+        front(path, points, chosen, f"{found.objective} of the subnet ({found.unit})")
