@@ -20,6 +20,7 @@ from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.version import __version__
 
 if TYPE_CHECKING:
+    from growtas.searching.result import SearchResult
     from growtas.training.run import Run
 
 INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
@@ -160,17 +161,37 @@ def _report_training(run: Run) -> None:
 def _search(args: list[str]) -> int:
     """find the best subnet of a trained supernet under limits"""
     from growtas import search
+    from growtas.searching.named import reference_to
 
-    values = options(search, args, "search", {"run": positional(str), "out": str | None})
-    run = values["run"]
+    limits = tuple[float, ...] | None
+    types = {"run": positional(str), "max_params": limits, "max_macs": limits, "pareto": str | None}
+    values = options(search, args, "search", types | {"out": str | None})
+    for name in ("max_params", "max_macs"):
+        if values[name] is not None and len(values[name]) == 1:
+            (values[name],) = values[name]
     try:
         found = search(**values)
     except KeyboardInterrupt as stop:
         raise Interrupted("Every evaluation up to here is kept: repeat the command to continue.") from stop
-    print(found)
-    print(f"log: {found.path}")
-    print(f"next: growtas extract {run} --subnet {found.best.subnet} --out FOLDER")
+    if values["pareto"] is None:
+        for each in found if isinstance(found, list) else (found,):
+            _report_search(values["run"], each)
+    else:
+        print(found)
+        for file in (found.path, *found.files):
+            print(f"wrote {file}")
+        print(f"next: growtas extract {values['run']} --subnet {reference_to(found)}:1 --out FOLDER")
     return 0
+
+
+def _report_search(run: str, found: SearchResult) -> None:
+    from growtas.searching.named import reference_to
+
+    print(found)
+    if found.certainty:
+        print(found.certainty)
+    print(f"log: {found.path}")
+    print(f"next: growtas extract {run} --subnet {reference_to(found)} --out FOLDER")
 
 
 def _emit(args: list[str]) -> int:
@@ -199,7 +220,9 @@ def extract(
     Args:
         run: folder of a training run.
         out: folder for model.safetensors and config.json.
-        subnet: best (of the run's finished search), smallest, largest, or sizes such as d24-h2,2,3-r2,3,2.
+        subnet: best (of the run's finished search; best:6e6 of that under the limit 6e6), pareto:3 or
+            pareto:6e6 (of its front, by number or limit), smallest, largest, or sizes such as
+            d24-h2,2,3-r2,3,2.
         overwrite: replace another model in that folder.
         averaged: take the moving average of the weights that a run with ema_decay keeps.
         license: of the weights, such as cc-by-4.0, for config.json; nothing is said where it is not given.

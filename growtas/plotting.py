@@ -123,13 +123,73 @@ def picture(
         loss, groups = right.subplots(2, 1, sharex=True, height_ratios=(1.2, 1))
         _loss(loss, steps, transitions, embed_dims)
         _groups(groups, steps, transitions, embed_dims)
-        path = Path(path)
-        with atomic.replace(path) as temporary:
-            if path.suffix == ".png":
-                _save_png(figure, temporary)
-            else:
-                figure.savefig(temporary, format=path.suffix[1:], metadata=_undated(path))
-    return path
+        _save(figure, Path(path))
+    return Path(path)
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """An evaluated subnet of a Pareto search: its cost, top-1 and standard error in per cent, and its name,
+    where it has one."""
+
+    cost: float
+    top1: float
+    error: float
+    name: str | None = None
+
+
+def front(path: str | os.PathLike, points: Sequence[FrontPoint], chosen: Sequence[int], label: str) -> Path:
+    """Draw a Pareto front among the dominated subnets, and save it.
+
+    Args:
+        path: of a ``.png``, ``.svg`` or ``.pdf`` file; written atomically.
+        points: every evaluated subnet.
+        chosen: indices of those on the front, by rising cost.
+        label: of the costs.
+
+    Returns:
+        The path.
+    """
+    best = [points[index] for index in chosen]
+    dominated = [point for index, point in enumerate(points) if index not in set(chosen)]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 4.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        axes.scatter(
+            [p.cost for p in dominated], [p.top1 for p in dominated], s=14, color="0.6", alpha=0.7,
+            linewidths=0, label=f"dominated (n = {len(dominated)})",
+        )  # fmt: skip
+        costs, accuracies = [p.cost for p in best], [p.top1 for p in best]
+        axes.step(costs, accuracies, where="post", color=GROUP_COLOURS[0], linewidth=1.3)
+        axes.errorbar(
+            costs, accuracies, [p.error for p in best], fmt="o", markersize=5, color=GROUP_COLOURS[0],
+            elinewidth=0.8, label=f"front, ± one standard error (n = {len(best)})",
+        )  # fmt: skip
+        for number, point in enumerate(best, start=1):
+            at = (point.cost, point.top1)
+            axes.annotate(str(number), at, (-4, 4), textcoords="offset points", ha="right", fontsize=8)
+        for marker, point in zip("<>", (p for p in points if p.name), strict=False):
+            axes.scatter(
+                [point.cost], [point.top1], s=70, marker=marker, color=ACCENT, edgecolors="black", zorder=4,
+                label=f"{point.name}: {point.top1:.2f} %",
+            )  # fmt: skip
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+        axes.set_xlabel(label)
+        axes.set_ylabel("top-1 on the search split (%)")
+        axes.set_title(f"Pareto front of {len(points)} evaluated subnets")
+        axes.legend(loc="lower right", frameon=False, fontsize=9)
+        axes.grid(alpha=0.25)
+        _save(figure, Path(path))
+    return Path(path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic.replace(path) as temporary:
+        if path.suffix == ".png":
+            _save_png(figure, temporary)
+        else:
+            figure.savefig(temporary, format=path.suffix[1:], metadata=_undated(path))
 
 
 def _save_png(figure: Figure, path: Path) -> None:

@@ -167,7 +167,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, folder):
     def stop(*args, **values):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("growtas.searching.evaluate.Evaluator.top1", stop)
+    monkeypatch.setattr("growtas.searching.evaluate.Evaluator.score", stop)
     args = ["search", str(folder / "run"), "--out", str(folder / "stopped.jsonl")]
     assert cli.main(args) == 130
     assert "repeat the command to continue" in capsys.readouterr().err
@@ -248,6 +248,27 @@ def test_extract_the_best_and_evaluate_it(capsys, folder, tmp_path):
     args = ["--subnet", str(found.best.subnet), "--split", "search"]
     assert cli.main(["evaluate", str(folder / "run"), *args]) == 0
     assert f"top-1 {found.best.top1:.2f} % on the" in capsys.readouterr().out
+
+
+def test_several_limits_and_a_front_are_searched_and_extracted_by_name(capsys, folder, tmp_path):
+    import shutil
+
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    size = ["--population", "4", "--generations", "2"]
+    assert cli.main(["search", str(run), "--max-params", "3e3", "5e3", *size]) == 0
+    out = capsys.readouterr().out
+    assert out.count("standard error of its top-1 on the 287 search images") == 2
+    assert f"next: growtas extract {run} --subnet best:3000 --out" in out
+    assert f"next: growtas extract {run} --subnet best:5000 --out" in out
+    assert cli.main(["search", str(run), "--pareto", "macs", *size]) == 0
+    out = capsys.readouterr().out
+    assert f"wrote {run / 'pareto-macs-population-4-generations-2.csv'}" in out
+    assert f"next: growtas extract {run} --subnet pareto:1 --out" in out
+    for name in ("best:5e3", "pareto:1"):
+        assert cli.main(["evaluate", str(run), "--subnet", name]) == 0
+    assert cli.main(["extract", str(run), "--subnet", "pareto:1", "--out", str(tmp_path / "model")]) == 0
+    assert cli.main(["extract", str(run), "--out", str(tmp_path / "other")]) == 1
+    assert "name one of best:3000, best:4000, best:5000" in capsys.readouterr().err
 
 
 def test_subnets_have_the_same_names_in_python(folder):

@@ -39,7 +39,7 @@ def test_every_file_is_there_and_nothing_else(made):
         "run/checkpoint.pt",
         "run/config.yaml",
         "run/log.jsonl",
-        "run/search.jsonl",
+        "run/search-max-params-60000-population-4-generations-2.jsonl",
     }
     assert (folder / "demo.png").read_bytes().startswith(PNG)
 
@@ -82,7 +82,7 @@ def test_ctrl_c_in_training_and_in_the_search_and_once_more(tmp_path, monkeypatc
     from growtas.searching.evaluate import Evaluator
     from growtas.training.loop import Trainer
 
-    step, top1 = Trainer._step, Evaluator.top1
+    step, correct = Trainer._step, Evaluator._correct
     calls = []
 
     def interrupted_step(self, *args):
@@ -91,11 +91,11 @@ def test_ctrl_c_in_training_and_in_the_search_and_once_more(tmp_path, monkeypatc
             os.kill(os.getpid(), signal.SIGINT)
         return step(self, *args)
 
-    def interrupted_top1(self, subnet):
-        calls.append("top1")
-        if calls.count("top1") == 3:
+    def interrupted_correct(self, *args):
+        calls.append("evaluation")
+        if calls.count("evaluation") == 3:
             raise KeyboardInterrupt
-        return top1(self, subnet)
+        return correct(self, *args)
 
     args = ["demo", "--out", str(tmp_path / "demo"), *ARGS]
     monkeypatch.setattr(Trainer, "_step", interrupted_step)
@@ -103,10 +103,10 @@ def test_ctrl_c_in_training_and_in_the_search_and_once_more(tmp_path, monkeypatc
     assert f"growtas demo --out {tmp_path / 'demo'} continues." in capsys.readouterr().err
     monkeypatch.setattr(Trainer, "_step", step)
 
-    monkeypatch.setattr(Evaluator, "top1", interrupted_top1)
+    monkeypatch.setattr(Evaluator, "_correct", interrupted_correct)
     assert cli.main(args) == 130
     assert "continuing the training" in capsys.readouterr().out
-    monkeypatch.setattr(Evaluator, "top1", top1)
+    monkeypatch.setattr(Evaluator, "_correct", correct)
 
     assert cli.main(args) == 0
     assert "training was finished earlier" in capsys.readouterr().out

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors", "version", "progress"},
     {"atomic", "locks"},
+    {"plotting", "table"},
     {"spaces"},
     {"subnet"},
     {"space"},
@@ -33,7 +34,7 @@ LAYERS = [
     {"training"},
     {"searching"},
     {"export"},
-    {"plotting", "table", "doctor", "warmup", "listing"},
+    {"doctor", "warmup", "listing"},
     {"jobs"},
     {"demo", "comparing", "cli_options"},
     {"analysis", "data_commands"},

@@ -3,9 +3,11 @@
 from growtas.searching.driver import search
 from growtas.searching.evolution import Evolution, EvolutionConfig
 from growtas.searching.feasible import feasible_set
+from growtas.searching.folder import read_result
 from growtas.searching.limits import FeasibleSet, Limits
-from growtas.searching.log import SearchLog, read_result
-from growtas.searching.result import Evaluation, SearchResult
+from growtas.searching.log import SearchLog
+from growtas.searching.objective import Objective
+from growtas.searching.result import Evaluation, ParetoResult, Score, SearchResult
 
 __all__ = [
     "Evaluation",
@@ -13,6 +15,9 @@ __all__ = [
     "EvolutionConfig",
     "FeasibleSet",
     "Limits",
+    "Objective",
+    "ParetoResult",
+    "Score",
     "SearchLog",
     "SearchResult",
     "feasible_set",

@@ -4,29 +4,45 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growtas.errors import GrowtasError
+from growtas.errors import GrowtasError, UsageError
 from growtas.progress import Progress
-from growtas.searching.evolution import Evolution, EvolutionConfig
+from growtas.searching.evolution import Evolution, EvolutionConfig, Generations
 from growtas.searching.feasible import feasible_set
+from growtas.searching.folder import known_scores, log_path
+from growtas.searching.front_files import write_front
 from growtas.searching.limits import Limits
-from growtas.searching.log import LOG_NAME, SearchLog
-from growtas.searching.result import Evaluation, SearchResult, best_of
+from growtas.searching.log import SearchLog, read_log
+from growtas.searching.objective import Objective, objective_of
+from growtas.searching.pareto import RATES, ParetoEvolution
+from growtas.searching.result import (
+    Evaluation,
+    ParetoResult,
+    Score,
+    Scorer,
+    SearchResult,
+    best_of,
+    front_of,
+)
 from growtas.subnet import AnySubnet
 from growtas.version import __version__
 
 if TYPE_CHECKING:
     from growtas.training.run import Run
 
+_PARETO = {"parents": 1, "mutations": 0, "crossovers": 0, **RATES}  # NSGA-II has its own parents
+
 
 def search(
     run: Run | str | os.PathLike,
-    max_params: float | None = None,
+    max_params: float | Sequence[float] | None = None,
     min_params: float | None = None,
-    max_macs: float | None = None,
+    max_macs: float | Sequence[float] | None = None,
+    pareto: str | Objective | None = None,
     population: int = 50,
     generations: int = 20,
     parents: int = 10,
@@ -39,26 +55,28 @@ def search(
     device: str = "auto",
     workers: int | None = None,
     averaged: bool = False,
-) -> SearchResult:
+) -> SearchResult | list[SearchResult] | ParetoResult:
     """Find the most accurate subnet of a trained supernet within limits, by AutoFormer's evolution.
 
     Every subnet is evaluated with the weights it inherits, on the split held out from training for this; the
     test split is evaluated once, at the end, for the best subnet. A search that was interrupted continues
     when it is called again with the same arguments, and ends as if it had not been; a finished one is read
-    from its log.
+    from its log. All searches of a run share their evaluations.
 
     Args:
         run: a training run, or its folder.
-        max_params: most parameters of the subnet, head included.
+        max_params: most parameters of the subnet, head included; several for a search under each.
         min_params: fewest parameters.
-        max_macs: most multiply-accumulates of one image.
+        max_macs: most multiply-accumulates of one image; several for a search under each.
+        pareto: params or macs, to find the subnets of which none is both cheaper and more accurate (NSGA-II),
+            instead of the best one.
         population: subnets of one generation.
         generations: generations, the first, random one included.
-        parents: the best so far, from which children are made.
-        mutations: mutated children of a generation; half the population where None.
-        crossovers: crossed children of a generation; half the population where None.
+        parents: the best so far, from which children are made; not for pareto.
+        mutations: mutated children of a generation; half the population where None; not for pareto.
+        crossovers: crossed children of a generation; half the population where None; not for pareto.
         seed: of the evolution.
-        out: the log, as a ``.jsonl`` file or a folder for ``search.jsonl``; the run's folder where None.
+        out: the log, as a ``.jsonl`` file, or a folder for it; the run's folder where None.
         batch_size: images evaluated at once.
         amp: ``"bfloat16"`` or ``"float16"`` for autocast, ``"none"`` for float32.
         device: such as ``"cuda:1"``; ``"auto"`` is a GPU where there is one.
@@ -66,24 +84,29 @@ def search(
         averaged: evaluate the moving average of the weights that a run with ema_decay keeps.
 
     Returns:
-        The best subnet and every evaluation.
+        The best subnet and every evaluation; a list of these in the order of the limits, where several were
+        given as a sequence; the front and every evaluation with ``pareto``.
 
     Raises:
-        UsageError: limits that no subnet meets, a size that makes no sense, a log of another search, no run.
+        UsageError: limits that no subnet meets, a size that makes no sense, a log of another search, no run,
+            no pymoo for ``pareto``.
         GrowtasError: another process writes the log, or it cannot be written.
 
-    Source: Chen et al., "AutoFormer" (ICCV 2021), section 3.4.
+    Source: Chen et al., "AutoFormer" (ICCV 2021), section 3.4; Deb et al., "NSGA-II" (2002).
     """
-    limits = Limits(max_params, min_params, max_macs)
-    config = EvolutionConfig(
-        population=population,
-        generations=generations,
-        parents=parents,
-        mutations=population // 2 if mutations is None else mutations,
-        crossovers=population // 2 if crossovers is None else crossovers,
-    )
+    limits, several = _limits(max_params, min_params, max_macs)
+    sizes = {"parents": parents, "mutations": mutations, "crossovers": crossovers}
+    if pareto is not None:
+        _check_pareto(several, sizes)
+        sizes = _PARETO
+    half = population // 2
+    sizes = {name: half if size is None else size for name, size in sizes.items()}
+    config = EvolutionConfig(population, generations, **sizes)
     run = _as_run(run)
-    feasible = feasible_set(run.space, run.num_classes, limits)
+    feasible = [feasible_set(run.space, run.num_classes, each) for each in limits]
+    objective = None if pareto is None else objective_of(pareto, feasible[0])
+    kind = Evolution if objective is None else ParetoEvolution
+    evolutions = [kind(each, config, seed) for each in feasible]
 
     from growtas.searching.evaluate import Evaluator
     from growtas.training.calibration import calibration
@@ -97,35 +120,139 @@ def search(
     if net.needs_calibration:  # nothing else looks at training images here
         calibrate = calibration(net, splits.train, amp, worker_count(workers))
     settings = {"batch_size": batch_size, "amp": amp, "workers": workers, "calibrate": calibrate}
-    evaluator = Evaluator(net, splits.search, **settings)
-    identity = {
-        "seed": seed,
-        "limits": dict(vars(limits)),
-        "evolution": config.to_dict(),
+    shared = {
         "space": run.space.to_dict(),
         "data": splits.name,
         "images": len(splits.search),
         "amp": amp,
         "weights": weights_hash(net),
     }
-    with SearchLog(_log_path(run, out), identity, _notes(device)) as log:
-        evolution = Evolution(feasible, config, seed)
-        history = evolve(evolution, log, evaluator.top1)
-        best = best_of(history)
-        if log.result is None:
-            # the one place where the test split is looked at
-            test_top1 = Evaluator(net, splits.test, **settings).top1(best.subnet)
-            log.add_result({"best": best.to_json(), "test_top1": test_top1, "feasible": feasible.count})
-        return SearchResult(best, tuple(history), log.result["test_top1"], feasible.count, log.path)
+    job = _Job(
+        run=run,
+        config=config,
+        seed=seed,
+        objective=objective,
+        out=out,
+        shared=shared,
+        options={"amp": amp, "averaged": averaged},
+        notes=_notes(device),
+        score=Evaluator(net, splits.search, **settings).score,
+        test=lambda: Evaluator(net, splits.test, **settings).top1,
+    )
+    found = [job.search(each) for each in evolutions]
+    return found if several else found[0]
 
 
-def evolve(evolution: Evolution, log: SearchLog, evaluate: Callable[[AnySubnet], float]) -> list[Evaluation]:
+def _limits(
+    max_params: float | Sequence[float] | None,
+    min_params: float | None,
+    max_macs: float | Sequence[float] | None,
+) -> tuple[list[Limits], bool]:
+    """The limits of each search, and True where several were asked for."""
+    several = [isinstance(limit, Sequence) and not isinstance(limit, str) for limit in (max_params, max_macs)]
+    if all(several):
+        raise UsageError("Give several max_params or several max_macs, not both; one of both is possible.")
+    if several[0]:
+        limits = [Limits(each, min_params, max_macs) for each in max_params]
+    elif several[1]:
+        limits = [Limits(max_params, min_params, each) for each in max_macs]
+    else:
+        limits = [Limits(max_params, min_params, max_macs)]
+    if not limits:
+        raise UsageError("The sequence of limits is empty; give one limit or more, or None.")
+    return limits, any(several)
+
+
+def _check_pareto(several: bool, sizes: Mapping[str, int | None]) -> None:
+    if several:
+        raise UsageError(
+            "A Pareto search finds the best subnet under every limit at once; give one limit at most."
+        )
+    for name, size in sizes.items():
+        if size != (10 if name == "parents" else None):
+            raise UsageError(f"{name}={size} is for a search for one subnet; NSGA-II has no such size.")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A call of :func:`search`: what the searches under its several limits have in common."""
+
+    run: Any
+    config: EvolutionConfig
+    seed: int
+    objective: Objective | None
+    out: str | os.PathLike | None
+    shared: Mapping[str, Any]
+    options: Mapping[str, Any]
+    notes: Mapping[str, Any]
+    score: Scorer
+    test: Callable[[], Callable[[AnySubnet], float]]
+
+    def search(self, evolution: Generations) -> SearchResult | ParetoResult:
+        """One search from its beginning, or from where it stopped, to its end."""
+        objective, feasible = self.objective, evolution.feasible
+        identity = {
+            "seed": self.seed,
+            "limits": dict(vars(feasible.limits)),
+            "evolution": self.config.to_dict(),
+            **self.shared,
+            "pareto": objective and {"name": objective.name, "unit": objective.unit},
+        }
+        folder = Path(self.run.path if self.out is None else self.out)
+        path = (
+            folder if folder.suffix == ".jsonl" else log_path(folder, self._name(feasible.limits), identity)
+        )
+        known = known_scores({path.parent, self.run.path}, identity)
+        with SearchLog(path, identity, self.notes) as log:
+            history = evolve(evolution, log, sharing(self.score, known), objective)
+            if log.result is None:
+                # the one place where the test split is looked at
+                chosen = [best_of(history)] if objective is None else front_of(history)
+                test = self.test()
+                top1 = [test(each.subnet) for each in chosen]
+                result = {"test_top1": top1, "feasible": feasible.count}
+                if objective is None:
+                    result |= {"best": chosen[0].to_json(), "test_top1": top1[0]}
+                log.add_result(result)
+        found = read_log(path)
+        if objective is not None:
+            write_front(found, self.run.space)
+        return found
+
+    def _name(self, limits: Limits) -> str:
+        """The name of the log: the limits, and what else differs from a call without arguments."""
+        names = ["search"] if self.objective is None else ["pareto", self.objective.name]
+        given = {**vars(limits), "seed": self.seed, **self.config.to_dict(), **self.options}
+        half = self.config.population // 2
+        usual = {"seed": 0, "amp": "none", "averaged": False, **EvolutionConfig().to_dict()}
+        usual |= {"mutations": half, "crossovers": half} if self.objective is None else _PARETO
+        names += [f"{name}-{value}" for name, value in given.items() if value != usual.get(name)]
+        return "-".join(names).replace("_", "-")
+
+
+def sharing(score: Scorer, known: Mapping[AnySubnet, Score]) -> Scorer:
+    """A scorer that asks another one only for the subnets whose score is not known."""
+
+    def shared(subnets: Sequence[AnySubnet]) -> Iterator[Score]:
+        new = [subnet for subnet in subnets if subnet not in known]
+        scores = iter(score(new) if new else ())
+        for subnet in subnets:
+            yield known[subnet] if subnet in known else next(scores)
+
+    return shared
+
+
+def evolve(
+    evolution: Generations, log: SearchLog, score: Scorer, objective: Objective | None = None
+) -> list[Evaluation]:
     """Run an evolution to its end, taking from the log what stands there and appending what does not.
 
     Args:
         evolution: a fresh one.
-        log: its evaluations are replayed, in order, in place of calls of ``evaluate``.
-        evaluate: top-1 of a subnet in per cent.
+        log: its evaluations are replayed, in order, in place of calls of ``score``.
+        score: called once per generation with its subnets that the log does not know; each score is logged
+            as soon as it comes.
+        objective: measured of each subnet, and logged, in a Pareto search.
 
     Returns:
         Every evaluation in order.
@@ -138,27 +265,25 @@ def evolve(evolution: Evolution, log: SearchLog, evaluate: Callable[[AnySubnet],
     config = evolution.config
     with Progress(config.population * config.generations, "search", "net") as progress:
         while candidates := evolution.ask():
-            for subnet in candidates:
-                if len(history) < len(replayed):
-                    history.append(replayed[len(history)])
-                    if (history[-1].subnet, history[-1].generation) != (subnet, evolution.generation):
-                        raise _diverged(log, len(history))
-                else:
-                    costs = evolution.feasible.cost(subnet)
-                    history.append(Evaluation(subnet, evaluate(subnet), *costs, evolution.generation))
-                    log.add_evaluation(history[-1].to_json())
-                    if best_of(history) is history[-1]:
-                        progress.say(f"best so far: {_told(history[-1])}, generation {evolution.generation}")
+            known = replayed[len(history) : len(history) + len(candidates)]
+            for subnet, evaluation in zip(candidates, known, strict=False):
+                history.append(evaluation)
+                if (evaluation.subnet, evaluation.generation) != (subnet, evolution.generation):
+                    raise _diverged(log, len(history))
+                progress.update()
+            unknown = candidates[len(known) :]
+            for subnet, scored in zip(unknown, score(unknown) if unknown else (), strict=True):
+                costs = evolution.feasible.cost(subnet)
+                value = objective and objective.measure(subnet)
+                found = (evolution.generation, scored.images, scored.correct, value)
+                history.append(Evaluation(subnet, scored.top1, *costs, *found))
+                log.add_evaluation(history[-1].to_json())
+                if objective is None and best_of(history) is history[-1]:
+                    progress.say(f"best so far: {_told(history[-1])}, generation {evolution.generation}")
                 progress.update()
             log.sync()
-            evolution.tell([evaluation.top1 for evaluation in history[-len(candidates) :]])
-            best = best_of(history)
-            found = (
-                f"best {best.top1:.2f} %",
-                f"generation {evolution.generation}",
-                f"{best.params:,} parameters",
-            )
-            progress.show(*found)
+            evolution.rank(history[-len(candidates) :])
+            progress.show(*evolution.status(history))
             progress.line()
     if len(replayed) > len(history):
         raise _diverged(log, len(history) + 1)
@@ -183,12 +308,6 @@ def _as_run(run: Any) -> Any:
     from growtas.training.run import Run
 
     return Run.open(run)
-
-
-def _log_path(run: Any, out: str | os.PathLike | None) -> Path:
-    if out is None:
-        return Path(run.path) / LOG_NAME
-    return Path(out) if Path(out).suffix == ".jsonl" else Path(out) / LOG_NAME
 
 
 def _notes(device: Any) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -14,6 +15,7 @@ from growtas import cost
 from growtas.errors import UsageError, nearest
 from growtas.progress import track_images
 from growtas.searching.named import named_subnet
+from growtas.searching.result import Score
 from growtas.subnet import AnySubnet
 from growtas.training.data import evaluation_loader
 from growtas.training.data.workers import worker_count
@@ -69,7 +71,9 @@ def evaluate(
 
     Args:
         run: folder of a training run.
-        subnet: best (of the run's finished search), smallest, largest, or sizes such as d24-h2,2,3-r2,3,2.
+        subnet: best (of the run's finished search; best:6e6 of that under the limit 6e6), pareto:3 or
+            pareto:6e6 (of its front, by number or limit), smallest, largest, or sizes such as
+            d24-h2,2,3-r2,3,2.
         split: test, search (held out from training) or train.
         batch_size: images evaluated at once.
         amp: bfloat16 or float16 for autocast, none for float32.
@@ -160,6 +164,16 @@ class Evaluator:
         """
         return self.accuracy(subnet, (1,))[0]
 
+    def score(self, subnets: Iterable[AnySubnet]) -> Iterator[Score]:
+        """Evaluate one subnet after the other, and keep which images each classifies correctly.
+
+        Args:
+            subnets: of the net's space.
+        """
+        for subnet in subnets:
+            correct = torch.cat([batch[:, 0] for batch in self._correct(subnet, 1)]).cpu().numpy()
+            yield Score(100 * int(correct.sum()) / self.images, self.images, np.packbits(correct).tobytes())
+
     def accuracy(self, subnet: AnySubnet, top: Sequence[int] = (1, 5)) -> tuple[float, ...]:
         """Per cent of the images whose label is among the highest logits.
 
@@ -179,17 +193,21 @@ class Evaluator:
             raise UsageError(
                 f"top={tuple(top)} is not possible; give whole numbers, 1 or more, such as (1, 5)."
             )
-        if self._calibrate is not None:
-            self._calibrate(subnet)
         most = min(max(top), self.net.num_classes)
-        correct = torch.zeros(most, dtype=torch.int64, device=self._device)  # at first, second, ... place
-        with torch.inference_mode(), precision(self._amp, self._device):
-            for images, labels in self._batches():
-                logits = self.net(images, subnet)
-                best = _highest(logits, most)
-                correct += ((best == labels[:, None]) & logits.isfinite().all(1, keepdim=True)).sum(0)
+        correct = sum(batch.sum(0) for batch in self._correct(subnet, most))
         within = correct.cumsum(0).tolist()  # the only wait for the device
         return tuple(100 * within[min(number, most) - 1] / self.images for number in top)
+
+    @torch.inference_mode()
+    def _correct(self, subnet: AnySubnet, most: int) -> Iterator[torch.Tensor]:
+        """For each batch, bool (B, most): the label is at the first, second, ... place."""
+        if self._calibrate is not None:
+            self._calibrate(subnet)
+        with precision(self._amp, self._device):
+            for images, labels in self._batches():
+                logits = self.net(images, subnet)
+                places = _highest(logits, most) == labels[:, None]
+                yield places & logits.isfinite().all(1, keepdim=True)
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if self._kept is not None:

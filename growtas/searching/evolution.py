@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from growtas.errors import UsageError
 from growtas.searching.limits import FeasibleSet
+from growtas.searching.result import Evaluation, best_of
 from growtas.space import seeded_rng
 from growtas.subnet import AnySubnet
 
@@ -70,31 +73,25 @@ class EvolutionConfig:
         return dataclasses.asdict(self)
 
 
-class Evolution:
-    """One search: call :meth:`ask` and :meth:`tell` in turn until ``ask`` gives nothing.
+class Generations(ABC):
+    """Asks for subnets, generation by generation; a search is one of these, a scorer and a log.
 
-    The candidates depend on the seed and on the scores told, on nothing else, so that replaying recorded
-    scores leads to the same search.
+    The candidates depend on the seed and on the evaluations ranked, on nothing else, so that replaying
+    recorded ones leads to the same search.
 
     Args:
         feasible: the subnets within the limits.
         config: sizes and rates.
-        seed: of the private random generator.
-
-    Example:
-        >>> while candidates := evolution.ask():
-        ...     evolution.tell([accuracy(subnet) for subnet in candidates])
-        >>> evolution.best
+        rng: a private generator.
     """
 
-    def __init__(self, feasible: FeasibleSet, config: EvolutionConfig, seed: int = 0) -> None:
+    def __init__(self, feasible: FeasibleSet, config: EvolutionConfig, rng: random.Random) -> None:
         self.feasible, self.config = feasible, config
         self.generation = -1  # of the candidates last asked for
         self.exhausted = False
-        self._rng = seeded_rng("evolution", seed)
+        self._rng = rng
         self._visited: set[AnySubnet] = set()
         self._candidates: tuple[AnySubnet, ...] = ()
-        self._ranked: list[tuple[float, int, int, AnySubnet]] = []
 
     def ask(self) -> tuple[AnySubnet, ...]:
         """The next generation.
@@ -110,15 +107,80 @@ class Evolution:
             raise RuntimeError("tell() the scores of the last generation before asking for the next one.")
         if self.exhausted or self.generation + 1 == self.config.generations:
             return ()
-        candidates: list[AnySubnet] = []
-        if self._ranked:
-            candidates += self._children(self.config.mutations, self._mutation())
-            candidates += self._children(self.config.crossovers, self._crossover())
+        candidates = self._next()
         candidates += self._random(self.config.population - len(candidates))
         self._candidates = tuple(candidates)
         self.exhausted = not candidates
         self.generation += bool(candidates)
         return self._candidates
+
+    @abstractmethod
+    def rank(self, evaluations: Sequence[Evaluation]) -> None:
+        """Take in the generation last asked for. Args: evaluations: one per candidate, in order."""
+
+    @abstractmethod
+    def status(self, history: Sequence[Evaluation]) -> tuple[str, ...]:
+        """How far the search has come, the most important first."""
+
+    @abstractmethod
+    def _next(self) -> list[AnySubnet]:
+        """Accepted subnets for the next generation; random ones fill it up."""
+
+    def _accept(self, subnet: AnySubnet) -> bool:
+        if subnet in self._visited or subnet not in self.feasible:
+            return False
+        self._visited.add(subnet)
+        return True
+
+    def _random(self, wanted: int) -> list[AnySubnet]:
+        found: list[AnySubnet] = []
+        for _ in range(_TRIES_PER_CANDIDATE * wanted):
+            if len(found) == wanted:
+                return found
+            subnet = self.feasible.sample(self._rng)
+            if self._accept(subnet):
+                found.append(subnet)
+        count = self.feasible.count
+        if len(found) < wanted and count is not None and count <= _LISTABLE:
+            left = [subnet for subnet in self.feasible if subnet not in self._visited]
+            more = self._rng.sample(left, min(wanted - len(found), len(left)))
+            self._visited.update(more)
+            found += more
+        return found
+
+
+class Evolution(Generations):
+    """AutoFormer's evolution: call :meth:`ask` and :meth:`tell` in turn until ``ask`` gives nothing.
+
+    Args:
+        feasible: the subnets within the limits.
+        config: sizes and rates.
+        seed: of the private random generator.
+
+    Example:
+        >>> while candidates := evolution.ask():
+        ...     evolution.tell([accuracy(subnet) for subnet in candidates])
+        >>> evolution.best
+    """
+
+    def __init__(self, feasible: FeasibleSet, config: EvolutionConfig, seed: int = 0) -> None:
+        super().__init__(feasible, config, seeded_rng("evolution", seed))
+        self._ranked: list[tuple[float, int, int, AnySubnet]] = []
+
+    def _next(self) -> list[AnySubnet]:
+        if not self._ranked:
+            return []
+        mutated = self._children(self.config.mutations, self._mutation())
+        return mutated + self._children(self.config.crossovers, self._crossover())
+
+    def rank(self, evaluations: Sequence[Evaluation]) -> None:
+        """As :meth:`tell`, by their top1. Args: evaluations: one per candidate, in order."""
+        self.tell([evaluation.top1 for evaluation in evaluations])
+
+    def status(self, history: Sequence[Evaluation]) -> tuple[str, ...]:
+        """How far the search has come, the most important first."""
+        best = best_of(history)
+        return f"best {best.top1:.2f} %", f"generation {self.generation}", f"{best.params:,} parameters"
 
     def tell(self, scores: Sequence[float]) -> None:
         """Rank the generation last asked for.
@@ -148,12 +210,6 @@ class Evolution:
         """The best subnet so far; needs one generation told."""
         return self._ranked[0][-1]
 
-    def _accept(self, subnet: AnySubnet) -> bool:
-        if subnet in self._visited or subnet not in self.feasible:
-            return False
-        self._visited.add(subnet)
-        return True
-
     def _children(self, wanted: int, make: Callable[[], AnySubnet] | None) -> list[AnySubnet]:
         children: list[AnySubnet] = []
         for _ in range(_TRIES_PER_CANDIDATE * wanted if make else 0):
@@ -179,19 +235,3 @@ class Evolution:
         if not pairs:
             return None  # random subnets take the place
         return lambda: self.feasible.space.crossover(*self._rng.choice(pairs), self._rng)
-
-    def _random(self, wanted: int) -> list[AnySubnet]:
-        found: list[AnySubnet] = []
-        for _ in range(_TRIES_PER_CANDIDATE * wanted):
-            if len(found) == wanted:
-                return found
-            subnet = self.feasible.sample(self._rng)
-            if self._accept(subnet):
-                found.append(subnet)
-        count = self.feasible.count
-        if len(found) < wanted and count is not None and count <= _LISTABLE:
-            left = [subnet for subnet in self.feasible if subnet not in self._visited]
-            more = self._rng.sample(left, min(wanted - len(found), len(left)))
-            self._visited.update(more)
-            found += more
-        return found

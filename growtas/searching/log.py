@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from growtas.errors import GrowtasError, UsageError
 from growtas.locks import lock
-from growtas.searching.result import Evaluation, SearchResult
+from growtas.searching.result import Evaluation, ParetoResult, SearchResult, front_of
 
 FORMAT = 1
 LOG_NAME = "search.jsonl"
@@ -40,8 +41,7 @@ class SearchLog:
 
     def __init__(self, path: str | os.PathLike, identity: dict[str, Any], notes: dict[str, Any]) -> None:
         self.path = Path(path)
-        # through JSON once, so that it compares equal with what is read back
-        identity = json.loads(json.dumps({"record": "search", "format": FORMAT, **identity}))
+        identity = plain(identity)
         self.evaluations: list[dict[str, Any]] = []
         self.result: dict[str, Any] | None = None
         try:
@@ -114,7 +114,7 @@ class SearchLog:
         _check_same_search(self.path, records[0], identity)
         if torn:
             self._file.truncate(len(whole) + 1)
-        self.evaluations = [record for record in records if record["record"] == "evaluation"]
+        self.evaluations = _evaluations(records)
         results = [record for record in records if record["record"] == "result"]
         self.result = results[-1] if results else None
 
@@ -132,6 +132,11 @@ class SearchLog:
                 f"{len(self.evaluations)} evaluations in it are kept. Free some space and "
                 "run the same search again to resume."
             ) from error
+
+
+def plain(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The header that says which search this is, through JSON once, so that it equals what is read back."""
+    return json.loads(json.dumps({"record": "search", "format": FORMAT, **identity}))
 
 
 def _encode(record: dict[str, Any]) -> bytes:
@@ -193,22 +198,28 @@ def _change(key: str, there: Any, here: Any) -> str:
     return "{}: {} there, {} here".format(key, *shown)
 
 
-def read_result(path: str | os.PathLike) -> SearchResult:
-    """Read a finished search from its log.
+def _evaluations(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The evaluations of a log; those of an older version were all made on every image."""
+    images = {"images": records[0].get("images")}
+    return [{**images, **record} for record in records if record["record"] == "evaluation"]
 
-    Args:
-        path: the log, or the folder that holds it as ``search.jsonl``.
+
+def read_log(path: Path) -> SearchResult | ParetoResult | None:
+    """The result in a search log; None where the search is not finished.
 
     Raises:
-        GrowtasError: there is no such log, the search is not finished, or the log is damaged.
+        GrowtasError: the file is no search log, or it is damaged.
     """
-    path = Path(path) / LOG_NAME if Path(path).is_dir() else Path(path)
-    if not path.is_file():
-        raise GrowtasError(f"There is no search log {path}; search the run first.")
     records = read_records(path, path.read_bytes().rpartition(b"\n")[0])
-    if records[-1]["record"] != "result":
-        raise GrowtasError(f"The search in {path} is not finished; repeat it to resume it.")
-    history = tuple(Evaluation.from_json(record) for record in records if record["record"] == "evaluation")
-    result = records[-1]
-    best = Evaluation.from_json(result["best"])
-    return SearchResult(best, history, result["test_top1"], result["feasible"], path)
+    header, result = records[0], records[-1]
+    if result["record"] != "result":
+        return None
+    history = tuple(map(Evaluation.from_json, _evaluations(records)))
+    ends = (result["test_top1"], result["feasible"], path)
+    if header.get("pareto"):
+        pareto = header["pareto"]
+        return ParetoResult(
+            pareto["name"], pareto["unit"], front_of(history), history, tuple(ends[0]), *ends[1:]
+        )
+    best = Evaluation.from_json({"images": header.get("images"), **result["best"]})
+    return SearchResult(history[history.index(best)], history, *ends)

@@ -1,36 +1,134 @@
-"""Subnets by name: ``best`` of a run's search, ``smallest`` and ``largest`` of a space, or their sizes."""
+"""Subnets by name: ``best`` and ``pareto`` of a run's searches, ``smallest``, ``largest``, or their sizes."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from growtas.errors import UsageError
-from growtas.searching.log import read_result
+from growtas.errors import GrowtasError, UsageError
+from growtas.searching.folder import header_of, read_result, results_in
+from growtas.searching.result import Evaluation, ParetoResult, SearchResult, best_of
 
 if TYPE_CHECKING:
     from growtas.space import Space
     from growtas.subnet import AnySubnet
     from growtas.training.run import Run
 
+SEARCHED = ("best", "pareto")
+
 
 def named_subnet(subnet: AnySubnet | str, space: Space, run: Run | None = None) -> AnySubnet:
     """A subnet by its name or sizes.
 
     Args:
-        subnet: ``best``, ``smallest``, ``largest``, sizes such as ``d24-h2,2,3-r2,3,2``, or a subnet.
+        subnet: one of
+
+            - ``best`` of the run's finished search; where several have finished, ``best:6e6`` of those with
+              the limit 6e6, the most accurate one's;
+            - ``pareto:3``, point 3 of the run's front, or ``pareto:6e6``, the most accurate point that costs
+              at most 6e6; where there are several fronts, ``pareto-macs:3``;
+            - the name of a search's log in the run's folder in place of these, such as
+              ``search-seed-1.jsonl`` or ``pareto-macs-seed-1.jsonl:3``;
+            - ``smallest``, ``largest``, sizes such as ``d24-h2,2,3-r2,3,2``, or a subnet.
         space: that it is from.
-        run: whose finished search knows the best one.
+        run: whose finished searches are meant.
 
     Raises:
-        UsageError: the text is none of these, or ``best`` is asked for without a run.
-        GrowtasError: the run has no finished search.
+        UsageError: the text is none of these, or a search's result is asked for without a run.
+        GrowtasError: the run has no such finished search, or several that fit.
     """
     if not isinstance(subnet, str):
         return subnet
     if subnet in ("smallest", "largest"):
         return getattr(space, subnet)()
-    if subnet != "best":
+    name, _, which = subnet.partition(":")
+    if name.split("-")[0] not in SEARCHED and not name.endswith(".jsonl"):
         return space.parse(subnet)
     if run is None:
-        raise UsageError("The best subnet is what the search of a run found: give the run, or the sizes.")
-    return read_result(run.path).best.subnet
+        raise UsageError(f"{subnet!r} is what a search of a run found: give the run, or the sizes.")
+    return _found(Path(run.path), name, which).subnet
+
+
+def reference_to(found: SearchResult | ParetoResult) -> str:
+    """The shortest text by which :func:`named_subnet` knows a search of its folder."""
+    if isinstance(found, ParetoResult):
+        fronts = [each for each in results_in(found.path.parent) if isinstance(each, ParetoResult)]
+        if len(fronts) == 1:
+            return "pareto"
+        alike = [each for each in fronts if each.objective == found.objective]
+        return f"pareto-{found.objective}" if len(alike) == 1 else found.path.name
+    for name, which in (("best", ""), *(("best", str(limit)) for limit in _limits(header_of(found.path)))):
+        try:
+            if _found(found.path.parent, name, which) == found.best:
+                return f"{name}:{which}" if which else name
+        except GrowtasError:
+            continue
+    return found.path.name
+
+
+def _found(folder: Path, name: str, which: str) -> Evaluation:
+    if name.endswith(".jsonl"):
+        result = read_result(folder / name)
+        return _point(result, which) if isinstance(result, ParetoResult) else result.best
+    results = results_in(folder)
+    if name == "best":
+        return _best(folder, [each for each in results if isinstance(each, SearchResult)], which)
+    kind, _, objective = name.partition("-")
+    fronts = [each for each in results if isinstance(each, ParetoResult)]
+    fronts = [each for each in fronts if objective in ("", each.objective)]
+    if not fronts:
+        asked = f"--pareto {objective or 'params'}"
+        raise GrowtasError(
+            f"{folder} has no finished Pareto search; growtas search {folder} {asked} makes one."
+        )
+    if len(fronts) > 1:
+        names = ", ".join(each.path.name for each in fronts)
+        raise GrowtasError(f"{folder} has {len(fronts)} fronts that {name} may mean: name one of {names}.")
+    return _point(fronts[0], which)
+
+
+def _best(folder: Path, results: list[SearchResult], which: str) -> Evaluation:
+    """Of the searches with one limit, the most accurate subnet."""
+    if not results:
+        return read_result(folder).best  # raises: says what there is
+    headers = {result.path: header_of(result.path) for result in results}
+    limits = {result.path: _limits(headers[result.path]) for result in results}
+    if which:
+        asked = int(_number(which, f"best:{which}"))
+        chosen = [result for result in results if asked in limits[result.path]]
+    else:
+        chosen = results
+    named = sorted({f"best:{limit}" for each in limits.values() for limit in each})
+    if not chosen:
+        known = f"; there is {', '.join(named)}" if named else " under a limit"
+        raise GrowtasError(f"{folder} has no finished search under the limit {which}{known}.")
+    for key, title in (("limits", "limits"), ("weights", "weights")):
+        if any(headers[each.path].get(key) != headers[chosen[0].path].get(key) for each in chosen):
+            names = [*(named if key == "limits" and not which else ()), *(each.path.name for each in chosen)]
+            raise GrowtasError(
+                f"{folder} has {len(chosen)} finished searches of different {title}: name one of "
+                f"{', '.join(names)}."
+            )
+    return best_of([result.best for result in chosen])
+
+
+def _limits(header: dict) -> list[int]:
+    return [limit for limit in (header.get("limits") or {}).values() if limit is not None]
+
+
+def _point(front: ParetoResult, which: str) -> Evaluation:
+    """A point of a front by its number, else by a limit."""
+    if which.isdecimal() and 1 <= int(which) <= len(front.front):
+        return front.front[int(which) - 1]
+    asked = f"{front.path.name}:{which}"
+    return front.within(_number(which.removesuffix(front.unit), asked, len(front.front)))
+
+
+def _number(text: str, asked: str, points: int = 0) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        numbered = f"the number of a point, 1 to {points}, or " if points else ""
+        raise UsageError(
+            f"{asked!r} names no subnet: after the colon stands {numbered}a limit such as 6e6."
+        ) from error

@@ -1,12 +1,36 @@
-"""The result of a search. No torch."""
+"""The results of searches. No torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from growtas.errors import UsageError
+from growtas.searching import noise
 from growtas.subnet import AnySubnet, subnet_from_json
+
+
+@dataclass(frozen=True)
+class Score:
+    """The accuracy of one subnet, as a scorer gives it.
+
+    Args:
+        top1: per cent of the images classified correctly.
+        images: how many it was evaluated on: the first ones of the split.
+        correct: one bit per image, the first image in the highest bit of the first byte, set where its class
+            was found; None where it was not kept.
+    """
+
+    top1: float
+    images: int
+    correct: bytes | None = None
+
+
+#: Scores subnets that are asked for at once, in order; each is used as soon as it comes.
+Scorer = Callable[[Sequence[AnySubnet]], Iterable[Score]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -18,7 +42,10 @@ class Evaluation:
         top1: per cent of the search split's images classified correctly with inherited weights.
         params: parameters of the extracted model.
         macs: multiply-accumulates of one image.
-        generation: of the evolution that first asked for it, from 0.
+        generation: of the search that first asked for it, from 0.
+        images: how many images of the search split; None in an old log that does not tell.
+        correct: which of these were classified correctly, as in :class:`Score`; None where it was not kept.
+        objective: the cost that a Pareto search weighs against top1; None in other searches.
     """
 
     subnet: AnySubnet
@@ -26,6 +53,9 @@ class Evaluation:
     params: int
     macs: int
     generation: int
+    images: int | None = None
+    correct: bytes | None = field(default=None, compare=False)
+    objective: float | None = None
 
     def __repr__(self) -> str:
         return (
@@ -33,14 +63,25 @@ class Evaluation:
             f"{self.macs:,} MACs, generation {self.generation})"
         )
 
+    @property
+    def standard_error(self) -> float | None:
+        """Binomial standard error of top1, in percentage points; None where the images were not counted."""
+        return noise.standard_error(self)
+
     def to_json(self) -> dict[str, Any]:
         """A dictionary of plain values; :meth:`from_json` reads it."""
-        return {**vars(self), "subnet": self.subnet.to_json()}
+        values = {name: value for name, value in vars(self).items() if value is not None}
+        if self.correct is not None:
+            values["correct"] = b64encode(self.correct).decode()
+        return {**values, "subnet": self.subnet.to_json()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Evaluation:
         """Read what :meth:`to_json` gave; further keys are left aside."""
         fields = {name: data[name] for name in ("top1", "params", "macs", "generation")}
+        fields |= {name: data[name] for name in ("images", "objective") if name in data}
+        if "correct" in data:
+            fields["correct"] = b64decode(data["correct"])
         return cls(subnet=subnet_from_json(data["subnet"]), **fields)
 
 
@@ -64,9 +105,20 @@ class SearchResult:
     path: Path
 
     @property
+    def standard_error(self) -> float | None:
+        """Binomial standard error of the best subnet's top1, in percentage points."""
+        return self.best.standard_error
+
+    @property
+    def indistinguishable(self) -> tuple[Evaluation, ...]:
+        """The other subnets that the images of the search do not tell apart from the best one (95 %)."""
+        others = (other for other in self.history if other != self.best)
+        return tuple(other for other in others if not noise.differ(self.best, other))
+
+    @property
     def among(self) -> str:
         """How many subnets meet the limits, as it stands in a sentence."""
-        return "more than can be counted" if self.feasible is None else f"{self.feasible:,}"
+        return _among(self.feasible)
 
     def __repr__(self) -> str:
         return f"SearchResult({self})"
@@ -77,6 +129,95 @@ class SearchResult:
             f"top-1 {self.best.top1:.2f} % on the search split and {self.test_top1:.2f} % on the test split; "
             f"the best of {len(self.history)} evaluated among {self.among} within the limits."
         )
+
+    @property
+    def certainty(self) -> str:
+        """How sure the choice of the best subnet is, for printing; empty where images were not counted."""
+        if self.standard_error is None:
+            return ""
+        alike = len(self.indistinguishable)
+        return (
+            f"standard error of its top-1 on the {self.best.images:,} search images: "
+            f"{self.standard_error:.2f} points; {alike:,} of the other {len(self.history) - 1:,} subnets "
+            "cannot be told apart from it on them (95 %)"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class ParetoResult:
+    """A finished Pareto search.
+
+    Args:
+        objective: name of the cost: ``params``, ``macs``, or that of an :class:`Objective`.
+        unit: of the cost.
+        front: the subnets that no evaluated one dominates (costs less and is as accurate, or costs as much
+            and is more accurate), by rising cost; the point ``pareto:1`` is the first.
+        history: every evaluation in order.
+        test_top1: per cent of the test split's images, for each subnet of the front.
+        feasible: how many subnets of the space meet the limits; None where they are too many to count.
+        path: the log; the table and the figure of the front lie beside it.
+    """
+
+    objective: str
+    unit: str
+    front: tuple[Evaluation, ...]
+    history: tuple[Evaluation, ...]
+    test_top1: tuple[float, ...]
+    feasible: int | None
+    path: Path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The table of every evaluation and the figure of the front."""
+        return tuple(self.path.with_suffix(suffix) for suffix in (".csv", ".png", ".svg"))
+
+    def within(self, limit: float) -> Evaluation:
+        """The most accurate subnet of the front that costs at most ``limit``.
+
+        Raises:
+            UsageError: the limit is below the front.
+        """
+        admitted = [point for point in self.front if point.objective <= limit]
+        if not admitted:
+            raise UsageError(
+                f"No point of the front costs at most {limit:,g} {self.unit}; the cheapest costs "
+                f"{self.front[0].objective:,}."
+            )
+        return admitted[-1]
+
+    def __repr__(self) -> str:
+        return (
+            f"ParetoResult({len(self.front)} subnets on the front of {self.objective} and top-1, "
+            f"{len(self.history)} evaluated, {self.path})"
+        )
+
+    def __str__(self) -> str:
+        """A table of the front."""
+        lines = [f"{'point':>5}  {self.unit:>14}  {'top-1':>7}  {'± s.e.':>7}  {'test':>7}  subnet"]
+        for number, (point, test) in enumerate(zip(self.front, self.test_top1, strict=True), start=1):
+            error = "" if point.standard_error is None else f"{point.standard_error:.2f}"
+            lines.append(
+                f"{number:>5}  {point.objective:>14,}  {point.top1:>7.2f}  {error:>7}  {test:>7.2f}  "
+                f"{point.subnet}"
+            )
+        lines.append(
+            f"the front of {len(self.history)} evaluated among {_among(self.feasible)} within the limits; "
+            "top-1 in % on the search split and on the test split."
+        )
+        return "\n".join(lines)
+
+
+def _among(feasible: int | None) -> str:
+    return "more than can be counted" if feasible is None else f"{feasible:,}"
+
+
+def front_of(history: Iterable[Evaluation]) -> tuple[Evaluation, ...]:
+    """The evaluations that no other one dominates, by rising objective; of equal ones, the first."""
+    front: list[Evaluation] = []
+    for evaluation in sorted(history, key=lambda e: (e.objective, -e.top1)):  # sorted keeps the first ahead
+        if not front or evaluation.top1 > front[-1].top1:
+            front.append(evaluation)
+    return tuple(front)
 
 
 def best_of(history: tuple[Evaluation, ...] | list[Evaluation]) -> Evaluation:

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 def test_a_run_is_searched_extracted_and_saved(folder, tmp_path):
     found = growtas.search(folder, **SMALL)
     assert found == read_result(folder)
-    assert found.path == folder / "search.jsonl"
+    assert found.path == folder / "search-max-params-40000-population-5-generations-2-parents-2.jsonl"
     run = Run.open(folder)
     splits, net = run.splits(), run.load_net()
     assert found.test_top1 == Evaluator(net, splits.test).top1(found.best.subnet)
@@ -63,10 +63,9 @@ def test_the_saved_preprocessing_is_what_the_run_saw(folder):
 
 
 def test_a_search_leaves_the_run_as_it_was(folder, tmp_path):
-    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "search.jsonl"}
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     growtas.search(folder, out=tmp_path, seed=1, **SMALL)
-    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "search.jsonl"}
-    assert after == before
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -103,7 +103,8 @@ def test_the_test_split_is_not_seen_before_the_search_is_over(tmp_path):
 
     class Watched(Counted):
         def __getitem__(self, index):
-            evaluations.append(len((tmp_path / "search.jsonl").read_text().splitlines()) - 1)
+            (log,) = tmp_path.glob("search-*.jsonl")
+            evaluations.append(len(log.read_text().splitlines()) - 1)
             return super().__getitem__(index)
 
     run.data.test = Watched(30, 2)
@@ -115,7 +116,7 @@ def test_a_finished_search_is_read_from_its_log(tmp_path):
     run = FakeRun(tmp_path)
     found = growtas.search(run, seed=3, **SMALL)
     before = found.path.read_bytes()
-    assert found.path == tmp_path / "search.jsonl"
+    assert found.path == tmp_path / "search-seed-3-population-6-generations-3-parents-4.jsonl"
     assert growtas.search(run, seed=3, **SMALL) == found
     assert read_result(tmp_path) == found
     assert found.path.read_bytes() == before
@@ -130,15 +131,15 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("calls", [1, 11, 18, 19])
 def test_an_interrupted_search_resumes_to_the_same_result(tmp_path, monkeypatch, whole, calls):
-    top1, made = Evaluator.top1, []
+    correct, made = Evaluator._correct, []
 
-    def interrupted(self, subnet):
+    def interrupted(self, *args):
         if len(made) == calls - 1:
             raise KeyboardInterrupt
-        made.append(subnet)
-        return top1(self, subnet)
+        made.append(args)
+        return correct(self, *args)
 
-    monkeypatch.setattr(Evaluator, "top1", interrupted)
+    monkeypatch.setattr(Evaluator, "_correct", interrupted)
     with pytest.raises(KeyboardInterrupt):
         growtas.search(FakeRun(tmp_path / "part"), **SMALL)
     monkeypatch.undo()
@@ -148,22 +149,20 @@ def test_an_interrupted_search_resumes_to_the_same_result(tmp_path, monkeypatch,
     assert part.path.read_bytes() == whole.path.read_bytes()
 
 
-def test_another_search_does_not_touch_the_log(tmp_path):
-    run = FakeRun(tmp_path)
-    before = growtas.search(run, **SMALL).path.read_bytes()
+def test_another_search_does_not_touch_a_log_that_is_named(tmp_path):
+    run, out = FakeRun(tmp_path), tmp_path / "mine.jsonl"
+    before = growtas.search(run, out=out, **SMALL).path.read_bytes()
     with pytest.raises(UsageError, match="max_params: None there, 50000 here"):
-        growtas.search(run, max_params=50_000, **SMALL)
+        growtas.search(run, max_params=50_000, out=out, **SMALL)
     with pytest.raises(UsageError, match="weights: "):
-        growtas.search(FakeRun(tmp_path, seed=1), **SMALL)
-    with pytest.raises(UsageError, match="generations: 3 there, 2 here"):
-        growtas.search(run, **{**SMALL, "generations": 2})
-    assert (tmp_path / "search.jsonl").read_bytes() == before
+        growtas.search(FakeRun(tmp_path, seed=1), out=out, **SMALL)
+    assert out.read_bytes() == before
 
 
 def test_out_chooses_the_log(tmp_path):
     run = FakeRun(tmp_path / "run")
     assert growtas.search(run, out=tmp_path / "a.jsonl", **SMALL).path == tmp_path / "a.jsonl"
-    assert growtas.search(run, out=tmp_path / "b", **SMALL).path == tmp_path / "b" / "search.jsonl"
+    assert growtas.search(run, out=tmp_path / "b", **SMALL).path.parent == tmp_path / "b"
     assert not (tmp_path / "run").exists()
 
 

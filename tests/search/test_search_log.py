@@ -16,9 +16,10 @@ from growtas.errors import GrowtasError, UsageError
 from growtas.searching.driver import evolve
 from growtas.searching.evolution import Evolution, EvolutionConfig
 from growtas.searching.feasible import feasible_set
+from growtas.searching.folder import read_result
 from growtas.searching.limits import Limits
-from growtas.searching.log import SearchLog, read_result
-from growtas.searching.result import Evaluation, best_of
+from growtas.searching.log import SearchLog
+from growtas.searching.result import Evaluation, Score, best_of
 from growtas.space import Subnet, load_space
 
 IDENTITY = {"seed": 5, "limits": {"max_params": 50_000}, "weights": "a" * 64}
@@ -29,6 +30,11 @@ def accuracy(subnet: Subnet) -> float:
     return 100 * random.Random(str(subnet)).randrange(270) / 270
 
 
+def scorer(evaluate):
+    """Scores, one subnet after the other, of a function that gives one subnet's top-1."""
+    return lambda subnets: (Score(evaluate(subnet), 270) for subnet in subnets)
+
+
 def evolution() -> Evolution:
     feasible = feasible_set(load_space("digits"), 10, Limits(max_params=50_000))
     return Evolution(feasible, EvolutionConfig(12, 5, 4, 6, 6), seed=5)
@@ -36,7 +42,7 @@ def evolution() -> Evolution:
 
 def run(path: Path, evaluate=accuracy, identity=IDENTITY):
     with SearchLog(path, identity, {"versions": {"growtas": "x"}}) as log:
-        return evolve(evolution(), log, evaluate)
+        return evolve(evolution(), log, scorer(evaluate))
 
 
 def test_a_log_holds_a_header_and_every_evaluation(tmp_path):
@@ -223,7 +229,7 @@ def test_the_best_of_equals_is_the_smallest_then_the_first():
 def test_the_choice_of_the_best_is_the_evolutions_own(tmp_path):
     searched = evolution()
     with SearchLog(tmp_path / "search.jsonl", IDENTITY, {}) as log:
-        history = evolve(searched, log, lambda subnet: 90.0 + subnet.depth)  # nearly all are ties
+        history = evolve(searched, log, scorer(lambda subnet: 90.0 + subnet.depth))  # nearly all are ties
     assert best_of(history).subnet == searched.best
 
 

@@ -1,0 +1,42 @@
+"""Costs that a Pareto search weighs against accuracy. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from growtas.errors import UsageError, nearest
+from growtas.searching.limits import FeasibleSet
+from growtas.subnet import AnySubnet
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A cost of a subnet; less is better.
+
+    Args:
+        name: one word, for file names and columns.
+        unit: of its values.
+        measure: the cost of a subnet; called once per subnet, and what it gave stands in the log.
+
+    Example:
+        >>> depth = Objective("depth", "blocks", lambda subnet: subnet.depth)
+        >>> growtas.search("runs/tiny", pareto=depth)  # doctest: +SKIP
+    """
+
+    name: str
+    unit: str
+    measure: Callable[[AnySubnet], float]
+
+
+def objective_of(pareto: str | Objective, feasible: FeasibleSet) -> Objective:
+    """An objective by its name, ``params`` or ``macs``. Raises: UsageError: it has another name."""
+    if isinstance(pareto, Objective):
+        return pareto
+    known = {
+        "params": Objective("params", "parameters", lambda subnet: feasible.cost(subnet)[0]),
+        "macs": Objective("macs", "MACs", lambda subnet: feasible.cost(subnet)[1]),
+    }
+    if pareto not in known:
+        raise UsageError(f"pareto={pareto!r} is no known cost.{nearest(str(pareto), known)}")
+    return known[pareto]
