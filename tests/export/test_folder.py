@@ -1,0 +1,102 @@
+"""An exported folder serves itself: its model runs in a process without growtas."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from growtas import export
+from growtas.supernet import Supernet
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "supernet"))
+from mobilenet_cases import SMALL, trained_like
+
+WITHOUT_GROWTAS = """
+import sys, warnings
+warnings.simplefilter("error")
+sys.modules["growtas"] = None  # import growtas raises ImportError
+import torch
+root = sys.argv[1]
+logits = {}
+for name in ("growtas_vit", "growtas_mobilenet"):
+    folder = f"{root}/{name}"
+    sys.path.insert(0, folder)
+    module = __import__(name)
+    assert module.__file__.startswith(root)
+    images = torch.load(f"{root}/{name}.pt", weights_only=True)
+    model = module.load(folder)
+    by_timm = module.timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.inference_mode():
+        logits[name] = model(images), by_timm(images)
+    try:
+        model.fuse()
+    except ImportError as error:
+        assert "growtas, which is not installed here" in str(error)
+    else:
+        raise AssertionError("fused without growtas")
+torch.save(logits, f"{root}/logits.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def models():
+    torch.manual_seed(0)
+    vit, mobilenet = Supernet("digits", 10), trained_like()
+    subnet = SMALL.subnet(kernel=[3, 5, 7, 3], expand=[2, 3, 2, 4], depth=[1, 2])
+    return {
+        "growtas_vit": export.extract(vit, vit.space.largest()),
+        "growtas_mobilenet": export.extract(mobilenet, subnet),
+    }
+
+
+def test_both_families_load_where_growtas_cannot_be_imported(models, tmp_path):
+    expected = {}
+    for name, model in models.items():
+        folder = export.save(model, tmp_path / name)
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "config.json",
+            f"{name}.py",
+            "model.safetensors",
+        ]
+        images = torch.randn(
+            3, *json.loads((folder / "config.json").read_text())["pretrained_cfg"]["input_size"]
+        )
+        torch.save(images, tmp_path / f"{name}.pt")
+        with torch.inference_mode():
+            expected[name] = model(images)
+    subprocess.run([sys.executable, "-c", WITHOUT_GROWTAS, str(tmp_path)], check=True, timeout=600)
+    for name, logits in torch.load(tmp_path / "logits.pt", weights_only=True).items():
+        for found in logits:
+            torch.testing.assert_close(found, expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["growtas_vit", "growtas_mobilenet"])
+def test_the_folders_file_beside_growtas_neither_warns_nor_takes_over(models, tmp_path, name):
+    folder, before = export.save(models[name], tmp_path), timm.models.model_entrypoint(name)
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        spec.loader.exec_module(module)
+    assert timm.models.model_entrypoint(name) is before
+    assert type(module.load(folder)) is type(models[name])
+    theirs = getattr(module, type(models[name]).__name__)(**models[name].model_args())
+    theirs.load_state_dict(models[name].state_dict())
+    images = torch.randn(2, *models[name].pretrained_cfg["input_size"])
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs.eval().fuse()(images), models[name](images), rtol=0, atol=1e-6)
+
+
+def test_a_folder_of_an_older_growtas_without_code_and_batch_counters_loads(models, tmp_path):
+    folder = export.save(models["growtas_mobilenet"], tmp_path)
+    weights = {k: v for k, v in models["growtas_mobilenet"].state_dict().items() if "num_batches" not in k}
+    export.files.safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "growtas_mobilenet.py").unlink()
+    images = torch.randn(2, *models["growtas_mobilenet"].pretrained_cfg["input_size"])
+    assert torch.equal(export.load(folder)(images), models["growtas_mobilenet"](images))
