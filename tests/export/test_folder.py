@@ -5,23 +5,19 @@ import json
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 
 from growtas import export
-from growtas.supernet import Supernet
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "supernet"))
-from mobilenet_cases import SMALL, trained_like
 
 WITHOUT_GROWTAS = """
 import sys, warnings
 warnings.simplefilter("error")
 sys.modules["growtas"] = None  # import growtas raises ImportError
 import torch
+warnings.filterwarnings("ignore", ".torch.jit.load. is deprecated")
 root = sys.argv[1]
 logits = {}
 for name in ("growtas_vit", "growtas_mobilenet"):
@@ -32,8 +28,9 @@ for name in ("growtas_vit", "growtas_mobilenet"):
     images = torch.load(f"{root}/{name}.pt", weights_only=True)
     model = module.load(folder)
     by_timm = module.timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    program, script = torch.export.load(f"{root}/{name}.pt2").module(), torch.jit.load(f"{root}/{name}.ts")
     with torch.inference_mode():
-        logits[name] = model(images), by_timm(images)
+        logits[name] = [run(images) for run in (model, by_timm, program, script)]
     try:
         model.fuse()
     except ImportError as error:
@@ -44,17 +41,33 @@ torch.save(logits, f"{root}/logits.pt")
 """
 
 
+VIT = {"embed_dim": 24, "num_heads": [2], "mlp_ratio": [2], "head_dim": 12, "max_relative_position": 2} | {
+    "img_size": 16,
+    "patch_size": 4,
+    "num_classes": 5,
+}
+CONV = {"kernel": [3, 5], "expand": [3, 4], "depth": [1, 1], "widths": [8, 16], "strides": [1, 2]} | {
+    "stem_width": 8,
+    "first_width": 8,
+    "final_width": 32,
+    "feature_width": 32,
+    "activations": ["relu", "h-swish"],
+    "squeeze_excite": [False, True],
+    "img_size": 16,
+    "num_classes": 5,
+}
+
+
 @pytest.fixture(scope="module")
 def models():
     torch.manual_seed(0)
-    vit, mobilenet = Supernet("digits", 10), trained_like()
-    subnet = SMALL.subnet(kernel=[3, 5, 7, 3], expand=[2, 3, 2, 4], depth=[1, 2])
     return {
-        "growtas_vit": export.extract(vit, vit.space.largest()),
-        "growtas_mobilenet": export.extract(mobilenet, subnet),
+        "growtas_vit": timm.create_model("growtas_vit", **VIT).eval(),
+        "growtas_mobilenet": timm.create_model("growtas_mobilenet", **CONV).eval(),
     }
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 def test_both_families_load_where_growtas_cannot_be_imported(models, tmp_path):
     expected = {}
     for name, model in models.items():
@@ -68,6 +81,10 @@ def test_both_families_load_where_growtas_cannot_be_imported(models, tmp_path):
             3, *json.loads((folder / "config.json").read_text())["pretrained_cfg"]["input_size"]
         )
         torch.save(images, tmp_path / f"{name}.pt")
+        batches = {0: torch.export.Dim("batch")}
+        program = torch.export.export(model, (images[:2],), dynamic_shapes=(batches,))
+        torch.export.save(program, tmp_path / f"{name}.pt2")
+        torch.jit.script(model).save(tmp_path / f"{name}.ts")
         with torch.inference_mode():
             expected[name] = model(images)
     subprocess.run([sys.executable, "-c", WITHOUT_GROWTAS, str(tmp_path)], check=True, timeout=600)
@@ -88,7 +105,7 @@ def test_the_folders_file_beside_growtas_neither_warns_nor_takes_over(models, tm
     assert type(module.load(folder)) is type(models[name])
     theirs = getattr(module, type(models[name]).__name__)(**models[name].model_args())
     theirs.load_state_dict(models[name].state_dict())
-    images = torch.randn(2, *models[name].pretrained_cfg["input_size"])
+    images = torch.randn(2, 3, 16, 16)
     with torch.inference_mode():
         torch.testing.assert_close(theirs.eval().fuse()(images), models[name](images), rtol=0, atol=1e-6)
 
@@ -98,5 +115,5 @@ def test_a_folder_of_an_older_growtas_without_code_and_batch_counters_loads(mode
     weights = {k: v for k, v in models["growtas_mobilenet"].state_dict().items() if "num_batches" not in k}
     export.files.safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
     (folder / "growtas_mobilenet.py").unlink()
-    images = torch.randn(2, *models["growtas_mobilenet"].pretrained_cfg["input_size"])
+    images = torch.randn(2, 3, 16, 16)
     assert torch.equal(export.load(folder)(images), models["growtas_mobilenet"](images))
