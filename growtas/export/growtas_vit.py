@@ -240,6 +240,7 @@ class GrowtasViT(VisionTransformer):
             pos_drop_rate=pos_drop_rate,
             norm_layer=partial(nn.LayerNorm, eps=norm_eps),
         )
+        self.in_chans = in_chans
         self.mlp_ratio, self.head_dim, self.norm_eps = tuple(mlp_ratio), head_dim, norm_eps
         self.max_relative_position = max_relative_position
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()

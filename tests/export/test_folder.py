@@ -14,20 +14,19 @@ from growtas import export
 
 WITHOUT_GROWTAS = """
 import sys, warnings
-warnings.simplefilter("error")
 sys.modules["growtas"] = None  # import growtas raises ImportError
-import torch
-warnings.filterwarnings("ignore", ".torch.jit.load. is deprecated")
+import timm, torch
 root = sys.argv[1]
 logits = {}
 for name in ("growtas_vit", "growtas_mobilenet"):
     folder = f"{root}/{name}"
     sys.path.insert(0, folder)
-    module = __import__(name)
+    with warnings.catch_warnings(action="error"):
+        module = __import__(name)
     assert module.__file__.startswith(root)
     images = torch.load(f"{root}/{name}.pt", weights_only=True)
     model = module.load(folder)
-    by_timm = module.timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    by_timm = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     program, script = torch.export.load(f"{root}/{name}.pt2").module(), torch.jit.load(f"{root}/{name}.ts")
     with torch.inference_mode():
         logits[name] = [run(images) for run in (model, by_timm, program, script)]
