@@ -7,7 +7,7 @@ parameter moves, so state dicts, optimizers and copies know nothing of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import MethodType
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -49,7 +49,7 @@ def fuse(model: Model) -> None:
                 )
             _block_layers(block)
     for module, run in _fused(model):
-        module.forward = MethodType(run, module)
+        module.forward = partial(run, module)  # a bound method could not be pickled
 
 
 def _fused(model: Model) -> Iterator[tuple[nn.Module, Callable[..., Tensor]]]:

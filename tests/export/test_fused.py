@@ -1,6 +1,7 @@
 """fuse() runs growtas' kernels over the parameters of the plain model, and unfuse() takes it back."""
 
 import copy
+import io
 import sys
 from pathlib import Path
 
@@ -55,11 +56,13 @@ def test_unfused_again_hooks_fire():
     assert fired == [1]
 
 
-def test_a_copy_of_a_fused_model_runs_on_its_own_parameters():
+def test_copies_of_a_fused_model_run_on_their_own_parameters():
     model = vit().eval().fuse()
-    other = copy.deepcopy(model)
+    other, pickled = copy.deepcopy(model), io.BytesIO()
+    torch.save(model, pickled)
     images = torch.randn(2, 1, 8, 12)
     before = model(images)
+    assert torch.equal(torch.load(io.BytesIO(pickled.getvalue()), weights_only=False)(images), before)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()
@@ -88,6 +91,13 @@ def test_images_of_another_size():
         torch.testing.assert_close(model.fuse()(images), model.unfuse()(images), rtol=1e-4, atol=1e-6)
     with pytest.raises(UsageError, match=r"images are \(10, 6\), but this model takes \(8, 12\)"):
         vit().fuse()(images)
+
+
+def test_compiled_as_one_graph():
+    model = vit().eval().fuse()
+    images = torch.randn(2, 1, 8, 12)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(images), model(images), rtol=1e-4, atol=1e-6)
 
 
 def test_drop_path_and_checkpointing():
