@@ -219,7 +219,7 @@ def extract(
 
     Args:
         run: folder of a training run.
-        out: folder for model.safetensors and config.json.
+        out: folder for model.safetensors, config.json and the file that runs it without growtas.
         subnet: best (of the run's finished search; best:6e6 of that under the limit 6e6), pareto:3 or
             pareto:6e6 (of its front, by number or limit), smallest, largest, or sizes such as
             d24-h2,2,3-r2,3,2.
@@ -232,11 +232,14 @@ def extract(
     model = growtas.export.extract(run, subnet, averaged=averaged)
     folder = growtas.export.save(model, out, overwrite, license)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{model.subnet}: {parameters:,} parameters")
+    print(f"{growtas.export.subnet_of(model)}: {parameters:,} parameters")
     print(f"largest difference of a logit from the supernet slice's: {model.extraction_error:.3g}")
-    for name in ("model.safetensors", "config.json"):
+    for name in ("model.safetensors", "config.json", f"{model.architecture}.py"):
         print(f"wrote {folder / name}")
-    print(f"load it: import growtas.export, timm; timm.create_model('local-dir:{folder}', pretrained=True)")
+    print(
+        f"load it: growtas.export.load('{folder}'), or where growtas is not installed: "
+        f"import {model.architecture} from that folder, {model.architecture}.load('{folder}')"
+    )
 
 
 def _extract(args: list[str]) -> int:

@@ -2,16 +2,8 @@
 
 from growtas.export.extraction import extract, verify
 from growtas.export.files import load, save
-from growtas.export.timm_mobilenet import GrowtasMobileNet, growtas_mobilenet
-from growtas.export.timm_model import GrowtasViT, growtas_vit
+from growtas.export.growtas_mobilenet import GrowtasMobileNet
+from growtas.export.growtas_vit import GrowtasViT
+from growtas.export.sizes import subnet_of
 
-__all__ = [
-    "GrowtasMobileNet",
-    "GrowtasViT",
-    "extract",
-    "growtas_mobilenet",
-    "growtas_vit",
-    "load",
-    "save",
-    "verify",
-]
+__all__ = ["GrowtasMobileNet", "GrowtasViT", "extract", "load", "save", "subnet_of", "verify"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -11,9 +12,8 @@ import torch
 from torch import Tensor
 
 from growtas.errors import GrowtasError, UsageError
-from growtas.export import timm_mobilenet, timm_model
-from growtas.export.timm_mobilenet import GrowtasMobileNet
-from growtas.export.timm_model import GrowtasViT
+from growtas.export import growtas_mobilenet, growtas_vit
+from growtas.export.sizes import Model, arguments
 from growtas.searching.named import named_subnet
 from growtas.subnet import AnySubnet
 from growtas.supernet import AnySupernet, MobileNetV3, VisionTransformer
@@ -21,13 +21,13 @@ from growtas.supernet import AnySupernet, MobileNetV3, VisionTransformer
 if TYPE_CHECKING:
     from growtas.training.run import Run
 
-# Relative to the largest logit. Slice and copy multiply the same numbers; only the order of a sum may differ,
-# where the library chooses another kernel for another row stride.
-TOLERANCE = 1e-4
+# Relative to the largest logit, in float32. The supernet's kernels and plain layers multiply the same numbers
+# and add them in another order.
+TOLERANCE = 1e-5
 
 _FAMILIES = {
-    VisionTransformer: (GrowtasViT, timm_model.pretrained_cfg),
-    MobileNetV3: (GrowtasMobileNet, timm_mobilenet.pretrained_cfg),
+    VisionTransformer: ("growtas_vit", growtas_vit.pretrained_cfg),
+    MobileNetV3: ("growtas_mobilenet", growtas_mobilenet.pretrained_cfg),
 }
 """Of each kind of supernet the standalone model, and timm's description of its input and head."""
 
@@ -37,10 +37,13 @@ def extract(
     subnet: AnySubnet | str,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     averaged: bool = False,
-) -> GrowtasViT | GrowtasMobileNet:
+    fused: bool = False,
+) -> Model:
     """Copy a subnet's slices into a standalone timm model and check that its logits are the slice's.
+
+    The model is plain PyTorch; ``model.fuse()`` runs growtas' kernels over the same parameters.
 
     Args:
         net: a supernet, a training run or its folder. A supernet's BatchNorm statistics are taken as they are
@@ -50,8 +53,10 @@ def extract(
             ``"largest"``, or ``"best"`` of a run's finished search.
         mean: of the input's channels, as training normalised them; taken from a run's data where None.
         std: standard deviation of the same.
-        tolerance: largest allowed difference of the logits, relative to the largest logit.
+        tolerance: largest allowed difference of the logits, relative to the largest logit; None: 1e-5 in
+            float32, and 16 roundings of a dtype of 16 bits.
         averaged: of a run: take the moving average of the weights that it keeps with ema_decay.
+        fused: call the model's ``fuse()``, after plain PyTorch was checked, and check again.
 
     Returns:
         The model, in evaluation mode, on the supernet's device; ``model.extraction_error`` is the largest
@@ -67,35 +72,41 @@ def extract(
     """
     preprocessing: dict[str, Any] = {}
     if not isinstance(net, VisionTransformer | MobileNetV3):
+        if isinstance(net, torch.nn.Module):
+            raise UsageError(
+                f"A subnet is extracted from a supernet; this {type(net).__name__} is a model already."
+            )
         from growtas.training.run import Run
 
         run = Run.open(net)
         subnet = named_subnet(subnet, run.space, run)
         net, preprocessing = _net_of_run(run, subnet, averaged)
-    if net.space is None:
-        raise UsageError(
-            "A subnet is extracted from a supernet; this network is an extracted subnet already."
-        )
     subnet = named_subnet(subnet, net.space)
     net.space.validate(subnet)
     like, dims = next(net.parameters()), net.dims
-    family, pretrained_cfg = next(pair for kind, pair in _FAMILIES.items() if isinstance(net, kind))
+    architecture, pretrained_cfg = next(pair for kind, pair in _FAMILIES.items() if isinstance(net, kind))
     cfg = pretrained_cfg(
         input_size=(dims.in_channels, dims.image_size, dims.image_size),
         num_classes=net.num_classes,
         **{**preprocessing, **_normalisation(mean, std, dims.in_channels, preprocessing)},
     )
-    args = family.args_of(net, subnet)
-    model = timm.create_model(family.architecture, pretrained_cfg=cfg, **args)
+    model = timm.create_model(architecture, pretrained_cfg=cfg, **arguments(net, subnet))
     model = model.to(like.device, like.dtype).eval()
     model.load_state_dict(net.slice_state_dict(subnet))
-    model.extraction_error, largest = _compare(net, model, subnet, batch_size=4, seed=0)
-    if not model.extraction_error <= tolerance * largest:  # also where the difference is not a number
-        raise GrowtasError(
-            f"The extracted {subnet} differs from the supernet's slice by {model.extraction_error:.3g}, and "
-            f"{tolerance * largest:.3g} is allowed (the largest logit is {largest:.3g}). Check that the "
-            "weights are finite, then report this."
-        )
+    model.extraction_error = 0.0
+    if tolerance is None:
+        tolerance = max(TOLERANCE, 16 * torch.finfo(like.dtype).eps)
+    for fuse in (False, True) if fused else (False,):
+        if fuse:
+            model.fuse()
+        error, largest = _compare(net, model, subnet, batch_size=4, seed=0)
+        if not error <= tolerance * largest:  # also where the difference is not a number
+            raise GrowtasError(
+                f"The extracted {subnet} differs from the supernet's slice by {error:.3g}, and "
+                f"{tolerance * largest:.3g} is allowed (the largest logit is {largest:.3g}). Check that the "
+                "weights are finite, then report this."
+            )
+        model.extraction_error = max(model.extraction_error, error)
     return model
 
 
@@ -143,12 +154,26 @@ def _compare(
     training = net.training, model.training
     try:
         net.eval(), model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), _exact_products():
             expected: Tensor = net(images, subnet)
             difference = (model(images) - expected).abs().max()
     finally:
         net.train(training[0]), model.train(training[1])
     return difference.item(), expected.abs().max().item()
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Within it, a GPU multiplies float32 as such: by default cuDNN's convolutions take TF32."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def _normalisation(

@@ -1,4 +1,4 @@
-"""An extracted model as files that timm reads: model.safetensors and config.json."""
+"""An extracted model as a folder that serves itself: its weights, its sizes and the code that runs it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ import safetensors.torch
 import timm
 from safetensors import SafetensorError
 
-from growtas import atomic, cost
+from growtas import atomic
 from growtas.errors import GrowtasError, UsageError
-from growtas.export.timm_mobilenet import GrowtasMobileNet
-from growtas.export.timm_model import GrowtasViT
+from growtas.export import growtas_mobilenet, growtas_vit
+from growtas.export.sizes import Model, macs_of, subnet_of
 from growtas.version import __version__
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 
-Model = GrowtasViT | GrowtasMobileNet
-ARCHITECTURES = (GrowtasViT.architecture, GrowtasMobileNet.architecture)
+_CODE = {Path(module.__file__).stem: Path(module.__file__) for module in (growtas_vit, growtas_mobilenet)}
+"""Of each architecture the file that defines it and needs torch and timm only."""
 
 
 def save(
     model: Model, folder: str | os.PathLike, overwrite: bool = False, license: str | None = None
 ) -> Path:
-    """Write a model's weights and the configuration with which timm builds and loads it again.
+    """Write a model's weights, the configuration that builds it again, and the file that defines it.
 
-    Afterwards ``timm.create_model("local-dir:FOLDER", pretrained=True)`` gives the model in any process that
-    has imported ``growtas.export``. Each file is written whole or not at all, the weights first.
+    That file, ``growtas_vit.py`` or ``growtas_mobilenet.py``, needs torch and timm only: where growtas is not
+    installed, import it and call its ``load(folder)``. After ``import growtas.export``, or that file's,
+    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` gives the model too. Each file is written whole
+    or not at all, the weights first.
 
     Args:
         model: what :func:`growtas.extract` returned, fine-tuned or not.
@@ -54,9 +56,10 @@ def save(
     contents = {
         WEIGHTS_NAME: weights,
         CONFIG_NAME: (json.dumps(config(model, license), indent=2) + "\n").encode(),
+        _CODE[model.architecture].name: _CODE[model.architecture].read_bytes(),
     }
-    for name, content in contents.items():
-        path = folder / name
+    for name in (WEIGHTS_NAME, CONFIG_NAME):  # the code may be another version's
+        path, content = folder / name, contents[name]
         if path.exists() and not overwrite and path.read_bytes() != content:
             raise UsageError(
                 f"{folder} holds another model ({name}); choose another folder, or pass overwrite=True."
@@ -75,7 +78,10 @@ def config(model: Model, license: str | None = None) -> dict[str, Any]:
         if k not in ("url", "file", "hf_hub_id", "source", "state_dict")
     }
     cfg.pop("architecture", None)
+    args = model.model_args()
+    side = args["img_size"]
     cfg["num_classes"] = model.num_classes
+    cfg["input_size"] = [args["in_chans"], *(side if isinstance(side, list) else (side, side))]
     names = cfg.pop("label_names", None) or ()
     if license is not None:
         cfg["license"] = license
@@ -84,24 +90,25 @@ def config(model: Model, license: str | None = None) -> dict[str, Any]:
         "num_classes": model.num_classes,
         "num_features": model.num_features,
         "global_pool": model.global_pool,
-        "model_args": model.model_args(),
+        "model_args": args,
         **({"label_names": list(names)} if names and len(names) == model.num_classes else {}),
         "pretrained_cfg": cfg,
         "growtas": {
             "version": __version__,
-            "subnet": str(model.subnet),
+            "subnet": str(subnet_of(model)),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "macs": cost.macs(model.subnet, model.own_space(), model.num_classes),
+            "macs": macs_of(model),
             "extraction_error": getattr(model, "extraction_error", None),
         },
     }
 
 
-def load(folder: str | os.PathLike) -> Model:
+def load(folder: str | os.PathLike, fused: bool = False) -> Model:
     """Read a saved model, in evaluation mode: timm's ``local-dir:`` with sentences for what can be wrong.
 
     Args:
         folder: that :func:`save` wrote.
+        fused: call the model's ``fuse()``.
 
     Raises:
         UsageError: the folder holds no saved model.
@@ -114,10 +121,10 @@ def load(folder: str | os.PathLike) -> Model:
                 f"{folder} holds no saved model: {name} is missing. Save one with growtas extract."
             )
     try:
-        if json.loads((folder / CONFIG_NAME).read_text()).get("architecture") not in ARCHITECTURES:
-            known = " or ".join(ARCHITECTURES)
+        if json.loads((folder / CONFIG_NAME).read_text()).get("architecture") not in _CODE:
+            known = " or ".join(_CODE)
             raise UsageError(f"{folder / CONFIG_NAME} describes another model than {known}.")
-        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise GrowtasError(f"{folder / CONFIG_NAME} is damaged ({error}). Save the model again.") from error
     except (SafetensorError, RuntimeError, OSError) as error:
@@ -126,3 +133,4 @@ def load(folder: str | os.PathLike) -> Model:
             f"{folder / WEIGHTS_NAME} is truncated or does not belong to its {CONFIG_NAME} ({reason}). "
             "Save the model again."
         ) from error
+    return model.fuse() if fused else model

@@ -1,4 +1,4 @@
-"""A subnet taken out of the supernet is that subnet, to the bit on a CPU in float32."""
+"""A subnet taken out of the supernet is that subnet: within rounding, and to the bit where fused on a CPU."""
 
 import random
 
@@ -36,16 +36,18 @@ def test_the_logits_are_the_slices(backend, qkv_bias):
             model = export.extract(net, subnet)
             expected = net(images, subnet)
             assert expected.std() > 0.01
-            assert torch.equal(model(images), expected), subnet
-            assert model.extraction_error == export.verify(net, model, subnet) == 0
+            assert (model(images) - expected).abs().max() <= 2e-6 * expected.abs().max(), subnet
+            assert torch.equal(model.fuse()(images), expected), subnet
+            assert export.verify(net, model, subnet) == 0
             assert sum(p.numel() for p in model.parameters()) == cost.parameters(subnet, DIGITS, 10)
 
 
 def test_a_subnet_of_autoformer_tiny_is_equal_too():
     net, space = trained_like("autoformer-tiny", 100), load_space("autoformer-tiny")
     subnet = space.sample(random.Random(4))
-    model = export.extract(net, str(subnet))
-    assert model.extraction_error == 0
+    model = export.extract(net, str(subnet), fused=True)
+    assert model.extraction_error < 1e-5
+    assert export.verify(net, model, subnet) == 0
     assert sum(p.numel() for p in model.parameters()) == cost.parameters(subnet, space, 100)
 
 
@@ -99,7 +101,7 @@ def test_a_subnet_outside_the_space_is_refused():
         export.extract(net, Subnet(60, 3, (2, 2, 2), (2, 2, 2)))
     with pytest.raises(UsageError, match="is not a subnet"):
         export.extract(net, "d24")
-    with pytest.raises(UsageError, match="extracted subnet already"):
+    with pytest.raises(UsageError, match="this GrowtasViT is a model already"):
         export.extract(export.extract(net, DIGITS.smallest()), DIGITS.smallest())
 
 

@@ -32,7 +32,8 @@ def test_the_logits_are_the_slices(backend):
             assert (model(images) - expected).abs().max() <= 1e-6 * expected.abs().max()
             assert sum(p.numel() for p in model.parameters()) == cost.parameters(subnet, SMALL, 5)
             assert not any("matrix" in name for name in model.state_dict())
-            assert model.subnet == subnet
+            assert export.subnet_of(model) == subnet
+            assert torch.equal(model.fuse()(images), expected)
 
 
 def test_a_subnet_of_the_published_space_is_equal_too():
@@ -114,13 +115,9 @@ def test_what_timms_users_call():
 
 def test_what_does_not_fit_is_refused():
     model = export.extract(trained_like(), SUBNET)
-    with pytest.raises(UsageError, match="extracted subnet already"):
+    with pytest.raises(UsageError, match="this GrowtasMobileNet is a model already"):
         export.extract(model, SUBNET)
-    with pytest.raises(UsageError, match="nothing left to choose"):
-        model(pictures(), SUBNET)
-    with pytest.raises(UsageError, match="takes 3 channels"):
-        model(pictures(channels=1))
-    with pytest.raises(UsageError, match="global_pool='token' is unknown"):
+    with pytest.raises(ValueError, match="global_pool='token' is unknown"):
         model.reset_classifier(3, "token")
-    with pytest.raises(TypeError, match="no argument width"):
-        timm.create_model("growtas_mobilenet", width=3)
+    with pytest.raises(ValueError, match="one entry per stage"):
+        timm.create_model("growtas_mobilenet", depth=[4, 4])
