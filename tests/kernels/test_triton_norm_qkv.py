@@ -44,8 +44,8 @@ if GPU:
 FORMS = [
     (stream, form) for stream in ("fp32", "same") for form in DTYPES if stream == "fp32" or form.id != "fp32"
 ]
-#: Narrow rows have every form. Wide ones, which the interpreter takes long for, have each dtype of matmuls and
-#: parameters, and each stream, once for one program to a row (up to 256 channels) and once for several.
+#: Narrow rows have every form. Wide ones, which the interpreter takes long for, have each dtype of matmuls,
+#: of parameters and of the stream once up to 256 channels, where one program holds a row, and once beyond.
 WIDE = {
     "T-216-3": ("fp32-fp32", "same-fp16"),
     "T-240-4-shared-heads": ("fp32-fp16-fp32",),
