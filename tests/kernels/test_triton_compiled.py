@@ -309,8 +309,11 @@ for name in ahead.SPACES:
 with launch.recording(90) as found:
     for preferred in ("triton", "cublas"):
         with warmup._on_triton((90, None, None), preferred):
-            for name, *sizes in sorted(blocks):
-                for batch in (rng.randint(1, 32), rng.randint(33, 600)):
+            for index, (name, *sizes) in enumerate(sorted(blocks)):
+                batches = [rng.randint(1, 16), rng.randint(17, 128), rng.randint(129, 600)]
+                if preferred == "cublas":  # launches fewer kernels: one size for each block, in turn
+                    batches = [batches[index % 3]]
+                for batch in batches:
                     warmup.run_block(load_space(name), *sizes, batch, torch.bfloat16, torch.float32)
 print(json.dumps({
     "subnets": subnets, "signatures": len(blocks),

@@ -74,7 +74,8 @@ def test_a_share_of_epsilon_stays_uniform():
 
 
 def test_draws_are_a_function_of_seed_step_and_state(training):
-    first, second, other = focus(), focus(), focus(seed=1)
+    options = "samples=4,images=16"
+    first, second, other = focus(options), focus(options), focus(options, seed=1)
     for method in (first, second):
         assert method.after_step(199, training)
     steps = range(200, 260)
@@ -139,7 +140,8 @@ def test_budgets_count_what_is_asked_for():
 
 
 def test_state_goes_through_a_checkpoint_and_continues_alike(training):
-    first, second = focus(), focus()
+    options = "samples=4,images=16"
+    first, second = focus(options), focus(options)
     for step in (199, 299):
         first.after_step(step, training)
     buffer = io.BytesIO()
@@ -149,7 +151,7 @@ def test_state_goes_through_a_checkpoint_and_continues_alike(training):
     assert [first.subnets(s) for s in range(300, 350)] == [second.subnets(s) for s in range(300, 350)]
     assert first.after_step(399, training) == second.after_step(399, training)
     assert [first.subnets(s) for s in range(400, 450)] == [second.subnets(s) for s in range(400, 450)]
-    fresh = focus()
+    fresh = focus(options)
     assert [first.subnets(s) for s in range(400, 450)] != [fresh.subnets(s) for s in range(400, 450)]
 
 

@@ -73,7 +73,7 @@ def test_probabilities_sum_to_one(budget):
 
 
 def test_drawn_frequencies_are_the_probabilities():
-    made, rng, count = sampler(), random.Random(3), 4000
+    made, rng, count = sampler(), random.Random(3), 2000
     drawn = Counter(made.draw(60, rng) for _ in range(count))
     for subnet, probability in probabilities(made, 60).items():
         deviation = math.sqrt(probability * (1 - probability) * count)

@@ -78,11 +78,10 @@ def test_used_region_is_the_union_of_slices():
     rng = random.Random(1)
     for _ in range(4):
         subnets = [TINY.sample(rng) for _ in range(3)]
-        masks = used_by(net, subnets)
+        masks, slices = used_by(net, subnets), [net.slice_state_dict(subnet) for subnet in subnets]
         for name, parameter in net.named_parameters():
             union = torch.zeros_like(parameter, dtype=torch.bool)
-            for subnet in subnets:
-                sliced = net.slice_state_dict(subnet)
+            for sliced in slices:
                 if name in sliced:
                     union[tuple(slice(n) for n in sliced[name].shape)] = True
             assert torch.equal(union, masks[name]), name

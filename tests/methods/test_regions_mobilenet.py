@@ -36,7 +36,7 @@ def net():
     return growtas.Supernet(SPACE, num_classes=5)
 
 
-def subnets(groups, count=60):
+def subnets(groups, count=30):
     rng = random.Random(0)
     return [SPACE.sample(rng, groups) for _ in range(count)]
 

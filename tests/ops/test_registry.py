@@ -73,8 +73,10 @@ def test_gradcheck_in_float64(name):
         out = OPERATORS[name][1].apply(*args)
         return out[0] if isinstance(out, tuple) else out
 
+    # A branch is made of the other operators: a random direction of its Jacobian, theirs whole.
+    fast = name.startswith("attention_branch")
     with dispatch.use("torch"):
-        assert torch.autograd.gradcheck(run, _arguments(name, torch.float64))
+        assert torch.autograd.gradcheck(run, _arguments(name, torch.float64), fast_mode=fast)
 
 
 @pytest.mark.parametrize("bias", [True, False])

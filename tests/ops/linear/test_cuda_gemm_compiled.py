@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
+import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from growtas import native
@@ -42,32 +45,64 @@ def _cuobjdump() -> str | None:
     return next((str(p) for p in places if p.is_file()), None)
 
 
-@functools.cache
-def _sass(arch: str) -> str:
-    """The machine code of the module for an architecture."""
-    command = [_cuobjdump(), "-sass", "-arch", f"sm_{arch}", native.load("cuda").__file__]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def _disassembled(arch: str, functions: list[str]) -> list[str]:
+    """Functions of the module for an architecture, as text; cuobjdump takes half a second for each."""
+    command = [_cuobjdump(), "-sass", "-arch", f"sm_{arch}", "-fun", ",".join(functions)]
+    done = subprocess.run(
+        [*command, native.load("cuda").__file__], capture_output=True, text=True, check=True
+    )
+    return re.split(r"\n\s+Function : ", done.stdout)[1:]
+
+
+def _machine_code(arch: str, folder: Path) -> Iterator[tuple[str, set[int]]]:
+    """Each function of the module for an architecture, and its operations: the low 9 bits of instructions."""
+    command = [_cuobjdump(), "-xelf", f"sm_{arch}", native.load("cuda").__file__]
+    subprocess.run(command, cwd=folder, capture_output=True, check=True)
+    for path in folder.glob("*.cubin"):
+        data = path.read_bytes()
+        (headers,), (size, count, names) = (
+            struct.unpack_from(f, data, at) for f, at in (("<Q", 40), ("<3H", 58))
+        )
+        sections = [struct.unpack_from("<2I4Q", data, headers + i * size) for i in range(count)]
+        for name, _, _, _, start, length in sections:
+            begin = sections[names][4] + name
+            section = data[begin : data.index(b"\0", begin)].decode()
+            if section.startswith(".text."):
+                words = np.frombuffer(data[start : start + length], np.uint64)[::2]  # of 128-bit instructions
+                yield section.removeprefix(".text."), set((words & np.uint64(0x1FF)).tolist())
+
+
+#: HMMA is mma.sync, LDSM ldmatrix, LDGSTS cp.async, LDGDEPBAR its group.
+OPERATIONS = {"HMMA": 0x3C, "LDSM": 0x3B, "LDGSTS": 0x1AE, "LDGDEPBAR": 0x1AF, "FFMA": 0x23}
 
 
 @needs_build
 @pytest.mark.skipif(_cuobjdump() is None, reason="needs cuobjdump")
-def test_the_compiled_gemms_use_tensor_cores_and_asynchronous_copies():
-    """HMMA is mma.sync, LDSM ldmatrix, LDGSTS cp.async; exact fp32 has none but the last."""
-    code = _sass(native.metadata("cuda")["archs"][-1])
-    bodies = [b for b in re.split(r"\n\s+Function : ", code) if "gemm_" in b.split("\n", 1)[0]]
-    assert len(bodies) == 34
+def test_the_compiled_gemms_use_tensor_cores_and_asynchronous_copies(tmp_path):
+    """Exact fp32 has no tensor cores. A disassembler confirms the numbers of the operations."""
+    arch = native.metadata("cuda")["archs"][-1]
+    code = {name: found for name, found in _machine_code(arch, tmp_path) if "gemm_" in name}
+    assert len(code) == 34
+    exact = {name for name in code if "fffLb1E" in name}  # <float, float, float, FMA = true, ...>
+    for name, found in code.items():
+        assert (OPERATIONS["HMMA"] in found) is (name not in exact), name
+        assert OPERATIONS["FFMA"] in found or name not in exact, name
+        assert (OPERATIONS["LDSM"] in found) is ("ffLb" not in name), name  # both operands of fp32: converted
+        assert {OPERATIONS["LDGSTS"], OPERATIONS["LDGDEPBAR"]} <= found, name
+    both = [min(code.keys() - exact), min(exact)]
+    bodies = _disassembled(arch, both)
+    assert {body.split("\n", 1)[0] for body in bodies} == set(both)
     for body in bodies:
         name, instructions = body.split("\n", 1)
-        exact = "fffLb1E" in name  # <float, float, float, FMA = true, ...>
-        assert ("HMMA" in instructions) is not exact, name
-        assert ("LDSM" in instructions) is ("ffLb" not in name), name  # both operands of fp32: converted
-        assert "LDGSTS" in instructions and "LDGDEPBAR" in instructions, name
-        assert exact is ("FFMA" in instructions and "HMMA" not in instructions), name
-        assert "STL" not in instructions and "LDL" not in instructions, name  # local memory: a spill
+        for operation, number in OPERATIONS.items():
+            assert bool(re.search(rf"\b{operation}\b", instructions)) is (number in code[name]), (
+                name,
+                operation,
+            )
 
 
 @needs_build
-def test_the_compiled_mlp_branch_multiplies_while_it_works_on_gelu():
+def test_the_compiled_mlp_branch_multiplies_while_it_works_on_gelu(tmp_path):
     """HGMMA is wgmma, UTMALDG a load of TMA, WARPGROUP.DEPBAR the wait for multiplies in flight.
 
     In the loop, the wait for the output comes after GELU: the tensor cores work on it meanwhile.
@@ -82,9 +117,9 @@ def test_the_compiled_mlp_branch_multiplies_while_it_works_on_gelu():
         assert kernel["registers"] == 168, kernel  # 3 * 128 threads; setmaxnreg gives consumers 240 of them
     if _cuobjdump() is None:
         pytest.skip("needs cuobjdump")
-    code = _sass("90a")
-    bodies = [b for b in re.split(r"\n\s+Function : ", code) if "mlp_branch" in b.split("\n", 1)[0]]
-    assert len(bodies) == 8
+    names = [name for name, _ in _machine_code("90a", tmp_path) if "mlp_branch" in name]
+    bodies = _disassembled("90a", names)
+    assert len(bodies) == len(names) == 8
     for body in bodies:
         name = body.split("\n", 1)[0]
         lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", body)
