@@ -23,6 +23,7 @@ from common import (
     resource_tables,
     results,
     roofline_plot,
+    search_report,
     size_plot,
 )
 from common.table import geometric_mean, render
@@ -126,6 +127,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
     ROOT / "docs" / "kernels.md": {"resources": resource_tables.worst_cases},
     ROOT / "docs" / "training.md": {"reading": input_report.reading},
     ROOT / "docs" / "imagenet.md": {"cores": input_report.cores},
+    ROOT / "docs" / "search.md": {"cost": search_report.cost},
     environment.RESULTS / evidence.NAME / "README.md": {"findings": evidence.findings},
     ROOT / "README.md": {"headline": performance_docs.headline, "sizes": size_plot.caption},
 }

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from growtas.cli_options import given, help_text_of, optional, options, parameters_of, parse, positional
 from growtas.errors import GrowtasError, UsageError, nearest
+from growtas.progress import silent
 from growtas.version import __version__
 
 if TYPE_CHECKING:
@@ -173,6 +174,8 @@ def _search(args: list[str]) -> int:
         found = search(**values)
     except KeyboardInterrupt as stop:
         raise Interrupted("Every evaluation up to here is kept: repeat the command to continue.") from stop
+    if silent():
+        return 0  # one of several ranks tells it
     if values["pareto"] is None:
         for each in found if isinstance(found, list) else (found,):
             _report_search(values["run"], each)

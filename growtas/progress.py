@@ -33,6 +33,15 @@ def silent() -> bool:
     return int(rank or 0) != 0
 
 
+def say(sentence: str) -> None:
+    """Write a sentence on a line of its own on standard error, above a bar where there is one."""
+    if not silent():
+        from tqdm.auto import tqdm
+
+        tqdm.write(sentence, file=sys.stderr)
+        sys.stderr.flush()
+
+
 class Progress:
     """How far a piece of work is; use it in a ``with`` block.
 
@@ -123,9 +132,7 @@ class Progress:
 
     def say(self, sentence: str) -> None:
         """Write a sentence on a line of its own, above the bar where there is one."""
-        if not self._silent:
-            self._bar.write(sentence, file=sys.stderr)
-            sys.stderr.flush()
+        say(sentence)
 
     def _parts(self) -> list[str]:
         """The time left, the status, and the speed: in this order of importance but for the first two."""

@@ -235,8 +235,10 @@ def options() -> set[str]:
     """The options of all verbs, as they are written in a shell."""
     functions = (TrainConfig, growtas.search, growtas.finetune, growtas.emit, growtas.compare, growtas.report)
     functions += (cli.extract, growtas.evaluate, spaces, demo.demo, doctor.main, growtas.data_pack)
-    names = {name for function in functions for name in inspect.signature(function).parameters}
-    return {name.replace("_", "-") for name in names | {"resume", "config", "dry_run", "help"}}
+    parameters = [each for function in functions for each in inspect.signature(function).parameters.values()]
+    names = {each.name for each in parameters} | {"resume", "config", "dry_run", "help"}
+    names |= {f"no_{each.name}" for each in parameters if isinstance(each.default, bool)}
+    return {name.replace("_", "-") for name in names}
 
 
 OPTIONS = options()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,11 +15,13 @@ from growtas.progress import Progress
 from growtas.searching.evolution import Evolution, EvolutionConfig, Generations
 from growtas.searching.feasible import feasible_set
 from growtas.searching.folder import known_scores, log_path
+from growtas.searching.followed import FollowedLog
 from growtas.searching.front_files import write_front
 from growtas.searching.limits import Limits
 from growtas.searching.log import SearchLog, read_log
 from growtas.searching.objective import Objective, objective_of
 from growtas.searching.pareto import RATES, ParetoEvolution
+from growtas.searching.racing import raced
 from growtas.searching.result import (
     Evaluation,
     ParetoResult,
@@ -32,6 +35,8 @@ from growtas.subnet import AnySubnet
 from growtas.version import __version__
 
 if TYPE_CHECKING:
+    from growtas.searching.evaluate import Evaluator
+    from growtas.training.distributed import Ranks
     from growtas.training.run import Run
 
 _PARETO = {"parents": 1, "mutations": 0, "crossovers": 0, **RATES}  # NSGA-II has its own parents
@@ -50,18 +55,21 @@ def search(
     crossovers: int | None = None,
     seed: int = 0,
     out: str | os.PathLike | None = None,
-    batch_size: int = 256,
-    amp: str = "none",
+    batch_size: int | None = None,
+    amp: str = "auto",
     device: str = "auto",
     workers: int | None = None,
     averaged: bool = False,
+    images: int | None = None,
+    racing: bool = True,
 ) -> SearchResult | list[SearchResult] | ParetoResult:
     """Find the most accurate subnet of a trained supernet within limits, by AutoFormer's evolution.
 
     Every subnet is evaluated with the weights it inherits, on the split held out from training for this; the
     test split is evaluated once, at the end, for the best subnet. A search that was interrupted continues
     when it is called again with the same arguments, and ends as if it had not been; a finished one is read
-    from its log. All searches of a run share their evaluations.
+    from its log. All searches of a run share their evaluations. Under torchrun the ranks share the images of
+    each generation; the result does not depend on how many there are.
 
     Args:
         run: a training run, or its folder.
@@ -77,11 +85,15 @@ def search(
         crossovers: crossed children of a generation; half the population where None; not for pareto.
         seed: of the evolution.
         out: the log, as a ``.jsonl`` file, or a folder for it; the run's folder where None.
-        batch_size: images evaluated at once.
-        amp: ``"bfloat16"`` or ``"float16"`` for autocast, ``"none"`` for float32.
+        batch_size: images evaluated at once; 1,024 on a GPU and 256 on a CPU where None.
+        amp: ``"bfloat16"`` or ``"float16"`` for autocast, ``"none"`` for float32; ``"auto"`` is bfloat16 on
+            GPUs that have it, float16 on others and float32 on a CPU.
         device: such as ``"cuda:1"``; ``"auto"`` is a GPU where there is one.
         workers: processes that load images from files; as many as fit where None.
         averaged: evaluate the moving average of the weights that a run with ema_decay keeps.
+        images: so many images of the search split, stratified and always the same; all where None.
+        racing: leave off evaluating a subnet once it is behind the worst parent with 99 % confidence; not
+            for pareto. The best subnet is always one that was evaluated on all images.
 
     Returns:
         The best subnet and every evaluation; a list of these in the order of the limits, where several were
@@ -111,35 +123,48 @@ def search(
     from growtas.searching.evaluate import Evaluator
     from growtas.training.calibration import calibration
     from growtas.training.data.workers import worker_count
-    from growtas.training.distributed import choose_device
+    from growtas.training.distributed import Ranks, choose_device
     from growtas.training.external import weights_hash
+    from growtas.training.precision import resolved
 
     device = choose_device(device)
-    net, splits = run.load_net(device, averaged), run.splits()
-    calibrate = None
-    if net.needs_calibration:  # nothing else looks at training images here
-        calibrate = calibration(net, splits.train, amp, worker_count(workers))
-    settings = {"batch_size": batch_size, "amp": amp, "workers": workers, "calibrate": calibrate}
-    shared = {
-        "space": run.space.to_dict(),
-        "data": splits.name,
-        "images": len(splits.search),
-        "amp": amp,
-        "weights": weights_hash(net),
-    }
-    job = _Job(
-        run=run,
-        config=config,
-        seed=seed,
-        objective=objective,
-        out=out,
-        shared=shared,
-        options={"amp": amp, "averaged": averaged},
-        notes=_notes(device),
-        score=Evaluator(net, splits.search, **settings).score,
-        test=lambda: Evaluator(net, splits.test, **settings).top1,
-    )
-    found = [job.search(each) for each in evolutions]
+    ranks = Ranks.start(device)
+    try:
+        net, splits = run.load_net(device, averaged), run.splits()
+        usual, amp = resolved("auto", device), resolved(amp, device)
+        calibrate = None
+        if net.needs_calibration:  # nothing else looks at training images here
+            calibrate = calibration(net, splits.train, amp, worker_count(workers))
+        settings = {"batch_size": batch_size, "amp": amp, "workers": workers, "calibrate": calibrate}
+        evaluator = Evaluator(net, splits.search, images=images, ranks=ranks, **settings)
+        shared = {
+            "space": run.space.to_dict(),
+            "data": splits.name,
+            "images": evaluator.images,
+            "amp": amp,
+            "weights": weights_hash(net),
+        }
+        many = several or pareto is not None
+        options = {"averaged": averaged, "images": images, "racing": racing}
+        job = _Job(
+            run=run,
+            config=config,
+            seed=seed,
+            objective=objective,
+            out=out,
+            shared=shared,
+            options=options if amp == usual else {"amp": amp, **options},
+            notes=_notes(device),
+            races=racing and pareto is None and evaluator.races,
+            evaluator=evaluator,
+            test=functools.cache(
+                lambda: Evaluator(net, splits.test, keep=many, ranks=ranks, **settings).top1
+            ),
+            ranks=ranks,
+        )
+        found = [job.search(each) for each in evolutions]
+    finally:
+        ranks.stop()
     return found if several else found[0]
 
 
@@ -185,8 +210,10 @@ class _Job:
     shared: Mapping[str, Any]
     options: Mapping[str, Any]
     notes: Mapping[str, Any]
-    score: Scorer
+    races: bool
+    evaluator: Evaluator
     test: Callable[[], Callable[[AnySubnet], float]]
+    ranks: Ranks
 
     def search(self, evolution: Generations) -> SearchResult | ParetoResult:
         """One search from its beginning, or from where it stopped, to its end."""
@@ -197,14 +224,17 @@ class _Job:
             "evolution": self.config.to_dict(),
             **self.shared,
             "pareto": objective and {"name": objective.name, "unit": objective.unit},
+            "racing": self.races or None,
         }
-        folder = Path(self.run.path if self.out is None else self.out)
-        path = (
-            folder if folder.suffix == ".jsonl" else log_path(folder, self._name(feasible.limits), identity)
-        )
-        known = known_scores({path.parent, self.run.path}, identity)
-        with SearchLog(path, identity, self.notes) as log:
-            history = evolve(evolution, log, sharing(self.score, known), objective)
+        log, known = self._open(feasible.limits, identity)
+
+        def score(subnets: Sequence[AnySubnet], seen: Callable[[int], object]) -> Iterator[Score]:
+            bar = evolution.bar if self.races else None
+            shared = sharing(lambda *given: self.evaluator.score(*given, bar), known)(subnets, seen)
+            return shared if bar is None else (raced(each, bar) for each in shared)  # the known ones too
+
+        with log:
+            history = evolve(evolution, log, score, objective, self.evaluator.images)
             if log.result is None:
                 # the one place where the test split is looked at
                 chosen = [best_of(history)] if objective is None else front_of(history)
@@ -214,8 +244,27 @@ class _Job:
                 if objective is None:
                     result |= {"best": chosen[0].to_json(), "test_top1": top1[0]}
                 log.add_result(result)
+        return self.ranks.on_first(lambda: self._finished(log.path))
+
+    def _open(
+        self, limits: Limits, identity: Mapping[str, Any]
+    ) -> tuple[SearchLog | FollowedLog, dict[AnySubnet, Score]]:
+        """The log, and the scores that other logs hold; rank 0 reads and writes them for all."""
+        opened: list[SearchLog] = []
+
+        def work() -> tuple[Any, ...]:
+            folder = Path(self.run.path if self.out is None else self.out)
+            path = folder if folder.suffix == ".jsonl" else log_path(folder, self._name(limits), identity)
+            known = known_scores({path.parent, self.run.path}, identity)
+            opened.append(SearchLog(path, identity, self.notes))
+            return known, path, opened[0].evaluations, opened[0].result
+
+        known, *content = self.ranks.on_first(work)
+        return opened[0] if opened else FollowedLog(*content), known
+
+    def _finished(self, path: Path) -> SearchResult | ParetoResult:
         found = read_log(path)
-        if objective is not None:
+        if self.objective is not None:
             write_front(found, self.run.space)
         return found
 
@@ -224,7 +273,7 @@ class _Job:
         names = ["search"] if self.objective is None else ["pareto", self.objective.name]
         given = {**vars(limits), "seed": self.seed, **self.config.to_dict(), **self.options}
         half = self.config.population // 2
-        usual = {"seed": 0, "amp": "none", "averaged": False, **EvolutionConfig().to_dict()}
+        usual = {"seed": 0, "averaged": False, "racing": True, **EvolutionConfig().to_dict()}
         usual |= {"mutations": half, "crossovers": half} if self.objective is None else _PARETO
         names += [f"{name}-{value}" for name, value in given.items() if value != usual.get(name)]
         return "-".join(names).replace("_", "-")
@@ -233,9 +282,9 @@ class _Job:
 def sharing(score: Scorer, known: Mapping[AnySubnet, Score]) -> Scorer:
     """A scorer that asks another one only for the subnets whose score is not known."""
 
-    def shared(subnets: Sequence[AnySubnet]) -> Iterator[Score]:
+    def shared(subnets: Sequence[AnySubnet], seen: Callable[[int], object]) -> Iterator[Score]:
         new = [subnet for subnet in subnets if subnet not in known]
-        scores = iter(score(new) if new else ())
+        scores = iter(score(new, seen) if new else ())
         for subnet in subnets:
             yield known[subnet] if subnet in known else next(scores)
 
@@ -243,7 +292,11 @@ def sharing(score: Scorer, known: Mapping[AnySubnet, Score]) -> Scorer:
 
 
 def evolve(
-    evolution: Generations, log: SearchLog, score: Scorer, objective: Objective | None = None
+    evolution: Generations,
+    log: SearchLog | FollowedLog,
+    score: Scorer,
+    objective: Objective | None = None,
+    images: int = 1,
 ) -> list[Evaluation]:
     """Run an evolution to its end, taking from the log what stands there and appending what does not.
 
@@ -253,6 +306,7 @@ def evolve(
         score: called once per generation with its subnets that the log does not know; each score is logged
             as soon as it comes.
         objective: measured of each subnet, and logged, in a Pareto search.
+        images: that each subnet is evaluated on, for the time left.
 
     Returns:
         Every evaluation in order.
@@ -263,16 +317,18 @@ def evolve(
     history: list[Evaluation] = []
     replayed = [Evaluation.from_json(record) for record in log.evaluations]
     config = evolution.config
-    with Progress(config.population * config.generations, "search", "net") as progress:
+    with Progress(config.population * config.generations * images, "search", "image", images=1) as progress:
         while candidates := evolution.ask():
             known = replayed[len(history) : len(history) + len(candidates)]
             for subnet, evaluation in zip(candidates, known, strict=False):
                 history.append(evaluation)
                 if (evaluation.subnet, evaluation.generation) != (subnet, evolution.generation):
                     raise _diverged(log, len(history))
-                progress.update()
+            progress.update(len(history) * images - progress.done)
             unknown = candidates[len(known) :]
-            for subnet, scored in zip(unknown, score(unknown) if unknown else (), strict=True):
+            for subnet, scored in zip(
+                unknown, score(unknown, progress.update) if unknown else (), strict=True
+            ):
                 costs = evolution.feasible.cost(subnet)
                 value = objective and objective.measure(subnet)
                 found = (evolution.generation, scored.images, scored.correct, value)
@@ -280,7 +336,7 @@ def evolve(
                 log.add_evaluation(history[-1].to_json())
                 if objective is None and best_of(history) is history[-1]:
                     progress.say(f"best so far: {_told(history[-1])}, generation {evolution.generation}")
-                progress.update()
+            progress.update(len(history) * images - progress.done)
             log.sync()
             evolution.rank(history[-len(candidates) :])
             progress.show(*evolution.status(history))

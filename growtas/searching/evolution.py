@@ -18,6 +18,7 @@ from itertools import combinations
 
 from growtas.errors import UsageError
 from growtas.searching.limits import FeasibleSet
+from growtas.searching.racing import Bar
 from growtas.searching.result import Evaluation, best_of
 from growtas.space import seeded_rng
 from growtas.subnet import AnySubnet
@@ -166,6 +167,7 @@ class Evolution(Generations):
     def __init__(self, feasible: FeasibleSet, config: EvolutionConfig, seed: int = 0) -> None:
         super().__init__(feasible, config, seeded_rng("evolution", seed))
         self._ranked: list[tuple[float, int, int, AnySubnet]] = []
+        self._correct: dict[AnySubnet, bytes | None] = {}
 
     def _next(self) -> list[AnySubnet]:
         if not self._ranked:
@@ -175,6 +177,7 @@ class Evolution(Generations):
 
     def rank(self, evaluations: Sequence[Evaluation]) -> None:
         """As :meth:`tell`, by their top1. Args: evaluations: one per candidate, in order."""
+        self._correct.update((each.subnet, each.correct) for each in evaluations)
         self.tell([evaluation.top1 for evaluation in evaluations])
 
     def status(self, history: Sequence[Evaluation]) -> tuple[str, ...]:
@@ -209,6 +212,17 @@ class Evolution(Generations):
     def best(self) -> AnySubnet:
         """The best subnet so far; needs one generation told."""
         return self._ranked[0][-1]
+
+    @property
+    def bar(self) -> Bar | None:
+        """The worst parent: who is behind it has no children; None while there are too few parents.
+
+        Needs what :meth:`rank` is told, not :meth:`tell`.
+        """
+        if len(self._ranked) < self.config.parents:
+            return None
+        top1, *_, subnet = self._ranked[self.config.parents - 1]
+        return Bar(-top1, self._correct[subnet])
 
     def _children(self, wanted: int, make: Callable[[], AnySubnet] | None) -> list[AnySubnet]:
         children: list[AnySubnet] = []

@@ -28,13 +28,13 @@ def differ(a: Evaluation, b: Evaluation) -> bool:
     only the images on which the two disagree count. Else the two accuracies are taken as independent.
     """
     if a.correct is not None and b.correct is not None and a.images and b.images:
-        only_a, only_b = _disagreements(a.correct, b.correct, min(a.images, b.images))
+        only_a, only_b = disagreements(a.correct, b.correct, min(a.images, b.images))
         return _sign_test(only_a, only_b) < 1 - CONFIDENCE
     errors = standard_error(a), standard_error(b)
     return None not in errors and abs(a.top1 - b.top1) > _Z * math.hypot(*errors)
 
 
-def _disagreements(a: bytes, b: bytes, images: int) -> tuple[int, int]:
+def disagreements(a: bytes, b: bytes, images: int) -> tuple[int, int]:
     """How many of the first images only one of two classified correctly: the first one, the second one."""
     size = -(-images // 8)
     padding = 8 * size - images

@@ -19,7 +19,7 @@ class Score:
 
     Args:
         top1: per cent of the images classified correctly.
-        images: how many it was evaluated on: the first ones of the split.
+        images: how many it was evaluated on: the first ones of the evaluator's order.
         correct: one bit per image, the first image in the highest bit of the first byte, set where its class
             was found; None where it was not kept.
     """
@@ -29,8 +29,9 @@ class Score:
     correct: bytes | None = None
 
 
-#: Scores subnets that are asked for at once, in order; each is used as soon as it comes.
-Scorer = Callable[[Sequence[AnySubnet]], Iterable[Score]]
+#: Scores subnets that are asked for at once, in order; each is used as soon as it comes. The function is
+#: called with numbers of images that were evaluated, for the time left.
+Scorer = Callable[[Sequence[AnySubnet], Callable[[int], object]], Iterable[Score]]
 
 
 @dataclass(frozen=True, repr=False)

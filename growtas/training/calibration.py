@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from growtas.errors import UsageError
 from growtas.space import seeded_rng
-from growtas.training.data import evaluation_loader
-from growtas.training.data.images import MemoryImages
+from growtas.training.data.kept import KeptImages
 from growtas.training.precision import precision
 
 if TYPE_CHECKING:
@@ -31,11 +30,11 @@ Statistics = dict[str, tuple[Tensor, Tensor]]
 
 
 class CalibrationImages:
-    """Batches of fixed training images without augmentation, read when first needed and kept on the device.
+    """Batches of fixed training images without augmentation, decoded when first needed and kept.
 
     Args:
         split: the training images.
-        device: to keep them on.
+        device: that they are for.
         workers: processes that read them.
         count: how many; all where there are fewer. Which is the same for every run of that data.
         batch_size: most of a batch; the batches are of nearly equal size.
@@ -49,18 +48,14 @@ class CalibrationImages:
         count: int = IMAGES,
         batch_size: int = BATCH_SIZE,
     ) -> None:
-        self.split, self.device = split, device
-        self.workers = 0 if isinstance(split, MemoryImages) else workers
         self.count = min(count, len(split))
         self.batch_size = math.ceil(self.count / math.ceil(self.count / batch_size))
-        self._kept: list[Tensor] = []
+        chosen = seeded_rng("calibration images").sample(range(len(split)), self.count)
+        batches = [chosen[i : i + self.batch_size] for i in range(0, self.count, self.batch_size)]
+        self._kept = KeptImages(split, batches, device, workers)
 
     def __iter__(self) -> Iterator[Tensor]:
-        if not self._kept:
-            chosen = seeded_rng("calibration images").sample(range(len(self.split)), self.count)
-            loader = evaluation_loader(Subset(self.split, chosen), self.batch_size, self.workers)
-            self._kept = [images.to(self.device) for images, _ in loader]
-        return iter(self._kept)
+        return (self._kept.batch(number)[0] for number in range(len(self._kept)))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ same gradients to average, so that is done here, in buckets, after the backward 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -87,6 +87,14 @@ class Ranks:
         if self.world > 1:
             dist.all_reduce(values)
         return values
+
+    def broadcast(self, tensors: Sequence[Tensor], source: int) -> None:
+        """Give every rank the values that one rank has, in place."""
+        if self.world > 1:
+            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            dist.broadcast(flat, source)
+            for tensor, values in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+                tensor.copy_(values.view_as(tensor))
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Replace every gradient by its mean over the ranks, in buckets of 25 MiB."""

@@ -32,7 +32,7 @@ def accuracy(subnet: Subnet) -> float:
 
 def scorer(evaluate):
     """Scores, one subnet after the other, of a function that gives one subnet's top-1."""
-    return lambda subnets: (Score(evaluate(subnet), 270) for subnet in subnets)
+    return lambda subnets, seen: (Score(evaluate(subnet), 270) for subnet in subnets)
 
 
 def evolution() -> Evolution:

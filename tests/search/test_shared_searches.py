@@ -17,14 +17,20 @@ from growtas.searching.named import named_subnet, reference_to
 @pytest.fixture
 def evaluated(monkeypatch):
     """The subnets that were evaluated on images, in order."""
-    correct, subnets = Evaluator._correct, []
+    score, top1, evaluated = Evaluator.score, Evaluator.top1, []
 
-    def counted(self, subnet, most):
-        subnets.append(subnet)
-        return correct(self, subnet, most)
+    def counted_score(self, subnets, *arguments):
+        for subnet, each in zip(subnets, score(self, subnets, *arguments), strict=True):
+            evaluated.append(subnet)
+            yield each
 
-    monkeypatch.setattr(Evaluator, "_correct", counted)
-    return subnets
+    def counted_top1(self, subnet):
+        evaluated.append(subnet)
+        return top1(self, subnet)
+
+    monkeypatch.setattr(Evaluator, "score", counted_score)
+    monkeypatch.setattr(Evaluator, "top1", counted_top1)
+    return evaluated
 
 
 def test_another_limit_costs_only_what_is_new_and_ends_the_same(tmp_path, evaluated):
@@ -58,8 +64,8 @@ def test_evaluations_of_other_weights_are_not_shared(tmp_path, evaluated):
 def test_an_aborted_search_does_not_stand_in_the_way(tmp_path, monkeypatch, evaluated):
     run = FakeRun(tmp_path)
 
-    def stop(self, subnets):
-        yield from score(self, subnets[:4])
+    def stop(self, subnets, *arguments):
+        yield from score(self, subnets[:4], *arguments)
         raise KeyboardInterrupt
 
     score = Evaluator.score

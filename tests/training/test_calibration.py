@@ -100,7 +100,7 @@ def test_the_images_are_fixed_and_evenly_batched():
     assert [len(batch) for batch in first] == [15, 15, 15]
     again = CalibrationImages(split, count=45, batch_size=20)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert list(again)[0] is list(again)[0]  # they are read once
+    assert list(again)[0].data_ptr() == list(again)[0].data_ptr()  # they are read once
     assert len(torch.cat(list(CalibrationImages(split))).unique(dim=0)) == 50
 
 

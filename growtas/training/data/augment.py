@@ -246,12 +246,13 @@ def _cubic(values: Sequence[Tensor], away: Tensor) -> Tensor:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """(B, 3, S, S) float32 of uint8 images, normalised by ImageNet's moments."""
+    """(B, 3, S, S) float32 of uint8 images, normalised by ImageNet's moments, to the same bits everywhere."""
     mean, std = (
         torch.tensor(values).to(images.device, non_blocking=True)[:, None, None]
         for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     )
-    return images.float().div_(255).sub_(mean).div_(std)
+    white = torch.full((), 255.0, device=images.device)  # a GPU multiplies by the inverse of a plain number
+    return images.float().div_(white).sub_(mean).div_(std)
 
 
 def erase(images: Tensor, draws: Draws, mode: str) -> Tensor:

@@ -202,11 +202,21 @@ def evaluation_batch(items: Sequence[Any]) -> tuple[Tensor, Tensor]:
     Returns:
         (B, C, S, S) float32 and (B,) int64.
     """
+    images, labels = stored(items)
+    return from_stored(images, items[0].channels) if isinstance(items[0], Cropped) else images, labels
+
+
+def stored(items: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """A batch of items of an evaluation as it is kept: (B, 3, S, S) uint8 of files, else as they are."""
     if not isinstance(items[0], Cropped):
         return default_collate(items)
-    pixels, labels, channels = zip(*items, strict=True)
-    images = torch.stack(pixels).permute(0, 3, 1, 2).contiguous()
-    return as_input(augment.normalise(images), channels[0]), torch.tensor(labels)
+    pixels, labels, _ = zip(*items, strict=True)
+    return torch.stack(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+
+
+def from_stored(images: Tensor, channels: int) -> Tensor:
+    """(B, C, S, S) float32 of what :func:`stored` gave, on any device; float32 is left as it is."""
+    return as_input(augment.normalise(images), channels) if images.dtype == torch.uint8 else images
 
 
 def as_input(images: Tensor, channels: int) -> Tensor:
