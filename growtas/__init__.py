@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from growtas.comparing import compare
     from growtas.errors import GrowtasError, UsageError
     from growtas.export import extract
+    from growtas.export.transfer import transfer
     from growtas.searching import search
     from growtas.searching.emission import emit
     from growtas.searching.evaluate import evaluate
@@ -46,6 +47,7 @@ _HOME = {
     "report": "growtas.analysis.report",
     "search": "growtas.searching",
     "train": "growtas.training",
+    "transfer": "growtas.export.transfer",
     "tune": "growtas.tuning.driver",
 }
 _MODULES = ("analysis", "cost", "ops")
@@ -72,6 +74,7 @@ __all__ = [
     "report",
     "search",
     "train",
+    "transfer",
     "tune",
 ]
 

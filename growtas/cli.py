@@ -12,8 +12,8 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 from growtas.cli_options import given, help_text_of, optional, options, parameters_of, parse, positional
 from growtas.errors import GrowtasError, UsageError, nearest
@@ -130,16 +130,41 @@ def _finetune(args: list[str]) -> int:
     import growtas
     from growtas.training.config import TrainConfig
 
-    own = parameters_of(growtas.finetune, {"run": positional(str), "out": str | None})[:-1]  # not **settings
-    kept = {"space", "initial", "recipe", *(parameter.name for parameter in own)}
-    others = [optional(p) for p in parameters_of(TrainConfig, {}) if p.name not in kept]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *others)]
-    purpose, _, own_help = help_text_of(growtas.finetune).partition("\n    settings:")[0].partition("Args:")
+    types = {"run": positional(str), "out": str | None}
+    wanted = set(inspect.signature(TrainConfig).parameters) - {"space", "initial", "recipe"}
+    _report_training(growtas.finetune(**_with_settings(growtas.finetune, args, "finetune", types, wanted)))
+    return 0
+
+
+def _transfer(args: list[str]) -> int:
+    """fine-tune an extracted or timm model on other data; --resume OUT continues"""
+    import growtas
+    from growtas.export.transfer import SETTINGS
+
+    text = str | None
+    types = {"model": positional(text), "data": text, "out": text, "resume": text}
+    run = growtas.transfer(**_with_settings(growtas.transfer, args, "transfer", types, SETTINGS))
+    if os.environ.get("RANK", "0") == "0":
+        print(f"wrote {run.path / 'model.safetensors'}, config.json and README.md")
+        print(f"next: growtas evaluate {run.path}")
+    return 0
+
+
+def _with_settings(
+    function: Callable, args: list[str], verb: str, types: dict[str, Any], wanted: Collection[str]
+) -> dict[str, Any]:
+    """Parse a function's own parameters and the wanted settings of training, those that are given."""
+    from growtas.training.config import TrainConfig
+
+    own = parameters_of(function, types)[:-1]  # not **settings
+    names = {parameter.name for parameter in own}
+    others = [p for p in parameters_of(TrainConfig, {}) if p.name in wanted and p.name not in names]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *map(optional, others))]
+    purpose, _, own_help = help_text_of(function).partition("\n    settings:")[0].partition("Args:")
     help_text = (
         f"{purpose}Args:{help_text_of(TrainConfig).partition('Args:')[2]}{own_help}"  # the last counts
     )
-    _report_training(growtas.finetune(**given(parse(parameters, help_text, args, "finetune"), args)))
-    return 0
+    return given(parse(parameters, help_text, args, verb), args)
 
 
 def _report_training(run: Run) -> None:
@@ -222,7 +247,8 @@ def extract(
 
     Args:
         run: folder of a training run.
-        out: folder for model.safetensors, config.json and the file that runs it without growtas.
+        out: folder for model.safetensors, config.json, the file that runs it without growtas, and README.md,
+            the model's card.
         subnet: best (of the run's finished search; best:6e6 of that under the limit 6e6), pareto:3 or
             pareto:6e6 (of its front, by number or limit), smallest, largest, or sizes such as
             d24-h2,2,3-r2,3,2.
@@ -237,7 +263,7 @@ def extract(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{growtas.export.subnet_of(model)}: {parameters:,} parameters")
     print(f"largest difference of a logit from the supernet slice's: {model.extraction_error:.3g}")
-    for name in ("model.safetensors", "config.json", f"{model.architecture}.py"):
+    for name in ("model.safetensors", "config.json", f"{model.architecture}.py", "README.md"):
         print(f"wrote {folder / name}")
     print(
         f"load it: growtas.export.load('{folder}'), or where growtas is not installed: "
@@ -252,10 +278,20 @@ def _extract(args: list[str]) -> int:
 
 
 def _evaluate(args: list[str]) -> int:
-    """accuracy of one subnet of a run"""
+    """accuracy of one subnet of a run, or of a saved model"""
     from growtas import evaluate
 
-    print(evaluate(**options(evaluate, args, "evaluate", {"run": positional(str), "subnet": str})))
+    types = {"run": positional(str), "subnet": str}
+    print(evaluate(**options(evaluate, args, "evaluate", types)))
+    return 0
+
+
+def _export(args: list[str]) -> int:
+    """write a model as ONNX, .pt2 or TorchScript, checked in that runtime"""
+    from growtas.export import convert
+
+    types = {"source": positional(str), "out": str | None}
+    print(convert(**options(convert, args, "export", types)))
     return 0
 
 
@@ -353,10 +389,12 @@ def _data(args: list[str]) -> int:
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "train": _train,
     "finetune": _finetune,
+    "transfer": _transfer,
     "search": _search,
     "emit": _emit,
     "extract": _extract,
     "evaluate": _evaluate,
+    "export": _export,
     "compare": _compare,
     "report": _report,
     "data": _data,

@@ -12,11 +12,13 @@ import yaml
 from growtas.errors import UsageError, nearest
 from growtas.spaces.choices import listed
 from growtas.spaces.mobilenet import MobileNetSpace
+from growtas.spaces.model import ModelSpace
 from growtas.spaces.vit import SearchSpace
 from growtas.subnet import Subnet
 
 __all__ = [
     "MobileNetSpace",
+    "ModelSpace",
     "SearchSpace",
     "Space",
     "Subnet",
@@ -42,6 +44,8 @@ def preset_names() -> tuple[str, ...]:
 def space_from_dict(data: Mapping[str, Any]) -> Space:
     """Build and check a space of the family that its values name (``vit`` where they name none).
 
+    A run that fine-tunes one model has a :class:`ModelSpace` in the place of a space.
+
     Args:
         data: plain values, as a YAML file or ``space.to_dict()`` gives them.
 
@@ -49,6 +53,8 @@ def space_from_dict(data: Mapping[str, Any]) -> Space:
         UsageError: the family is unknown, or its space refuses the values.
     """
     family = data.get("family", "vit")
+    if family == ModelSpace.family:
+        return ModelSpace.from_dict(data)
     if family not in FAMILIES:
         raise UsageError(f"There is no family {family!r} of spaces.{nearest(str(family), FAMILIES)}")
     return FAMILIES[family].from_dict(data)

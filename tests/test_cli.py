@@ -242,6 +242,12 @@ def test_extract_the_best_and_evaluate_it(capsys, folder, tmp_path):
     assert export.subnet_of(model) == found.best.subnet
     assert sum(p.numel() for p in model.parameters()) == found.best.params
     assert json.loads((tmp_path / "best" / "config.json").read_text())["architecture"] == "growtas_vit"
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert f"| top-1 on the test images | {found.test_top1:.2f} % of 359 |" in card
+    assert f"{found.best.top1:.2f} % of 287 (standard error {found.standard_error:.2f})" in card
+    assert f"a search that evaluated {len(found.history)} subnets" in card
+    assert cli.main(["evaluate", str(tmp_path / "best"), "--data", "digits"]) == 0
+    assert f"top-1 {found.test_top1:.2f} %, top-5 " in capsys.readouterr().out
 
     assert cli.main(["evaluate", str(folder / "run")]) == 0
     assert f"{found.best.subnet}: top-1 {found.test_top1:.2f} %" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import growtas
+import growtas.export
 from growtas import cli, demo, doctor
 from growtas.listing import CLASSES, spaces
 from growtas.methods import method_names
@@ -146,12 +147,11 @@ def test_variables_and_options_exist(page):
     text = page.read_text()
     for variable in set(re.findall(r"GROWTAS_[A-Z_]+", text)):
         assert variable in code, variable
-    for command in re.findall(
-        r"growtas (?:train|search|extract|evaluate|finetune|emit|compare|report|demo|doctor) .*", text
-    ):
-        assert set(re.findall(r"(?<![\w-])--([a-z-]+)", command)) <= OPTIONS, command
+    verbs = "train|search|extract|evaluate|export|transfer|finetune|emit|compare|report|demo|doctor"
+    for command in re.findall(rf"growtas (?:{verbs}) .*", text):
+        assert set(re.findall(r"(?<![\w-])--([a-z0-9-]+)", command)) <= OPTIONS, command
     if page.name in OPTION_PAGES:
-        assert set(re.findall(r"`--([a-z-]+)", text)) <= OPTIONS
+        assert set(re.findall(r"`--([a-z0-9-]+)", text)) <= OPTIONS
 
 
 OPTION_PAGES = (
@@ -234,6 +234,7 @@ def test_the_epochs_of_the_rules_are_the_committed_ones(data):
 def options() -> set[str]:
     """The options of all verbs, as they are written in a shell."""
     functions = (TrainConfig, growtas.search, growtas.finetune, growtas.emit, growtas.compare, growtas.report)
+    functions += (growtas.transfer, growtas.export.convert)
     functions += (cli.extract, growtas.evaluate, spaces, demo.demo, doctor.main, growtas.data_pack)
     parameters = [each for function in functions for each in inspect.signature(function).parameters.values()]
     names = {each.name for each in parameters} | {"resume", "config", "dry_run", "help"}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from growtas.errors import GrowtasError, UsageError
-from growtas.export import growtas_mobilenet, growtas_vit
+from growtas.export import card, growtas_mobilenet, growtas_vit
 from growtas.export.sizes import Model, arguments
 from growtas.searching.named import named_subnet
 from growtas.subnet import AnySubnet
@@ -71,6 +71,7 @@ def extract(
         >>> growtas.export.save(vit, "best")
     """
     preprocessing: dict[str, Any] = {}
+    trained: dict[str, Any] = {}
     if not isinstance(net, VisionTransformer | MobileNetV3):
         if isinstance(net, torch.nn.Module):
             raise UsageError(
@@ -80,6 +81,7 @@ def extract(
 
         run = Run.open(net)
         subnet = named_subnet(subnet, run.space, run)
+        trained = card.facts(run, subnet)
         net, preprocessing = _net_of_run(run, subnet, averaged)
     subnet = named_subnet(subnet, net.space)
     net.space.validate(subnet)
@@ -93,7 +95,7 @@ def extract(
     model = timm.create_model(architecture, pretrained_cfg=cfg, **arguments(net, subnet))
     model = model.to(like.device, like.dtype).eval()
     model.load_state_dict(net.slice_state_dict(subnet))
-    model.extraction_error = 0.0
+    model.trained, model.extraction_error = trained, 0.0
     if tolerance is None:
         tolerance = max(TOLERANCE, 16 * torch.finfo(like.dtype).eps)
     for fuse in (False, True) if fused else (False,):

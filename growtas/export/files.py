@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from growtas import atomic
 from growtas.errors import GrowtasError, UsageError
 from growtas.export import growtas_mobilenet, growtas_vit
+from growtas.export.card import CARD_NAME, card
 from growtas.export.sizes import Model, macs_of, subnet_of
 from growtas.version import __version__
 
@@ -26,9 +27,9 @@ _CODE = {Path(module.__file__).stem: Path(module.__file__) for module in (growta
 def save(
     model: Model, folder: str | os.PathLike, overwrite: bool = False, license: str | None = None
 ) -> Path:
-    """Write a model's weights, the configuration that builds it again, and the file that defines it.
+    """Write a model's weights, the configuration that builds it again, its code and its card.
 
-    That file, ``growtas_vit.py`` or ``growtas_mobilenet.py``, needs torch and timm only: where growtas is not
+    The code, ``growtas_vit.py`` or ``growtas_mobilenet.py``, needs torch and timm only: where growtas is not
     installed, import it and call its ``load(folder)``. After ``import growtas.export``, or that file's,
     ``timm.create_model("local-dir:FOLDER", pretrained=True)`` gives the model too. Each file is written whole
     or not at all, the weights first.
@@ -53,12 +54,16 @@ def save(
         {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
         metadata={"format": "pt"},  # one entry: safetensors writes several in any order
     )
+    about = json.loads(json.dumps(config(model, license)))
     contents = {
         WEIGHTS_NAME: weights,
-        CONFIG_NAME: (json.dumps(config(model, license), indent=2) + "\n").encode(),
-        _CODE[model.architecture].name: _CODE[model.architecture].read_bytes(),
+        CONFIG_NAME: (json.dumps(about, indent=2) + "\n").encode(),
+        CARD_NAME: card(about).encode(),
     }
-    for name in (WEIGHTS_NAME, CONFIG_NAME):  # the code may be another version's
+    if about["architecture"] in _CODE:
+        code = _CODE[about["architecture"]]
+        contents[code.name] = code.read_bytes()
+    for name in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME):  # the code may be another version's
         path, content = folder / name, contents[name]
         if path.exists() and not overwrite and path.read_bytes() != content:
             raise UsageError(
@@ -77,29 +82,38 @@ def config(model: Model, license: str | None = None) -> dict[str, Any]:
         for k, v in model.pretrained_cfg.items()
         if k not in ("url", "file", "hf_hub_id", "source", "state_dict")
     }
-    cfg.pop("architecture", None)
-    args = model.model_args()
-    side = args["img_size"]
+    architecture = cfg.pop("architecture", None) or model.architecture
+    own = architecture in _CODE  # else one of timm's that growtas.transfer has fine-tuned
+    args = model.model_args() if own else model._model_args
     cfg["num_classes"] = model.num_classes
-    cfg["input_size"] = [args["in_chans"], *(side if isinstance(side, list) else (side, side))]
+    if own:
+        side = args["img_size"]
+        cfg["input_size"] = [args["in_chans"], *(side if isinstance(side, list) else (side, side))]
     names = cfg.pop("label_names", None) or ()
     if license is not None:
         cfg["license"] = license
     return {
-        "architecture": model.architecture,
+        "architecture": architecture,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
-        "global_pool": model.global_pool,
+        **({"global_pool": model.global_pool} if isinstance(model.global_pool, str) else {}),
         "model_args": args,
         **({"label_names": list(names)} if names and len(names) == model.num_classes else {}),
         "pretrained_cfg": cfg,
         "growtas": {
             "version": __version__,
-            "subnet": str(subnet_of(model)),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "macs": macs_of(model),
-            "extraction_error": getattr(model, "extraction_error", None),
+            **(_of_subnet(model) if own else {}),
+            "trained": getattr(model, "trained", {}),
         },
+    }
+
+
+def _of_subnet(model: Model) -> dict[str, Any]:
+    return {
+        "subnet": str(subnet_of(model)),
+        "macs": macs_of(model),
+        "extraction_error": getattr(model, "extraction_error", None),
     }
 
 

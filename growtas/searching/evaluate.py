@@ -24,9 +24,11 @@ from growtas.training.data import Split
 from growtas.training.data.kept import NOWHERE, KeptImages
 from growtas.training.data.workers import worker_count
 from growtas.training.distributed import Ranks
+from growtas.training.external import is_external
 from growtas.training.precision import precision, resolved
 
 if TYPE_CHECKING:
+    from growtas.searching.evaluate_model import ModelAccuracy
     from growtas.supernet import AnySupernet
     from growtas.training.run import Run
 
@@ -72,12 +74,15 @@ def evaluate(
     device: str = "auto",
     workers: int = 0,
     averaged: bool = False,
-) -> Accuracy:
-    """Top-1 accuracy of a subnet of a run, with the weights that it inherits.
+    data: str | None = None,
+    data_folder: str | None = None,
+) -> Accuracy | ModelAccuracy:
+    """Accuracy of a subnet of a run with the weights that it inherits, or of a saved model.
 
     Args:
-        run: folder of a training run.
-        subnet: best (of the run's finished search; best:6e6 of that under the limit 6e6), pareto:3 or
+        run: folder of a training run; or a model: a folder that growtas extract, growtas transfer or timm
+            wrote, or timm:NAME.
+        subnet: of a run: best (of its finished search; best:6e6 of that under the limit 6e6), pareto:3 or
             pareto:6e6 (of its front, by number or limit), smallest, largest, or sizes such as
             d24-h2,2,3-r2,3,2.
         split: test, search (held out from training) or train.
@@ -86,12 +91,17 @@ def evaluate(
         device: such as cuda:1; auto is a GPU where there is one.
         workers: processes that load images.
         averaged: take the moving average of the weights that a run with ema_decay keeps.
+        data: of a model: as of growtas train, prepared as the model's config.json says; that of its own
+            fine-tuning where not given.
+        data_folder: where that data is stored, if it is a timm data set.
 
     Returns:
-        The accuracy, with the subnet and its size; printed, it is one line.
+        The accuracy, with the subnet and its size; printed, it is one line. That of a model has the top-5
+        accuracy too, where it has more than 5 classes.
 
     Raises:
-        UsageError: there is no run, split or subnet like that.
+        UsageError: there is no run, model, split or subnet like that, a run is to be evaluated on other data,
+            or a model has other classes than the data.
         GrowtasError: the run has no checkpoint yet, or no finished search where the best is asked for.
 
     Example:
@@ -99,6 +109,15 @@ def evaluate(
     """
     if split not in SPLITS:
         raise UsageError(f"There is no split {split!r}.{nearest(split, SPLITS)}")
+    if isinstance(run, str | os.PathLike) and is_external(str(run)):
+        from growtas.searching.evaluate_model import evaluate_model
+
+        return evaluate_model(str(run), data, split, batch_size, amp, device, workers, data_folder)
+    if data is not None:
+        raise UsageError(
+            f"A run is evaluated on its own data; leave out data={data!r}, or extract the subnet and "
+            "evaluate that folder."
+        )
     from growtas.training.calibration import calibration
     from growtas.training.distributed import choose_device
     from growtas.training.run import Run

@@ -89,6 +89,8 @@ class TrainConfig:
         warmup_lr: at the first update (1e-6).
         warmup_epochs: epochs of linear warm-up (20; digits 4), at most a tenth of the run unless given.
         weight_decay: 0.05; never on 1-D parameters, absolute position and cls token.
+        layer_decay: of growtas transfer alone: the learning rate of a layer over that of the one above it
+            (0.75); 1 for one rate.
         sched: a timm schedule over the whole run; nothing restarts at a transition.
         sched_step: ``update`` sets the learning rate at every update, ``epoch`` at the beginning of each
             epoch, ``epoch_late`` so and one epoch late, as AutoFormer's code does.
@@ -182,6 +184,7 @@ class TrainConfig:
     warmup_lr: float | None = setting(None, at_least(0))
     warmup_epochs: float | None = setting(None, at_least(0))
     weight_decay: float | None = setting(None, at_least(0))
+    layer_decay: float | None = setting(None, ABOVE_ZERO)
     sched: str = setting("cosine", choices("cosine", "constant", "poly", "rsqrt", "tanh", "wsd"))
     sched_step: str = setting("update", choices("update", "epoch", "epoch_late"))
     clip_grad: float | None = setting(None, ABOVE_ZERO)

@@ -111,6 +111,11 @@ class Ranks:
                     bucket, size = [], 0
         self._average(bucket)
 
+    def average_buffers(self, buffers: Iterable[Tensor]) -> None:
+        """Replace every buffer of floating-point numbers by its mean over the ranks."""
+        if self.world > 1:
+            self._average([buffer for buffer in buffers if buffer.is_floating_point()])
+
     def _average(self, bucket: list[Tensor]) -> None:
         if not bucket:
             return

@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 from growtas import cost
 from growtas.errors import UsageError
 from growtas.progress import track_images
-from growtas.space import Space, seeded_rng
+from growtas.space import ModelSpace, Space, seeded_rng
 from growtas.subnet import AnySubnet
 from growtas.training.calibration import kept_statistics, set_statistics, statistics
 from growtas.training.data import Split, evaluation_loader
@@ -29,6 +29,8 @@ BATCH_SIZE = 256
 
 def watched_subnets(space: Space, count: int) -> dict[str, AnySubnet]:
     """The smallest, the largest and ``count`` random subnets of a space, the same for every run."""
+    if isinstance(space, ModelSpace):
+        return {"model": space.largest()}
     rng = seeded_rng("watched subnets")
     drawn = {f"random-{i}": space.sample(rng) for i in range(count)}
     return {"smallest": space.smallest(), "largest": space.largest(), **drawn}
@@ -92,7 +94,7 @@ def evaluate(
             "name": name,
             "subnet": str(subnet),
             "group": net.space.group_of(subnet),
-            "params": cost.parameters(subnet, net.space, net.num_classes),
+            "params": _parameters(net, subnet),
             "top1": round(100 * correct / len(split), 4),
             "loss": _finite(total / len(split)),
         }
@@ -105,6 +107,12 @@ def _batches(split: Split, workers: int, ranks: Ranks) -> Iterable[tuple[Tensor,
         workers = 0
     own = Subset(split, range(ranks.rank, len(split), ranks.world)) if ranks.world > 1 else split
     return evaluation_loader(own, BATCH_SIZE, workers)
+
+
+def _parameters(net: AnySupernet, subnet: AnySubnet) -> int:
+    if isinstance(net.space, ModelSpace):
+        return sum(parameter.numel() for parameter in net.parameters())
+    return cost.parameters(subnet, net.space, net.num_classes)
 
 
 def _finite(value: float) -> float | None:

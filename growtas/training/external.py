@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import pickle
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import timm
@@ -32,14 +33,15 @@ def is_external(name: str) -> bool:
     return name.startswith(PREFIX) or path.suffix in FILES or (path / "config.json").is_file()
 
 
-def create(name: str) -> nn.Module:
+def create(name: str, **args: Any) -> nn.Module:
     """A model with its pretrained weights, in evaluation mode.
 
     Args:
         name: ``timm:NAME``, or a folder that timm or growtas saved (config.json and weights).
+        args: further ones of ``timm.create_model``, for a model that has been created without them.
 
     Raises:
-        UsageError: timm has no such model, or the folder holds none.
+        UsageError: timm has no such model, the folder holds none, or the model takes no such arguments.
         GrowtasError: the weights cannot be downloaded or read.
     """
     importlib.import_module("growtas.export")  # registers growtas' own architectures with timm
@@ -56,9 +58,11 @@ def create(name: str) -> nn.Module:
         known = nearest(architecture, timm.list_models())
         raise UsageError(f"timm {timm.__version__} has no model {architecture!r}.{known}")
     try:
-        return timm.create_model(chosen, pretrained=True).eval()
+        return timm.create_model(chosen, pretrained=True, **args).eval()
     except Exception as error:  # timm, huggingface_hub, requests and safetensors each raise their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if args:  # it was created without them before
+            raise UsageError(f"{name} cannot be built with {args}: {reason.rstrip('.')}.") from error
         raise GrowtasError(
             f"The weights of {name} could not be loaded ({reason}). Where there is no network, download them "
             "on another machine, save them with timm.models.save_for_hf, and give that folder."

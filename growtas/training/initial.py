@@ -6,7 +6,7 @@ They are copied into the new folder when it is made: from then on the run needs 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -26,6 +26,9 @@ from growtas.training.data.images import seed_globally
 from growtas.training.external import is_external, plain_vit
 from growtas.training.run import INITIAL_NAME, Run
 
+Source = Run | PlainViT | Callable[[Run], Mapping[str, Tensor]]
+"""A run, a pretrained vision transformer, or a function of the new run that gives the weights."""
+
 
 def open_source(name: str) -> Run | PlainViT:
     """Open what ``initial`` names: a run, or a pretrained vision transformer.
@@ -37,21 +40,21 @@ def open_source(name: str) -> Run | PlainViT:
     return plain_vit(name) if is_external(name) else Run.open(name)
 
 
-def adopted(config: TrainConfig, source: Run | PlainViT | None) -> TrainConfig:
+def adopted(config: TrainConfig, source: Source | None) -> TrainConfig:
     """The settings, with the pooling and the epsilon of the weights that a run begins with."""
-    if source is None:
+    if not isinstance(source, Run | PlainViT):
         return config
     theirs = source.config if isinstance(source, Run) else source
     missing = [name for name in ("global_pool", "norm_eps") if getattr(config, name) is None]
     return dataclasses.replace(config, **{name: getattr(theirs, name) for name in missing})
 
 
-def of_source(source: Run | PlainViT, run: Run) -> dict[str, Tensor]:
+def of_source(source: Source, run: Run) -> Mapping[str, Tensor]:
     """The weights that a run begins with.
 
     Args:
         source: a run, whose last weights are taken (not their average where there is one), or a ViT, which is
-            put into a supernet with the run's random weights.
+            put into a supernet with the run's random weights; or a function that gives them.
         run: the one that is to begin with them.
 
     Raises:
@@ -60,6 +63,8 @@ def of_source(source: Run | PlainViT, run: Run) -> dict[str, Tensor]:
     """
     if isinstance(source, PlainViT):
         return _of_vit(source, run)
+    if not isinstance(source, Run):
+        return source(run)
     theirs, own = source.config.qkv_bias, run.config.qkv_bias
     if theirs != own:
         raise UsageError(
@@ -128,7 +133,7 @@ def load_into(net: nn.Module, weights: Mapping[str, Tensor], source: str | Path)
         ) from error
 
 
-def check_needed(method: Method, source: Run | PlainViT | None) -> None:
+def check_needed(method: Method, source: Source | None) -> None:
     """Raises: UsageError: the method continues trained weights, but no run that has some was named."""
     if method.continues and not isinstance(source, Run):
         raise UsageError(

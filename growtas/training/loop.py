@@ -22,6 +22,7 @@ from growtas.errors import GrowtasError
 from growtas.methods import TrainingContext
 from growtas.progress import Progress as Display
 from growtas.space import Subnet
+from growtas.supernet import SingleModel
 from growtas.training import checkpoint
 from growtas.training.calibration import calibration
 from growtas.training.data import Splits
@@ -179,7 +180,7 @@ class Trainer:
     def _interrupted(self, received: int) -> Interrupted:
         return Interrupted(
             f"Interrupted after step {self.progress.step} of {self.run.steps}; {self._saved()} "
-            f"Continue with: growtas train --resume {self.run.path}",
+            f"Continue with: {self.run.resume_command}",
             received,
         )
 
@@ -259,6 +260,8 @@ class Trainer:
         self._record(step, mean, skipped, subnets)
         self.context.loss = mean
         done = method.after_step(step, self.context)
+        if isinstance(self.net, SingleModel):  # its BatchNorm's statistics: a checkpoint has one set of them
+            self.ranks.average_buffers(self.net.model.buffers())
         if self.ema is not None and not skipped:
             self.ema.update(self.net)
         if done and self.log is not None:
@@ -273,6 +276,11 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
 
+    def _learning_rate(self) -> float:
+        """That of the last layer, where layers have their own."""
+        group = self.optimizer.param_groups[-1]
+        return group["lr"] / group.get("lr_scale", 1.0)
+
     def _update(self, norm: Tensor) -> None:
         self.update.apply(norm)
 
@@ -280,7 +288,7 @@ class Trainer:
         if self.log is None or step % self.config.log_every and not skipped:
             return
         stage = self.method.stage_of(step)
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self._learning_rate()
         self.log.write(
             "step",
             step,
@@ -299,7 +307,7 @@ class Trainer:
     def _status(self, loss: float) -> tuple[str, ...]:
         """The status of the last step, the most important part first."""
         step, run = self.progress.step - 1, self.run
-        stage, rate = self.method.stage_of(step), self.optimizer.param_groups[0]["lr"]
+        stage, rate = self.method.stage_of(step), self._learning_rate()
         skipped = (f"skipped {self.progress.skipped}",) if self.progress.skipped else ()
         return (
             f"loss {loss:.3f}",

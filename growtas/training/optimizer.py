@@ -8,6 +8,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 
 from growtas.errors import UsageError
+from growtas.supernet import SingleModel
 from growtas.training.config import TrainConfig
 from growtas.training.run import Run
 
@@ -20,14 +21,27 @@ def create_optimizer(
     """timm's optimizer; no weight decay on 1-D parameters and on what the net excludes.
 
     Raises:
-        UsageError: timm knows no optimizer of that name, or it takes no such settings.
+        UsageError: timm knows no optimizer of that name, or it takes no such settings; or the net is a
+            supernet and is to have a rate per layer.
     """
+    if isinstance(net, SingleModel):
+        net = net.model  # its names are those that the model's own patterns of layers match
+    elif config.layer_decay is not None:
+        raise UsageError(
+            f"layer_decay={config.layer_decay} is for fine-tuning one model with growtas transfer; a "
+            "supernet's layers share one learning rate. Leave it out."
+        )
     extra = {"fused": True} if config.opt in FUSED_OPTIMIZERS and device.type in ("cpu", "cuda") else {}
     try:
         if get_optimizer_info(config.opt).second_order:
             raise ValueError("it needs second derivatives, which growtas' operations do not have")
         return create_optimizer_v2(
-            net, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, **extra
+            net,
+            opt=config.opt,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            layer_decay=config.layer_decay,
+            **extra,
         )
     except (AssertionError, ValueError, TypeError) as error:
         raise UsageError(f"opt={config.opt!r} cannot be used ({error}); see timm.optim.") from error

@@ -74,6 +74,17 @@ RECIPES: dict[str, dict[str, Any]] = {
 RECIPES["glyphs"] = RECIPES["digits"] | {"batch_size": 64, "epochs": 40, "lr": 1.2e-2}
 """Settings that replace the published recipe for the data named here."""
 
+TRANSFER: dict[str, Any] = {
+    "opt": "adamw",
+    "epochs": 30,
+    "batch_size": 128,
+    "lr_per_512": 1e-3,
+    "min_lr": 1e-6,
+    "layer_decay": 0.75,
+}
+"""Settings of growtas transfer besides the augmentation of the data's recipe: the fine-tuning of BEiT and MAE
+(AdamW, cosine, layer decay, 5e-4 per 256 images), with epochs and batch for small data sets."""
+
 AUTOFORMER: dict[str, Any] = {
     **PUBLISHED,
     "method": "uniform",

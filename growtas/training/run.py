@@ -15,7 +15,7 @@ import yaml
 
 from growtas import atomic
 from growtas.errors import GrowtasError, UsageError
-from growtas.space import Space, space_from_dict
+from growtas.space import ModelSpace, Space, space_from_dict
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.version import __version__, commit
 
@@ -27,7 +27,7 @@ CONFIG_NAME = "config.yaml"
 INITIAL_NAME = "initial.safetensors"
 FORMAT = 1
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a thousand class names take Python 0.2 s
-_HEADER = "# Everything needed to repeat this run. Continue it with: growtas train --resume FOLDER\n"
+_HEADER = "# Everything needed to repeat this run. Continue it with: growtas {verb} --resume FOLDER\n"
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,15 +83,25 @@ class Run:
 
         return self.checkpoint_path.exists() and checkpoint.load(self.checkpoint_path)["step"] == self.steps
 
+    @property
+    def resume_command(self) -> str:
+        """The command that continues the run."""
+        return f"growtas {self._verb} --resume {self.path}"
+
+    @property
+    def _verb(self) -> str:
+        return "transfer" if isinstance(self.space, ModelSpace) else "train"
+
     @classmethod
-    def open(cls, path: str | Path | Run) -> Run:
+    def open(cls, path: str | Path | Run, of_model: bool = False) -> Run:
         """Open the folder of a run.
 
         Args:
             path: the folder; a Run is given back as it is.
+            of_model: open a run of one model, which growtas transfer made, rather than one of a supernet.
 
         Raises:
-            UsageError: the folder does not exist or holds no run.
+            UsageError: the folder does not exist or holds no run of that kind.
             GrowtasError: config.yaml cannot be understood.
         """
         if isinstance(path, Run):
@@ -107,7 +117,7 @@ class Run:
                 raise GrowtasError(
                     f"{file} has format {data['format']}, but growtas {__version__} reads format {FORMAT}."
                 )
-            return cls(
+            run = cls(
                 path=path,
                 config=TrainConfig.from_dict(data["train"]),
                 space=space_from_dict(data["space"]),
@@ -123,6 +133,10 @@ class Run:
                 f"{file} is not the configuration of a run ({' '.join(str(error).split())[:200]}). "
                 "Nothing was changed."
             ) from error
+        if isinstance(run.space, ModelSpace) != of_model:
+            kind = "trains a supernet" if of_model else "fine-tunes one model, which has no subnets"
+            raise UsageError(f"The run {path} {kind}. Continue it with: {run.resume_command}")
+        return run
 
     def write_config(self) -> None:
         """Write config.yaml. Raises: GrowtasError: it could not be written."""
@@ -137,7 +151,7 @@ class Run:
             "classes": list(self.classes),
             **({"teacher_digest": self.teacher_digest} if self.teacher_digest else {}),
         }
-        text = _HEADER
+        text = _HEADER.format(verb=self._verb)
         for name, value in data.items():
             if isinstance(value, dict):
                 text += f"{name}:\n" + "".join(f"  {yaml_line(key, each)}" for key, each in value.items())
@@ -178,9 +192,11 @@ class Run:
 
     def new_net(self) -> VisionTransformer:
         """The supernet as the settings describe it, freshly initialised from torch's global generator."""
-        from growtas.supernet import Supernet
+        from growtas.supernet import SingleModel, Supernet
 
         config = self.config
+        if isinstance(self.space, ModelSpace):
+            return SingleModel.new(self.space, self.num_classes, config.drop_path)
         return Supernet(
             self.space,
             self.num_classes,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.ops import dispatch
-from growtas.space import Space, load_space
+from growtas.space import ModelSpace, Space, load_space
 from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.training import checkpoint, initial
 from growtas.training.config import RUNTIME, TrainConfig
@@ -73,7 +73,7 @@ def train(
     if resume is not None:
         if config is not None or dry_run:
             raise UsageError("A resumed run keeps its settings; leave out config and dry_run.")
-        return _resume(resume, {"space": space, **given})
+        return resumed(Run.open(resume), {"space": space, **given})
     found = None
     if config is not None:
         before, found = read_config(config)
@@ -91,13 +91,19 @@ def train(
     return begin(TrainConfig.from_dict(given), found, dry_run)
 
 
-def begin(config: TrainConfig, space: Space | None = None, dry_run: bool = False) -> Run | DryRun:
+def begin(
+    config: TrainConfig,
+    space: Space | ModelSpace | None = None,
+    dry_run: bool = False,
+    source: initial.Source | None = None,
+) -> Run | DryRun:
     """Begin a run and train it to its end.
 
     Args:
         config: its settings.
         space: the space that ``config.space`` names, where it has been loaded already.
         dry_run: only tell what the run would take.
+        source: of the weights that ``config.initial`` names, where it has been opened already.
 
     Returns, Raises: as :func:`train`.
     """
@@ -108,7 +114,8 @@ def begin(config: TrainConfig, space: Space | None = None, dry_run: bool = False
         raise UsageError("Give out=FOLDER: where the run is written.")
     check_installed(config.trackers, config.tensorboard)
     path = Path(config.out or ".")
-    source = None if config.initial is None else initial.open_source(config.initial)
+    if source is None and config.initial is not None:
+        source = initial.open_source(config.initial)
     device = choose_device(config.device)
     config = dataclasses.replace(config, amp=resolved(config.amp, device))
     config = initial.adopted(config, source)
@@ -161,6 +168,8 @@ def _create(run: Run, weights: Mapping[str, Tensor] | None) -> None:
 def _tune(run: Run, device: torch.device, ranks: Ranks) -> None:
     """Race backends where the device has no record: rank 0 does, and all ranks follow what it found."""
     config = run.config
+    if isinstance(run.space, ModelSpace):  # a model that is plain PyTorch
+        return
     batch = max(1, config.batch_size // ranks.world // config.accumulate)
     found = ranks.on_first(lambda: tune_before_training(run.space, device, config.amp, batch, config.tune))
     if found is not None and ranks.world > 1:
@@ -182,8 +191,8 @@ def _load_data(load: Callable[[], Splits], config: TrainConfig, device: torch.de
     return found
 
 
-def _resume(path: str | Path | Run, given: Mapping[str, Any]) -> Run:
-    """Continue a run. Args: path: its folder; given: settings that the user repeated."""
+def resumed(run: Run, given: Mapping[str, Any]) -> Run:
+    """Continue a run. Args: run: as it was left; given: settings that the user repeated."""
     given = {name: value for name, value in given.items() if value is not None}
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     for name in given:
@@ -194,7 +203,6 @@ def _resume(path: str | Path | Run, given: Mapping[str, Any]) -> Run:
                 f"A resumed run keeps its settings, so {name} cannot be given, only {', '.join(RUNTIME)}; "
                 "to change others, start a new run."
             )
-    run = Run.open(path)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, **given))
     check_installed(run.config.trackers, run.config.tensorboard)
     device = choose_device(run.config.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 from growtas.errors import UsageError
 from growtas.methods import Method, TrainingContext
 from growtas.space import Subnet
-from growtas.supernet.vit import VisionTransformer
+from growtas.supernet import SingleModel, VisionTransformer
 from growtas.training.calibration import batch_statistics
 from growtas.training.data.images import seed_globally
 from growtas.training.external import Teacher
@@ -61,7 +61,9 @@ class Update:
                 f"batch_size={batch} does not divide into accumulate={parts} parts"
                 f"{f' on each of {world} ranks' if world > 1 else ''}; change one of them."
             )
-        if run.config.checkpoint_activations:
+        if run.config.checkpoint_activations and isinstance(context.net, SingleModel):
+            context.net.model.set_grad_checkpointing()
+        elif run.config.checkpoint_activations:
             if not isinstance(context.net, VisionTransformer):
                 raise UsageError(
                     f"checkpoint_activations is for vision transformers, and {run.space.name!r} is a "

@@ -72,6 +72,7 @@ def test_both_families_load_where_growtas_cannot_be_imported(models, tmp_path):
     for name, model in models.items():
         folder = export.save(model, tmp_path / name)
         assert sorted(path.name for path in folder.iterdir()) == [
+            "README.md",
             "config.json",
             f"{name}.py",
             "model.safetensors",

@@ -57,6 +57,7 @@ def test_resolved_settings_are_complete_and_stay():
         "norm_eps",
         "trackers",
         "recipe",
+        "layer_decay",
     }
     assert {k for k, v in config.to_dict().items() if v is None} == open_ended
 

@@ -128,7 +128,7 @@ class FileImages(Dataset):
         source: gives each by number, as 8-bit RGB.
         indices: which of its images belong to the split.
         labels: of those images.
-        space: gives the size and the channels (3, or 1 for the mean of the three).
+        space: gives the size and the channels (3, or 1 for the mean of the three); one model's, its crop.
         interpolation: of the evaluation's resize.
     """
 
@@ -145,6 +145,7 @@ class FileImages(Dataset):
         self.labels = list(labels)
         self.size = space.image_size
         self.channels = space.in_channels
+        self.crop = getattr(space, "crop_pct", EVALUATION_CROP)
         self._interpolation = "bilinear" if interpolation == "random" else interpolation
 
     def __len__(self) -> int:
@@ -159,10 +160,10 @@ class FileImages(Dataset):
         return [Cropped(self._evaluated(index), int(self.labels[index]), self.channels) for index in indices]
 
     def _evaluated(self, index: int) -> Tensor:
-        """The middle of an image whose shorter side was made ``size / EVALUATION_CROP``, as in timm."""
+        """The middle of an image whose shorter side was made ``size / crop``, as in timm."""
         pixels = self.pixels(index)
         height, width = pixels.shape[:2]
-        side = math.floor(self.size / EVALUATION_CROP)
+        side = math.floor(self.size / self.crop)
         longer = int(side * max(height, width) / min(height, width))
         shape = (longer, side) if height > width else (side, longer)
         top, left = (round((length - self.size) / 2) for length in shape)

@@ -1,0 +1,251 @@
+"""Fine-tuning and evaluating a saved model on other data, and the card that a saved model has."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+
+import growtas
+from growtas import export
+from growtas.errors import UsageError
+from growtas.export import card
+from growtas.training import checkpoint
+from growtas.training.guards import Interrupted
+from growtas.training.log import read_log
+from growtas.training.loop import Trainer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from runs import SPACE, assert_same_result  # noqa: E402
+
+SETTINGS = {"epochs": 2, "batch_size": 96, "device": "cpu", "tensorboard": False, "lr": 3e-3, "workers": 0}
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """The folder of an extracted transformer of 10 classes without names, for 8 x 8 grey pixels."""
+    torch.manual_seed(0)
+    net = growtas.Supernet(SPACE, num_classes=10)
+    model = growtas.extract(net, "largest", mean=(0.4,), std=(0.5,))
+    return export.save(model, tmp_path_factory.mktemp("saved") / "vit")
+
+
+@pytest.fixture(scope="module")
+def convolutional(tmp_path_factory):
+    """The folder of a timm model with BatchNorm, of 1000 classes, for images of any size."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("saved") / "convolutional"
+    model = timm.create_model("test_efficientnet")
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory):
+    """Two classes of colour images, 12 to train and 4 to test, of several sizes."""
+    root, noise = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for part, count in (("train", 12), ("val", 4)):
+        for label, name in enumerate(("ant", "bee")):
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = noise.integers(0, 80, (24, 20 + number, 3), dtype=np.uint8)
+                pixels[..., label] += 150
+                Image.fromarray(pixels).save(root / part / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def transferred(vit, tmp_path_factory):
+    """A finished fine-tuning on the digits at twice the size; not to be changed."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("transferred") / "out"
+    return growtas.transfer(vit, "digits", out=out, image_size=16, drop_path=0.2, license="mit", **SETTINGS)
+
+
+# -- transfer --------------------------------------------------------------------------------------------
+
+
+def test_a_fine_tuned_model_is_saved_with_its_own_preprocessing_and_evaluates_alike(transferred):
+    config = json.loads((transferred.path / "config.json").read_text())
+    cfg = config["pretrained_cfg"]
+    assert config["model_args"]["img_size"] == 16 and cfg["input_size"] == [1, 16, 16]
+    assert (cfg["mean"], cfg["std"], cfg["license"]) == ([0.4], [0.5], "mit")
+    assert config["label_names"] == list("0123456789")
+    found = growtas.evaluate(transferred.path, split="search")
+    (result,) = list(read_log(transferred.path, "eval"))[-1]["results"]
+    assert result["name"] == "model"
+    assert (
+        result["top1"] == pytest.approx(found.top1, abs=1e-3) == config["growtas"]["trained"]["search_top1"]
+    )
+    assert found.images == 287 and found.top5 > found.top1
+    assert growtas.evaluate(transferred.path, data="digits", split="search") == found
+    losses = [record["loss"] for record in read_log(transferred.path, "step")]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_positions_are_resampled_and_the_head_of_the_same_classes_stays(vit, transferred):
+    before = timm.create_model(f"local-dir:{vit}", pretrained=True, img_size=16).state_dict()
+    began = growtas.training.initial.read(transferred)
+    assert began.keys() == {f"model.{name}" for name in before}
+    assert all(torch.equal(began[f"model.{name}"], value) for name, value in before.items())
+
+
+def test_layers_have_their_own_learning_rates(transferred):
+    groups = checkpoint.load(transferred.checkpoint_path)["optimizer"]["param_groups"]
+    scales = {round(group["lr_scale"], 6) for group in groups}
+    assert scales == {round(0.75**layer, 6) for layer in range(5)}  # patches, three blocks, norm and head
+    rates = [record["lr"] for record in read_log(transferred.path, "step")]
+    assert max(rates) == pytest.approx(3e-3, rel=0.1)
+
+
+def test_an_interrupted_transfer_ends_bit_for_bit_alike(vit, transferred, tmp_path, monkeypatch):
+    after_step = Trainer._after_step
+
+    def interrupted(self, received):
+        after_step(self, signal.SIGINT if self.progress.step == 7 else received)
+
+    monkeypatch.setattr(Trainer, "_after_step", interrupted)
+    settings = {"image_size": 16, "drop_path": 0.2, **SETTINGS}
+    with pytest.raises(Interrupted, match=r"growtas transfer --resume .*out"):
+        growtas.transfer(vit, "digits", out=tmp_path / "out", **settings)
+    monkeypatch.undo()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    with pytest.raises(UsageError, match="fine-tunes one model.*growtas transfer --resume"):
+        growtas.train(resume=tmp_path / "out")
+    growtas.transfer(resume=tmp_path / "out", license="mit")
+    assert_same_result(transferred.path, tmp_path / "out")
+    for name in ("model.safetensors", "config.json", "README.md"):
+        assert (tmp_path / "out" / name).read_bytes() == (transferred.path / name).read_bytes()
+
+
+def test_a_timm_model_with_batch_norm_gets_a_new_head_and_its_average_is_saved(
+    convolutional, image_folder, tmp_path
+):
+    out = tmp_path / "out"
+    settings = {"epochs": 1, "batch_size": 10, "device": "cpu", "tensorboard": False, "workers": 0}
+    run = growtas.transfer(
+        convolutional, f"folder:{image_folder}", out=out, image_size=32, ema_decay=0.5, **settings
+    )
+    model = timm.create_model(f"local-dir:{out}", pretrained=True)
+    assert model.num_classes == 2 and list(model.pretrained_cfg["label_names"]) == ["ant", "bee"]
+    state = checkpoint.load(run.checkpoint_path)
+    assert all(
+        torch.equal(value, state["ema"][f"model.{name}"]) for name, value in model.state_dict().items()
+    )
+    assert not torch.equal(state["ema"]["model.conv_stem.weight"], state["weights"]["model.conv_stem.weight"])
+    found = growtas.evaluate(out)
+    assert (found.images, found.top5) == (8, None)
+    assert str(image_folder.parent) not in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"data": None}, "Give a model and data"),
+        ({"stages": 2}, "Fine-tuning has no setting 'stages'"),
+        ({"distill": "inplace"}, "one model learns from a teacher"),
+        ({"image_size": 2}, "cannot be built with {'img_size': 2}"),
+        ({"model": "nowhere"}, "holds no model"),
+    ],
+)
+def test_wrong_calls_are_sentences_and_write_nothing(vit, tmp_path, given, sentence):
+    values = {"model": vit, "data": "digits", "out": tmp_path / "out", **given}
+    with pytest.raises(UsageError, match=sentence):
+        growtas.transfer(**values)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_supernet_has_no_layer_decay(tmp_path):
+    settings = {**SETTINGS, "stages": 1, "out": tmp_path / "run"}
+    with pytest.raises(UsageError, match=r"layer_decay=0\.5 is for fine-tuning one model"):
+        growtas.train(SPACE, "digits", layer_decay=0.5, **settings)
+
+
+# -- evaluate --------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_evaluated_as_timm_would(image_folder, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("test_efficientnet", num_classes=2)
+    cfg = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 1.0}
+    model.pretrained_cfg = {**model.pretrained_cfg, **cfg}
+    folder = tmp_path / "model"
+    timm.models.save_for_hf(
+        model, folder, model_config={"label_names": ["ant", "bee"]}, safe_serialization=True
+    )
+    transform = create_transform(**resolve_model_data_config(model))
+    paths = sorted((image_folder / "val").glob("*/*.png"))
+    images = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
+    with torch.inference_mode():
+        right = model.eval()(images).argmax(1) == torch.tensor([path.parent.name == "bee" for path in paths])
+    found = growtas.evaluate(folder, data=f"folder:{image_folder}")
+    assert found.top1 == 100 * right.float().mean().item() and found.params == sum(
+        p.numel() for p in model.parameters()
+    )
+
+
+def test_evaluation_refuses_other_classes_and_no_data(vit, transferred, image_folder, tmp_path):
+    with pytest.raises(UsageError, match="says which images"):
+        growtas.evaluate(vit)
+    with pytest.raises(UsageError, match="has 10 classes, and folder.* has 2"):
+        growtas.evaluate(vit, data=f"folder:{image_folder}")
+    config = json.loads((transferred.path / "config.json").read_text())
+    config["label_names"][3] = "drei"
+    os.link(transferred.path / "model.safetensors", tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="class 3 is 'drei' in the model's label_names and '3' in the data"):
+        growtas.evaluate(tmp_path, data="digits")
+
+
+# -- the card --------------------------------------------------------------------------------------------
+
+
+def test_the_card_has_the_front_matter_of_the_hub_and_the_figures(transferred):
+    _, header, text = (transferred.path / "README.md").read_text().split("---\n", 2)
+    header = yaml.safe_load(header)
+    assert header == {
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "tags": ["timm", "growtas"],
+        "license": "mit",
+    }
+    assert "fine-tuned on `digits`" in text and "| input | 1 x 16 x 16 |" in text
+
+
+def test_no_folder_of_this_machine_is_named():
+    assert card.title("folder:/home/me/flowers") == "folder:flowers"
+    assert card.title("/home/me/best") == "best"
+    assert [card.title(name) for name in ("torch/cifar10", "timm:a.b", "digits")] == [
+        "torch/cifar10",
+        "timm:a.b",
+        "digits",
+    ]
+
+
+def test_the_folder_has_the_form_of_a_repository_of_the_hub(transferred, monkeypatch):
+    """As uploaded to ``hf-hub:USER/NAME``: timm's downloads are answered with the folder's files."""
+    from huggingface_hub.errors import EntryNotFoundError
+    from timm.models import _hub
+
+    def download(repo_id, filename, **_):
+        assert repo_id == "user/name"
+        if not (transferred.path / filename).is_file():
+            raise EntryNotFoundError(filename)
+        return str(transferred.path / filename)
+
+    monkeypatch.setattr(_hub, "hf_hub_download", download)
+    model = timm.create_model("hf-hub:user/name", pretrained=True).eval()
+    images = torch.randn(3, 1, 16, 16)
+    with torch.inference_mode():
+        assert torch.equal(model(images), export.load(transferred.path)(images))
+    assert list(model.pretrained_cfg["label_names"]) == list("0123456789")
