@@ -46,18 +46,17 @@ def table(path: Path, first_cell: str) -> list[list[str]]:
 
 
 def test_the_readmes_example_runs(tmp_path, monkeypatch, capsys):
-    """In small: two epochs in place of 60, and eight evaluations in place of a thousand."""
+    """In small: two epochs of few images in place of 40, and eight evaluations in place of a thousand."""
     monkeypatch.chdir(tmp_path)
     (source,) = blocks(ROOT / "README.md", "python")
-    small = source.replace("epochs=60", "epochs=2").replace(
-        "max_params=60_000", "max_params=60_000, population=4, generations=2"
-    )
-    assert small.count("epochs=2") == 1 and small.count("generations=2") == 1
+    small = source.replace("epochs=40", "epochs=2").replace('data="glyphs"', 'data="glyphs:620"')
+    small = small.replace("max_params=60_000", "max_params=60_000, population=4, generations=2")
+    assert small.count("epochs=2") == small.count("glyphs:620") == small.count("generations=2") == 1
     names: dict = {}
     exec(compile(small, "README.md", "exec"), names)
     assert names["found"].best.params <= 60_000
     assert str(names["found"].best.subnet) in capsys.readouterr().out
-    assert (tmp_path / "runs" / "digits" / "best" / "model.safetensors").is_file()
+    assert (tmp_path / "runs" / "glyphs" / "best" / "model.safetensors").is_file()
 
 
 def test_the_table_of_backends_is_the_codes():
