@@ -262,10 +262,10 @@ def test_a_model_is_not_replaced_unasked(trained, tmp_path, capsys):
 
 
 def test_the_log_of_another_search_is_kept(run, capsys):
-    sizes = ["--population", "3", "--generations", "1"]
-    assert cli.main(["search", str(run), *sizes]) == 0
+    search = ["search", str(run), "--population", "3", "--generations", "1", "--out", str(run / "mine.jsonl")]
+    assert cli.main(search) == 0
     before = digest(run)
-    assert cli.main(["search", str(run), *sizes, "--seed", "1"]) == 2
+    assert cli.main([*search, "--seed", "1"]) == 2
     assert "is the log of another search (seed: 0 there, 1 here)" in sentence(capsys)
     assert digest(run) == before
 

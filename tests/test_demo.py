@@ -34,7 +34,9 @@ def test_every_file_is_there_and_nothing_else(made):
     assert len(curves) == 1
     assert names - curves == {
         "demo.png",
+        "best/README.md",
         "best/config.json",
+        "best/growtas_vit.py",
         "best/model.safetensors",
         "run/checkpoint.pt",
         "run/config.yaml",

@@ -6,7 +6,6 @@ import torch
 import growtas
 from growtas import export
 from growtas.errors import UsageError
-from growtas.ops import dispatch
 from growtas.searching import read_result
 from growtas.searching.evaluate import Evaluator
 from growtas.training.data import evaluation_loader
@@ -34,17 +33,15 @@ def test_a_run_is_searched_extracted_and_saved(folder, tmp_path):
     assert found.test_top1 == Evaluator(net, splits.test).top1(found.best.subnet)
     assert found.best.top1 == Evaluator(net, splits.search).top1(found.best.subnet)
 
-    assert growtas.extract(folder, found.best.subnet).extraction_error < 1e-6
-    with dispatch.use("torch"):  # auto may choose another backend for the narrower weights
-        model = growtas.extract(folder, found.best.subnet)
-    assert model.extraction_error == 0
+    model = growtas.extract(folder, found.best.subnet)
+    assert model.extraction_error < 1e-6
     assert sum(parameter.numel() for parameter in model.parameters()) == found.best.params <= 40_000
 
     # the saved model is as accurate on the test split as the supernet's slice was, image for image
     loaded = export.load(export.save(model, tmp_path / "best"))
-    with torch.inference_mode(), dispatch.use("torch"):
+    with torch.inference_mode():
         for images, _ in evaluation_loader(splits.test, 512):
-            assert torch.equal(loaded(images), net(images, found.best.subnet))
+            torch.testing.assert_close(loaded(images), net(images, found.best.subnet), rtol=1e-5, atol=1e-6)
     correct = sum((loaded(x).argmax(1) == y).sum().item() for x, y in evaluation_loader(splits.test, 512))
     assert 100 * correct / len(splits.test) == found.test_top1
 
