@@ -68,7 +68,8 @@ def test_no_gpu_is_one_sentence_and_status_2(capsys):
     assert "No CUDA device is visible" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("run", ["a", pytest.param("b", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["a", "b"])
 def test_a_whole_run(tmp_path, run):
     done = rehearse(tmp_path, run)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -184,7 +184,9 @@ def test_weights_that_are_not_finite_are_named():
             [1 / 4, 1 / 4, 1 / 8, 1 / 8, 1 / 8, 1 / 8],
         ),
         ("autoformer-small", 1, [(320, 13), (384, 13), (448, 13), (448, 14)], [1 / 4] * 4),
-        ("autoformer-base", 1, [(528, 14), (576, 14), (624, 14)], [1 / 3] * 3),
+        pytest.param(
+            "autoformer-base", 1, [(528, 14), (576, 14), (624, 14)], [1 / 3] * 3, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_published_shapes_come_out_of_the_score(name, images, shapes, probabilities):

@@ -103,7 +103,7 @@ def test_evaluation_does_not_change_the_training(folder, tmp_path):
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-@pytest.mark.parametrize("method", ["shrinking", "growtas"])
+@pytest.mark.parametrize("method", ["shrinking", pytest.param("growtas", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_one_left_alone(method, child, tmp_path):
     """Of shrinking this is after the teacher was kept and channels were sorted."""
     settings = {
