@@ -28,6 +28,7 @@ LAYERS = [
     {"kernels", "native"},
     {"ops"},
     {"nn"},
+    {"architectures"},
     {"supernet"},
     {"methods"},
     {"tuning"},

@@ -11,8 +11,9 @@ import timm
 import torch
 from torch import Tensor
 
+from growtas.architectures import growtas_mobilenet, growtas_vit
 from growtas.errors import GrowtasError, UsageError
-from growtas.export import card, growtas_mobilenet, growtas_vit
+from growtas.export import card
 from growtas.export.sizes import Model, arguments
 from growtas.searching.named import named_subnet
 from growtas.subnet import AnySubnet

@@ -12,8 +12,8 @@ import timm
 from safetensors import SafetensorError
 
 from growtas import atomic
+from growtas.architectures import growtas_mobilenet, growtas_vit
 from growtas.errors import GrowtasError, UsageError
-from growtas.export import growtas_mobilenet, growtas_vit
 from growtas.export.card import CARD_NAME, card
 from growtas.export.sizes import Model, macs_of, subnet_of
 from growtas.version import __version__

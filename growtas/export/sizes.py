@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from growtas import cost
+from growtas.architectures.growtas_mobilenet import GrowtasMobileNet
+from growtas.architectures.growtas_vit import GrowtasViT
 from growtas.errors import UsageError
-from growtas.export.growtas_mobilenet import GrowtasMobileNet
-from growtas.export.growtas_vit import GrowtasViT
 from growtas.space import MobileNetSpace, SearchSpace, Space
 from growtas.subnet import AnySubnet, MobileNetSubnet, Subnet
 from growtas.supernet import AnySupernet, VisionTransformer

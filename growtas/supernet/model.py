@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-
 import timm
 import torch
 from torch import Tensor, nn
 
+import growtas.architectures  # noqa: F401 - registers growtas' own with timm
 from growtas.errors import UsageError
 from growtas.spaces.model import ModelSpace
 
@@ -34,7 +33,6 @@ class SingleModel(nn.Module):
     @classmethod
     def new(cls, space: ModelSpace, num_classes: int, drop_path_rate: float = 0.0) -> SingleModel:
         """The freshly initialised model. Raises: UsageError: it takes no stochastic depth."""
-        importlib.import_module("growtas.export")  # registers growtas' own architectures with timm
         rate = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
         try:
             model = timm.create_model(space.architecture, num_classes=num_classes, **space.args, **rate)

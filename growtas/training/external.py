@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from timm.data import resolve_data_config
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+import growtas.architectures  # noqa: F401 - registers growtas' own with timm
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.supernet.pretrained import PlainViT
 from growtas.training.data import Splits, preprocessing
@@ -44,7 +44,6 @@ def create(name: str, **args: Any) -> nn.Module:
         UsageError: timm has no such model, the folder holds none, or the model takes no such arguments.
         GrowtasError: the weights cannot be downloaded or read.
     """
-    importlib.import_module("growtas.export")  # registers growtas' own architectures with timm
     chosen = name.removeprefix(PREFIX)
     if not name.startswith(PREFIX):
         if not (Path(name) / "config.json").is_file():

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from growtas.export.growtas_vit import pretrained_cfg
+from growtas.architectures.growtas_vit import pretrained_cfg
 from growtas.space import load_space
 from growtas.training.data import load_splits, preprocessing
 

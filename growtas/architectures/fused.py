@@ -25,11 +25,11 @@ from growtas.shadow import SHADOW_DTYPES, Shadows
 if TYPE_CHECKING:
     from timm.layers import PatchEmbed
 
-    from growtas.export.growtas_vit import Block, GrowtasViT
-    from growtas.export.sizes import Model
+    from growtas.architectures.growtas_mobilenet import GrowtasMobileNet
+    from growtas.architectures.growtas_vit import Block, GrowtasViT
 
 
-def fuse(model: Model) -> None:
+def fuse(model: GrowtasViT | GrowtasMobileNet) -> None:
     """Let a model run growtas' kernels.
 
     Args:
@@ -52,7 +52,7 @@ def fuse(model: Model) -> None:
         module.forward = partial(run, module)  # a bound method could not be pickled
 
 
-def _fused(model: Model) -> Iterator[tuple[nn.Module, Callable[..., Tensor]]]:
+def _fused(model: GrowtasViT | GrowtasMobileNet) -> Iterator[tuple[nn.Module, Callable[..., Tensor]]]:
     """Each module that runs otherwise, and how."""
     if model.architecture == "growtas_vit":
         yield model, _vit

@@ -351,7 +351,7 @@ class GrowtasMobileNet(nn.Module):
             ImportError: growtas is not installed.
         """
         try:
-            from growtas.export import fused
+            from growtas.architectures import fused
         except ImportError as error:
             raise ImportError(
                 "fuse() runs the kernels of growtas, which is not installed here; without it the model runs "

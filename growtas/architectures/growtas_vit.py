@@ -384,7 +384,7 @@ class GrowtasViT(VisionTransformer):
             ImportError: growtas is not installed.
         """
         try:
-            from growtas.export import fused
+            from growtas.architectures import fused
         except ImportError as error:
             raise ImportError(
                 "fuse() runs the kernels of growtas, which is not installed here; without it the model runs "
