@@ -34,6 +34,7 @@ LAYERS = [
     {"training"},
     {"searching"},
     {"export"},
+    {"timing"},
     {"doctor", "warmup", "listing"},
     {"jobs"},
     {"demo", "comparing", "cli_options"},
@@ -94,6 +95,7 @@ def test_arrows_go_one_way(name):
         "search": "searching",
         "compare": "comparing",
         "tune": "tuning",
+        "latency": "timing",
     }
     for other in imported(modules()[name]):
         other = public.get(other, other)

@@ -1,0 +1,291 @@
+"""Measured latencies of a space's pieces, and what follows from them for its subnets; one file per table."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from growtas import atomic
+from growtas.errors import UsageError
+from growtas.ops import records
+from growtas.progress import Progress
+from growtas.space import Space, seeded_rng
+from growtas.subnet import AnySubnet
+from growtas.timing import pieces, targets
+
+FORMAT = 1
+LEAST_RANK_CORRELATION = 0.98
+LARGEST_ERROR = 0.05
+LEAST_ROUNDS, MOST_ROUNDS = 15, 200
+SECONDS = 10.0  # of the rounds, as far as the least and the most allow
+AT_ONCE = 10  # whole subnets in memory
+_TRIES = 100  # per subnet that the validation draws
+
+
+class Validation(NamedTuple):
+    """How well predictions agree with subnets that were measured end to end.
+
+    Args:
+        subnets: how many.
+        rank_correlation: Spearman's.
+        error: median of the relative errors.
+    """
+
+    subnets: int
+    rank_correlation: float
+    error: float
+
+    @property
+    def good(self) -> bool:
+        """Both are within the bars: a rank correlation of 0.98, an error of 5 %."""
+        return self.rank_correlation >= LEAST_RANK_CORRELATION and self.error <= LARGEST_ERROR
+
+    def __str__(self) -> str:
+        return (
+            f"rank correlation {self.rank_correlation:.3f} (at least {LEAST_RANK_CORRELATION}), median error "
+            f"{100 * self.error:.1f} % (at most {100 * LARGEST_ERROR:.0f} %) on {self.subnets} subnets "
+            "measured end to end"
+        )
+
+
+class LatencyTable:
+    """Latencies of a space's subnets on one device; :func:`growtas.latency` measures it.
+
+    All pieces are timed in turns, round by round, so that a slower machine is slower for all of them and the
+    weights of a piece are not left in the cache since its last turn; so are the smallest, the largest and one
+    random subnet, end to end. The lower decile of the rounds counts. A subnet's latency is predicted as the
+    sum of its pieces', times a scale and plus an offset, which those three subnets give by least squares of
+    the relative error: a call of the whole has a cost of its own, and within a network the next piece finds
+    its input in the cache.
+
+    Args:
+        space: the search space.
+        num_classes: outputs of the head.
+        on: ``cpu``, ``cuda`` or ``onnxruntime``.
+        batch: images of one call.
+        threads: of the processor.
+    """
+
+    def __init__(self, space: Space, num_classes: int, on: str, batch: int, threads: int) -> None:
+        self.space, self.num_classes = space, num_classes
+        self.on, self.batch, self.threads = on, batch, threads
+        content = json.dumps([space.to_dict(), num_classes], sort_keys=True)
+        self.key = {
+            **targets.machine(on),
+            "on": on,
+            "batch": batch,
+            "threads": threads,
+            "space": hashlib.sha256(content.encode()).hexdigest()[:12],
+        }
+        digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:12]
+        name = re.sub(r"[^a-z0-9]+", "-", f"{self.key['device']} {on} {space.name}".lower()).strip("-")
+        self.path = records.cache_folder() / "latency" / f"{name}-{digest}.json"
+        self._data = self._read()
+
+    # -- measuring ---------------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Every piece is measured."""
+        return all(self._is_done("pieces", name) for name in self._names)
+
+    def finish(self) -> None:
+        """Measure what is missing; each round is kept as soon as it is complete."""
+        if self.finished:
+            return
+        with targets.ready(self.threads):
+            runs = {}
+            for subnet in pieces.covering(self.space):
+                names = pieces.pieces_of(self.space, subnet)
+                if set(names) <= set(runs):
+                    continue
+                x = pieces.images(self.space, self.batch)
+                modules = pieces.modules_of(pieces.plain_model(self.space, self.num_classes, subnet))
+                for name, module in zip(names, modules, strict=True):
+                    following = module(x)
+                    if name not in runs:
+                        runs[name] = self._prepared(module, x)
+                    x = following
+            runs |= {str(subnet): self._whole(subnet) for subnet in self._anchors}
+            self._rounds("pieces", runs)
+
+    def measure(self, subnets: Sequence[AnySubnet]) -> list[float]:
+        """Milliseconds of subnets, end to end; each is measured once and then read from the file."""
+        known = self._data["whole"]
+        left = [each for each in dict.fromkeys(subnets) if not self._is_done("whole", str(each))]
+        for start in range(0, len(left), AT_ONCE):
+            with targets.ready(self.threads):
+                self._rounds("whole", {str(s): self._whole(s) for s in left[start : start + AT_ONCE]})
+        return [typical(known[str(subnet)]) for subnet in subnets]
+
+    def validate(self, subnets: int) -> None:
+        """Measure random subnets end to end, the same ones each time, and keep how well they are predicted.
+
+        Args:
+            subnets: how many; where the space has fewer than three, nothing is validated.
+        """
+        known = self.validation
+        if known is not None and known.subnets >= subnets:
+            return
+        rng, drawn = seeded_rng("latency", 0), {}
+        for _ in range(_TRIES * subnets):
+            drawn[self.space.sample(rng)] = None
+            if len(drawn) == subnets:
+                break
+        if len(drawn) > 2:
+            measured = self.measure(list(drawn))
+            predicted = [self.predict(subnet) for subnet in drawn]
+            errors = [abs(a - b) / b for a, b in zip(predicted, measured, strict=True)]
+            found = Validation(len(drawn), rank_correlation(predicted, measured), statistics.median(errors))
+            self._data["validation"] = found._asdict()
+            self._write()
+
+    def _prepared(self, module: Any, x: Any) -> targets.Run:
+        return targets.prepare(module, x, self.on, self.threads)
+
+    def _whole(self, subnet: AnySubnet) -> targets.Run:
+        model = pieces.plain_model(self.space, self.num_classes, subnet)
+        return self._prepared(model, pieces.images(self.space, self.batch))
+
+    def _is_done(self, section: str, name: str) -> bool:
+        taken = self._data[section].get(name, ())
+        return bool(taken) and len(taken) >= self._data["rounds"][name]
+
+    def _rounds(self, section: str, runs: dict[str, Callable[[], object]]) -> None:
+        samples, rounds = self._data[section], self._data["rounds"]
+        done = min(len(samples.get(name, ())) for name in runs)
+        wanted = max(rounds[name] for name in runs) if done else LEAST_ROUNDS
+        with Progress(wanted, "latency", "round", done=done, leave=False) as progress:
+            while done < wanted:
+                order = list(runs) if done % 2 else list(reversed(runs))
+                new = {name: targets.milliseconds(name, runs[name], self.on) for name in order}
+                if not done:  # the first round tells how many are worth their time
+                    wanted = int(1e3 * SECONDS / sum(new.values()))
+                    progress.total = wanted = min(max(wanted, LEAST_ROUNDS), MOST_ROUNDS)
+                for name, taken in new.items():
+                    samples[name] = [*samples.get(name, ())[:done], round(taken, 6)]
+                    rounds[name] = wanted
+                self._write()
+                done += 1
+                progress.update()
+
+    # -- what follows ------------------------------------------------------------------------------------
+
+    def predict(self, subnet: AnySubnet) -> float:
+        """Milliseconds of a subnet, from its pieces."""
+        offset, scale = self.fit
+        return offset + scale * self._sum(subnet)
+
+    def ms(self, subnet: AnySubnet) -> float:
+        """Milliseconds of a subnet: predicted, or measured end to end where predictions are not good."""
+        return self.measure([subnet])[0] if self.direct else self.predict(subnet)
+
+    @property
+    def validation(self) -> Validation | None:
+        """How well predictions agree with measurements; None where this was not measured."""
+        found = self._data.get("validation")
+        return found and Validation(**found)
+
+    @property
+    def direct(self) -> bool:
+        """Subnets are measured end to end, because predictions are not good."""
+        return self.validation is not None and not self.validation.good
+
+    @functools.cached_property
+    def times(self) -> dict[str, float]:
+        """Milliseconds of each piece, and of the subnets that gave the fit."""
+        return {name: typical(taken) for name, taken in self._data["pieces"].items()}
+
+    @functools.cached_property
+    def fit(self) -> tuple[float, float]:
+        """Offset (in ms) and scale of the sum of the pieces."""
+        whole = [self.times[str(subnet)] for subnet in self._anchors]
+        sums = [self._sum(subnet) for subnet in self._anchors]
+        return _line(sums, whole)
+
+    @property
+    def digest(self) -> str:
+        """Of the numbers that latencies follow from."""
+        content = json.dumps([self.times, self.direct], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    @functools.cached_property
+    def _anchors(self) -> tuple[AnySubnet, ...]:
+        rng, space = seeded_rng("latency", 1), self.space
+        return tuple(dict.fromkeys((space.smallest(), space.sample(rng), space.largest())))
+
+    @functools.cached_property
+    def _names(self) -> set[str]:
+        covering = (pieces.pieces_of(self.space, subnet) for subnet in pieces.covering(self.space))
+        return {name for names in covering for name in names} | {str(subnet) for subnet in self._anchors}
+
+    def _sum(self, subnet: AnySubnet) -> float:
+        return sum(self.times[name] for name in pieces.pieces_of(self.space, subnet))
+
+    def __str__(self) -> str:
+        spreads, rounds = [], len(self._data["pieces"][str(self._anchors[0])])
+        for name in self._names:
+            low, middle, high = statistics.quantiles(self._data["pieces"][name], n=4, method="inclusive")
+            spreads.append((high - low) / middle)
+        smallest, largest = (self.predict(s) for s in (self.space.smallest(), self.space.largest()))
+        lines = [
+            f"{self.space.name} on {self.key['device']} ({self.on}, batch {self.batch}, {self.threads} "
+            f"thread{'s' * (self.threads > 1)}): {smallest:.3g} ms (smallest) to {largest:.3g} ms (largest)",
+            f"{len(self._names) - len(self._anchors)} pieces, {rounds} rounds each; quartiles apart by "
+            f"{100 * statistics.median(spreads):.1f} % (median of the pieces)",
+        ]
+        if self.validation is not None:
+            lines.append(f"predictions: {self.validation}")
+        return "\n".join([*lines, f"table: {self.path}"])
+
+    # -- the file ----------------------------------------------------------------------------------------
+
+    def _read(self) -> dict[str, Any]:
+        fresh = {"format": FORMAT, "key": self.key, "rounds": {}, "pieces": {}, "whole": {}}
+        try:
+            found = json.loads(self.path.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return fresh
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self.path} is not a table of latencies ({error}); remove it.") from error
+        if not isinstance(found, dict) or (found.get("format"), found.get("key")) != (FORMAT, self.key):
+            raise UsageError(f"{self.path} is not this table of latencies of format {FORMAT}; remove it.")
+        return found
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(self.path, json.dumps(self._data) + "\n")
+
+
+def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Offset and scale of ``y`` by ``x``, of least squares of the relative error; no falling line."""
+    weights = [1 / value**2 for value in y]
+    total = sum(weights)
+    mean_x, mean_y = (sum(w * v for w, v in zip(weights, values, strict=True)) / total for values in (x, y))
+    both = list(zip(weights, x, y, strict=True))
+    variance = sum(w * (a - mean_x) ** 2 for w, a, _ in both)
+    scale = sum(w * (a - mean_x) * (b - mean_y) for w, a, b in both) / variance if variance else 0.0
+    return (mean_y - scale * mean_x, scale) if scale > 0 else (0.0, mean_y / mean_x)
+
+
+def typical(taken: Sequence[float]) -> float:
+    """The lower decile: other programs only ever make a call slower, often for most of the rounds."""
+    return statistics.quantiles(taken, n=10, method="inclusive")[0]
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's, with the mean rank of equal values; 0 where all values of one are equal."""
+    try:
+        return statistics.correlation(_ranks(a), _ranks(b))
+    except statistics.StatisticsError:
+        return 0.0
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
