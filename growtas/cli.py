@@ -205,6 +205,7 @@ def _search(args: list[str]) -> int:
     help_text += "\n    latency_threads: of the processor; as many as torch takes where None."
     values = parse(parameters, help_text, args, "search")
     measured = {name: values.pop(f"latency_{name}") for name in ("on", "batch", "threads")}
+    values["latency"] = None
     for name in ("max_params", "max_macs"):
         if values[name] is not None and len(values[name]) == 1:
             (values[name],) = values[name]

@@ -135,7 +135,8 @@ class SearchResult:
         return (
             f"{self.best.subnet}: {self.best.params:,} parameters, {self.best.macs:,} MACs"
             f"{self.best.shown_latency}, top-1 {self.best.top1:.2f} % on the search split and "
-            f"{self.test_top1:.2f} % on the test split; the best of {len(self.history)} evaluated among {self.among} within the limits."
+            f"{self.test_top1:.2f} % on the test split; the best of {len(self.history)} evaluated among "
+            f"{self.among} within the limits."
         )
 
     @property

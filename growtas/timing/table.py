@@ -7,10 +7,10 @@ import hashlib
 import json
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from growtas import atomic
+from growtas import atomic, cost
 from growtas.errors import UsageError
 from growtas.ops import records
 from growtas.progress import Progress
@@ -23,7 +23,7 @@ LEAST_RANK_CORRELATION = 0.98
 LARGEST_ERROR = 0.05
 LEAST_ROUNDS, MOST_ROUNDS = 15, 200
 SECONDS = 10.0  # of the rounds, as far as the least and the most allow
-AT_ONCE = 10  # whole subnets in memory
+AT_ONCE = 4 * 10**9  # bytes of weights of whole subnets in memory
 _TRIES = 100  # per subnet that the validation draws
 
 
@@ -92,7 +92,7 @@ class LatencyTable:
     @property
     def finished(self) -> bool:
         """Every piece is measured."""
-        return all(self._is_done("pieces", name) for name in self._names)
+        return self._names <= set(self._data["pieces"]["samples"]) and _is_done(self._data["pieces"])
 
     def finish(self) -> None:
         """Measure what is missing; each round is kept as soon as it is complete."""
@@ -112,16 +112,29 @@ class LatencyTable:
                         runs[name] = self._prepared(module, x)
                     x = following
             runs |= {str(subnet): self._whole(subnet) for subnet in self._anchors}
-            self._rounds("pieces", runs)
+            self._rounds(self._data["pieces"], runs)
 
     def measure(self, subnets: Sequence[AnySubnet]) -> list[float]:
-        """Milliseconds of subnets, end to end; each is measured once and then read from the file."""
-        known = self._data["whole"]
-        left = [each for each in dict.fromkeys(subnets) if not self._is_done("whole", str(each))]
-        for start in range(0, len(left), AT_ONCE):
+        """Milliseconds of subnets, end to end; each is measured once and then read from the file.
+
+        Beside them the smallest subnet is timed again. Where it takes longer than it did for the table, the
+        machine is slower than it was, and the other times are divided by as much.
+        """
+        measured, series = self._measured(), self._data["whole"]
+        left = [subnet for subnet in dict.fromkeys(subnets) if str(subnet) not in measured]
+        weights = 4 * cost.parameters(self.space.largest(), self.space, self.num_classes)
+        at_once = max(1, AT_ONCE // weights)
+        for start in range(0, len(left), at_once):
             with targets.ready(self.threads):
-                self._rounds("whole", {str(s): self._whole(s) for s in left[start : start + AT_ONCE]})
-        return [typical(known[str(subnet)]) for subnet in subnets]
+                chosen = (self._anchors[0], *left[start : start + at_once])
+                runs = {str(subnet): self._whole(subnet) for subnet in chosen}
+                if series and not _is_done(series[-1]) and set(series[-1]["samples"]) != set(runs):
+                    series.pop()
+                if not series or _is_done(series[-1]):
+                    series.append({"rounds": 0, "samples": {}})
+                self._rounds(series[-1], runs)
+        measured = self._measured() if left else measured
+        return [measured[str(subnet)] for subnet in subnets]
 
     def validate(self, subnets: int) -> None:
         """Measure random subnets end to end, the same ones each time, and keep how well they are predicted.
@@ -152,14 +165,9 @@ class LatencyTable:
         model = pieces.plain_model(self.space, self.num_classes, subnet)
         return self._prepared(model, pieces.images(self.space, self.batch))
 
-    def _is_done(self, section: str, name: str) -> bool:
-        taken = self._data[section].get(name, ())
-        return bool(taken) and len(taken) >= self._data["rounds"][name]
-
-    def _rounds(self, section: str, runs: dict[str, Callable[[], object]]) -> None:
-        samples, rounds = self._data[section], self._data["rounds"]
+    def _rounds(self, series: dict[str, Any], runs: dict[str, targets.Run]) -> None:
+        samples, wanted = series["samples"], series["rounds"] or LEAST_ROUNDS
         done = min(len(samples.get(name, ())) for name in runs)
-        wanted = max(rounds[name] for name in runs) if done else LEAST_ROUNDS
         with Progress(wanted, "latency", "round", done=done, leave=False) as progress:
             while done < wanted:
                 order = list(runs) if done % 2 else list(reversed(runs))
@@ -167,12 +175,20 @@ class LatencyTable:
                 if not done:  # the first round tells how many are worth their time
                     wanted = int(1e3 * SECONDS / sum(new.values()))
                     progress.total = wanted = min(max(wanted, LEAST_ROUNDS), MOST_ROUNDS)
+                series["rounds"] = wanted
                 for name, taken in new.items():
-                    samples[name] = [*samples.get(name, ())[:done], round(taken, 6)]
-                    rounds[name] = wanted
+                    samples[name] = [*samples.get(name, ()), round(taken, 6)]
                 self._write()
                 done += 1
                 progress.update()
+
+    def _measured(self) -> dict[str, float]:
+        """Milliseconds of the subnets that were measured end to end."""
+        found, reference = {}, str(self._anchors[0])
+        for series in filter(_is_done, self._data["whole"]):
+            slower = typical(series["samples"][reference]) / self.times[reference]
+            found |= {name: typical(taken) / slower for name, taken in series["samples"].items()}
+        return found
 
     # -- what follows ------------------------------------------------------------------------------------
 
@@ -199,7 +215,7 @@ class LatencyTable:
     @functools.cached_property
     def times(self) -> dict[str, float]:
         """Milliseconds of each piece, and of the subnets that gave the fit."""
-        return {name: typical(taken) for name, taken in self._data["pieces"].items()}
+        return {name: typical(taken) for name, taken in self._data["pieces"]["samples"].items()}
 
     @functools.cached_property
     def fit(self) -> tuple[float, float]:
@@ -228,9 +244,10 @@ class LatencyTable:
         return sum(self.times[name] for name in pieces.pieces_of(self.space, subnet))
 
     def __str__(self) -> str:
-        spreads, rounds = [], len(self._data["pieces"][str(self._anchors[0])])
+        spreads, series = [], self._data["pieces"]
+        rounds = series["rounds"]
         for name in self._names:
-            low, middle, high = statistics.quantiles(self._data["pieces"][name], n=4, method="inclusive")
+            low, middle, high = statistics.quantiles(series["samples"][name], n=4, method="inclusive")
             spreads.append((high - low) / middle)
         smallest, largest = (self.predict(s) for s in (self.space.smallest(), self.space.largest()))
         lines = [
@@ -246,7 +263,7 @@ class LatencyTable:
     # -- the file ----------------------------------------------------------------------------------------
 
     def _read(self) -> dict[str, Any]:
-        fresh = {"format": FORMAT, "key": self.key, "rounds": {}, "pieces": {}, "whole": {}}
+        fresh = {"format": FORMAT, "key": self.key, "pieces": {"rounds": 0, "samples": {}}, "whole": []}
         try:
             found = json.loads(self.path.read_text())
         except (FileNotFoundError, NotADirectoryError):
@@ -260,6 +277,10 @@ class LatencyTable:
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_text(self.path, json.dumps(self._data) + "\n")
+
+
+def _is_done(series: dict[str, Any]) -> bool:
+    return series["rounds"] > 0 and all(len(s) >= series["rounds"] for s in series["samples"].values())
 
 
 def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
