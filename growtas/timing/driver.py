@@ -56,10 +56,16 @@ def latency(
     space, num_classes = _space_of(space)
     table = LatencyTable(space, num_classes, on, batch, threads)
     complete = table.finished and (table.validation or not validate)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not complete:
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if several and not complete:
         raise UsageError(
             "Several processes would disturb each other's measurement: measure first, by growtas latency "
             f"with --on {on} --batch {batch} --threads {threads}."
+        )
+    if several and table.direct:
+        raise UsageError(
+            "Predictions are not good enough for this space, and several processes would disturb each other's "
+            "measurement of its subnets: search in one process."
         )
     table.finish()
     if validate:

@@ -57,9 +57,9 @@ class LatencyTable:
     """Latencies of a space's subnets on one device; :func:`growtas.latency` measures it.
 
     All pieces are timed in turns, round by round, so that a slower machine is slower for all of them and the
-    weights of a piece are not left in the cache since its last turn; so are the smallest, the largest and one
-    random subnet, end to end. The lower decile of the rounds counts. A subnet's latency is predicted as the
-    sum of its pieces', times a scale and plus an offset, which those three subnets give by least squares of
+    weights of a piece are not left in the cache since its last turn; so are the smallest, the largest and
+    three random subnets, end to end. The median of the rounds counts. A subnet's latency is predicted as the
+    sum of its pieces', times a scale and plus an offset, which those five subnets give by least squares of
     the relative error: a call of the whole has a cost of its own, and within a network the next piece finds
     its input in the cache.
 
@@ -171,7 +171,7 @@ class LatencyTable:
         with Progress(wanted, "latency", "round", done=done, leave=False) as progress:
             while done < wanted:
                 order = list(runs) if done % 2 else list(reversed(runs))
-                new = {name: targets.milliseconds(name, runs[name], self.on) for name in order}
+                new = {name: targets.milliseconds(name, runs[name], self.on, self.threads) for name in order}
                 if not done:  # the first round tells how many are worth their time
                     wanted = int(1e3 * SECONDS / sum(new.values()))
                     progress.total = wanted = min(max(wanted, LEAST_ROUNDS), MOST_ROUNDS)
@@ -186,8 +186,8 @@ class LatencyTable:
         """Milliseconds of the subnets that were measured end to end."""
         found, reference = {}, str(self._anchors[0])
         for series in filter(_is_done, self._data["whole"]):
-            slower = typical(series["samples"][reference]) / self.times[reference]
-            found |= {name: typical(taken) / slower for name, taken in series["samples"].items()}
+            slower = statistics.median(series["samples"][reference]) / self.times[reference]
+            found |= {name: statistics.median(taken) / slower for name, taken in series["samples"].items()}
         return found
 
     # -- what follows ------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ class LatencyTable:
     @functools.cached_property
     def times(self) -> dict[str, float]:
         """Milliseconds of each piece, and of the subnets that gave the fit."""
-        return {name: typical(taken) for name, taken in self._data["pieces"]["samples"].items()}
+        return {name: statistics.median(taken) for name, taken in self._data["pieces"]["samples"].items()}
 
     @functools.cached_property
     def fit(self) -> tuple[float, float]:
@@ -233,7 +233,8 @@ class LatencyTable:
     @functools.cached_property
     def _anchors(self) -> tuple[AnySubnet, ...]:
         rng, space = seeded_rng("latency", 1), self.space
-        return tuple(dict.fromkeys((space.smallest(), space.sample(rng), space.largest())))
+        drawn = (space.sample(rng) for _ in range(3))
+        return tuple(dict.fromkeys((space.smallest(), *drawn, space.largest())))
 
     @functools.cached_property
     def _names(self) -> set[str]:
@@ -284,19 +285,18 @@ def _is_done(series: dict[str, Any]) -> bool:
 
 
 def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Offset and scale of ``y`` by ``x``, of least squares of the relative error; no falling line."""
+    """Offset and scale of ``y`` by ``x``, of least squares of the relative error; neither is negative."""
     weights = [1 / value**2 for value in y]
     total = sum(weights)
     mean_x, mean_y = (sum(w * v for w, v in zip(weights, values, strict=True)) / total for values in (x, y))
     both = list(zip(weights, x, y, strict=True))
     variance = sum(w * (a - mean_x) ** 2 for w, a, _ in both)
     scale = sum(w * (a - mean_x) * (b - mean_y) for w, a, b in both) / variance if variance else 0.0
-    return (mean_y - scale * mean_x, scale) if scale > 0 else (0.0, mean_y / mean_x)
-
-
-def typical(taken: Sequence[float]) -> float:
-    """The lower decile: other programs only ever make a call slower, often for most of the rounds."""
-    return statistics.quantiles(taken, n=10, method="inclusive")[0]
+    offset = mean_y - scale * mean_x
+    if scale > 0 and offset >= 0:
+        return offset, scale
+    inverse = [a / b for a, b in zip(x, y, strict=True)]
+    return 0.0, sum(inverse) / sum(value**2 for value in inverse)
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:

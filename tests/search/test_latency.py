@@ -33,7 +33,7 @@ def machine(monkeypatch, tmp_path):
     class Machine:
         timed, noise, slower, stop = [], staticmethod(lambda subnet: 0.0), 1, None
 
-    def milliseconds(name, run, on):
+    def milliseconds(name, run, on, threads):
         Machine.timed.append(name)
         if len(Machine.timed) == Machine.stop:
             raise KeyboardInterrupt
@@ -132,7 +132,7 @@ def test_a_front_of_latency(machine, tmp_path):
         growtas.search(run, pareto="latency", **few)
 
 
-def test_subnets_are_measured_where_predictions_are_bad(machine, tmp_path, capsys):
+def test_subnets_are_measured_where_predictions_are_bad(machine, tmp_path, capsys, monkeypatch):
     machine.noise = lambda name: random.Random(name).uniform(0, 3)
     run = FakeRun(tmp_path)
     table = growtas.latency(run, validate=4, threads=1)
@@ -148,6 +148,9 @@ def test_subnets_are_measured_where_predictions_are_bad(machine, tmp_path, capsy
         assert each.latency_ms == round(table.measure([each.subnet])[0], 4) <= 6
     machine.timed.clear()
     assert growtas.search(run, max_latency_ms=6, latency=table, **SMALL) == found and not machine.timed
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="search in one process"):
+        growtas.latency(run, validate=4, threads=1)
 
 
 def test_sentences(machine, tmp_path, capsys, monkeypatch):
