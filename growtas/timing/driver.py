@@ -64,7 +64,7 @@ def latency(
         )
     if several and table.direct:
         raise UsageError(
-            "Predictions are not good enough for this space, and several processes would disturb each other's "
+            "Predictions are not good enough here, and several processes would disturb each other's "
             "measurement of its subnets: search in one process."
         )
     table.finish()

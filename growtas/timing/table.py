@@ -34,11 +34,14 @@ class Validation(NamedTuple):
         subnets: how many.
         rank_correlation: Spearman's.
         error: median of the relative errors.
+        repeatability: Spearman's between the subnets' times in every other round and in the others; where the
+            machine is so busy that this is low, no prediction can do better.
     """
 
     subnets: int
     rank_correlation: float
     error: float
+    repeatability: float
 
     @property
     def good(self) -> bool:
@@ -49,7 +52,7 @@ class Validation(NamedTuple):
         return (
             f"rank correlation {self.rank_correlation:.3f} (at least {LEAST_RANK_CORRELATION}), median error "
             f"{100 * self.error:.1f} % (at most {100 * LARGEST_ERROR:.0f} %) on {self.subnets} subnets "
-            "measured end to end"
+            f"measured end to end, whose own rank correlation from round to round is {self.repeatability:.3f}"
         )
 
 
@@ -154,7 +157,15 @@ class LatencyTable:
             measured = self.measure(list(drawn))
             predicted = [self.predict(subnet) for subnet in drawn]
             errors = [abs(a - b) / b for a, b in zip(predicted, measured, strict=True)]
-            found = Validation(len(drawn), rank_correlation(predicted, measured), statistics.median(errors))
+            halves = [
+                [times[str(subnet)] for subnet in drawn] for times in map(self._measured, (0, 1), (2, 2))
+            ]
+            found = Validation(
+                len(drawn),
+                rank_correlation(predicted, measured),
+                statistics.median(errors),
+                rank_correlation(*halves),
+            )
             self._data["validation"] = found._asdict()
             self._write()
 
@@ -182,12 +193,13 @@ class LatencyTable:
                 done += 1
                 progress.update()
 
-    def _measured(self) -> dict[str, float]:
-        """Milliseconds of the subnets that were measured end to end."""
+    def _measured(self, first: int = 0, step: int = 1) -> dict[str, float]:
+        """Milliseconds of the subnets that were measured end to end. Args: first, step: of the rounds."""
         found, reference = {}, str(self._anchors[0])
         for series in filter(_is_done, self._data["whole"]):
-            slower = statistics.median(series["samples"][reference]) / self.times[reference]
-            found |= {name: statistics.median(taken) / slower for name, taken in series["samples"].items()}
+            taken = {name: statistics.median(each[first::step]) for name, each in series["samples"].items()}
+            slower = taken[reference] / self.times[reference]
+            found |= {name: each / slower for name, each in taken.items()}
         return found
 
     # -- what follows ------------------------------------------------------------------------------------
