@@ -188,6 +188,7 @@ def _search(args: list[str]) -> int:
     """find the best subnet of a trained supernet under limits"""
     from growtas import latency, search
     from growtas.searching.named import reference_to
+    from growtas.training.run import Run
 
     limits = tuple[float, ...] | None
     types = {"run": positional(str), "max_params": limits, "max_macs": limits, "pareto": str | None}
@@ -211,7 +212,7 @@ def _search(args: list[str]) -> int:
             (values[name],) = values[name]
     try:
         if values["max_latency_ms"] is not None or values["pareto"] == "latency":
-            values["latency"] = latency(values["run"], **measured)
+            values["latency"] = latency(Run.open(values["run"]), **measured)
         found = search(**values)
     except KeyboardInterrupt as stop:
         raise Interrupted("Every evaluation up to here is kept: repeat the command to continue.") from stop

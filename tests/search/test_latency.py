@@ -1,5 +1,6 @@
 """Latency: the table of pieces, its predictions, and the search under a limit of it."""
 
+import inspect
 import json
 import random
 
@@ -16,6 +17,7 @@ from growtas.searching.named import named_subnet
 from growtas.space import load_space
 from growtas.timing import LatencyTable, Validation, pieces, targets
 from growtas.timing import table as tables
+from growtas.training.run import Run
 
 ON = {"on": "cpu", "batch": 1, "threads": 1}
 
@@ -205,3 +207,26 @@ def test_a_real_measurement(on, monkeypatch):
     table = growtas.latency(small, on=on, threads=1, validate=3 if on == "cpu" else 0)
     assert isinstance(table.validation, Validation if on == "cpu" else type(None))
     assert 0 < table.predict(small.smallest()) < 1000 and all(ms > 0 for ms in table.times.values())
+
+
+def test_the_command_measures_what_its_options_name(monkeypatch):
+    calls = []
+
+    def search(**values):
+        calls.append(values)
+        raise UsageError("enough")
+
+    search.__signature__, search.__doc__ = inspect.signature(growtas.search), growtas.search.__doc__
+    search.__module__ = growtas.search.__module__
+    monkeypatch.setattr(growtas, "search", search)
+    monkeypatch.setattr(growtas, "latency", lambda run, **on: (run, on))
+    monkeypatch.setattr(Run, "open", lambda run: f"open {run}")
+    command = ["search", "runs/a", "--latency-on", "onnxruntime", "--latency-batch", "4"]
+    assert main([*command, "--latency-threads", "2", "--max-latency-ms", "7.5"]) == 2
+    assert main([*command, "--pareto", "latency"]) == 2
+    assert main(command) == 2
+    on = {"on": "onnxruntime", "batch": 4}
+    limited, front, neither = calls
+    assert limited["latency"] == ("open runs/a", {**on, "threads": 2}) and limited["max_latency_ms"] == 7.5
+    assert front["latency"] == ("open runs/a", {**on, "threads": None}) and front["max_latency_ms"] is None
+    assert neither["latency"] is None
