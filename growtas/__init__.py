@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from growtas.spaces.mobilenet_subnet import MobileNetSubnet
     from growtas.subnet import Subnet
     from growtas.supernet import Supernet
+    from growtas.timing import latency
     from growtas.training import train
     from growtas.training.data.pack import data_pack
     from growtas.training.finetune import finetune
@@ -43,6 +44,7 @@ _HOME = {
     "evaluate": "growtas.searching.evaluate",
     "extract": "growtas.export",
     "finetune": "growtas.training.finetune",
+    "latency": "growtas.timing",
     "load_space": "growtas.space",
     "report": "growtas.analysis.report",
     "search": "growtas.searching",
@@ -69,6 +71,7 @@ __all__ = [
     "evaluate",
     "extract",
     "finetune",
+    "latency",
     "load_space",
     "ops",
     "report",

@@ -186,16 +186,33 @@ def _report_training(run: Run) -> None:
 
 def _search(args: list[str]) -> int:
     """find the best subnet of a trained supernet under limits"""
-    from growtas import search
+    from growtas import latency, search
     from growtas.searching.named import reference_to
+    from growtas.training.run import Run
 
     limits = tuple[float, ...] | None
     types = {"run": positional(str), "max_params": limits, "max_macs": limits, "pareto": str | None}
-    values = options(search, args, "search", types | {"out": str | None})
+    *parameters, _ = parameters_of(search, types | {"out": str | None, "latency": str})
+    own = {"latency_on": "cpu", "latency_batch": 1, "latency_threads": None}
+    kinds = {"latency_threads": int | None}
+    for name, default in own.items():
+        kind = kinds.get(name, type(default))
+        parameters.append(parameters[-1].replace(name=name, default=default, annotation=kind))
+    help_text = help_text_of(search).partition("\n    latency:")[0]
+    help_text += (
+        "\n    latency_on: cpu, cuda or onnxruntime of this machine, on which latencies are measured."
+    )
+    help_text += "\n    latency_batch: images of one call."
+    help_text += "\n    latency_threads: of the processor; as many as torch takes where None."
+    values = parse(parameters, help_text, args, "search")
+    measured = {name: values.pop(f"latency_{name}") for name in ("on", "batch", "threads")}
+    values["latency"] = None
     for name in ("max_params", "max_macs"):
         if values[name] is not None and len(values[name]) == 1:
             (values[name],) = values[name]
     try:
+        if values["max_latency_ms"] is not None or values["pareto"] == "latency":
+            values["latency"] = latency(Run.open(values["run"]), **measured)
         found = search(**values)
     except KeyboardInterrupt as stop:
         raise Interrupted("Every evaluation up to here is kept: repeat the command to continue.") from stop
@@ -220,6 +237,18 @@ def _report_search(run: str, found: SearchResult) -> None:
         print(found.certainty)
     print(f"log: {found.path}")
     print(f"next: growtas extract {run} --subnet {reference_to(found)} --out FOLDER")
+
+
+def _latency(args: list[str]) -> int:
+    """measure the latency of a space's subnets on this machine"""
+    from growtas import latency
+
+    try:
+        table = latency(**options(latency, args, "latency", {"space": positional(str)}))
+    except KeyboardInterrupt as stop:
+        raise Interrupted("Finished rounds are kept: repeat the command to continue.") from stop
+    print(table)
+    return 0
 
 
 def _emit(args: list[str]) -> int:
@@ -391,6 +420,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "finetune": _finetune,
     "transfer": _transfer,
     "search": _search,
+    "latency": _latency,
     "emit": _emit,
     "extract": _extract,
     "evaluate": _evaluate,

@@ -146,7 +146,7 @@ def test_variables_and_options_exist(page):
     text = page.read_text()
     for variable in set(re.findall(r"GROWTAS_[A-Z_]+", text)):
         assert variable in code, variable
-    verbs = "train|search|extract|evaluate|export|transfer|finetune|emit|compare|report|demo|doctor"
+    verbs = "train|search|latency|extract|evaluate|export|transfer|finetune|emit|compare|report|demo|doctor"
     for command in re.findall(rf"growtas (?:{verbs}) .*", text):
         assert set(re.findall(r"(?<![\w-])--([a-z0-9-]+)", command)) <= OPTIONS, command
     if page.name in OPTION_PAGES:
@@ -233,10 +233,11 @@ def test_the_epochs_of_the_rules_are_the_committed_ones(data):
 def options() -> set[str]:
     """The options of all verbs, as they are written in a shell."""
     functions = (TrainConfig, growtas.search, growtas.finetune, growtas.emit, growtas.compare, growtas.report)
-    functions += (growtas.transfer, growtas.export.convert)
+    functions += (growtas.transfer, growtas.export.convert, growtas.latency)
     functions += (cli.extract, growtas.evaluate, spaces, demo.demo, doctor.main, growtas.data_pack)
     parameters = [each for function in functions for each in inspect.signature(function).parameters.values()]
     names = {each.name for each in parameters} | {"resume", "config", "dry_run", "help"}
+    names |= {f"latency_{name}" for name in ("on", "batch", "threads")}  # of growtas search
     names |= {f"no_{each.name}" for each in parameters if isinstance(each.default, bool)}
     return {name.replace("_", "-") for name in names}
 

@@ -35,6 +35,7 @@ LAYERS = [
     {"training"},
     {"searching"},
     {"export"},
+    {"timing"},
     {"doctor", "warmup", "listing"},
     {"jobs"},
     {"demo", "comparing", "cli_options"},
@@ -95,6 +96,7 @@ def test_arrows_go_one_way(name):
         "search": "searching",
         "compare": "comparing",
         "tune": "tuning",
+        "latency": "timing",
     }
     for other in imported(modules()[name]):
         other = public.get(other, other)

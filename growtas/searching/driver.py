@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growtas.errors import GrowtasError, UsageError
-from growtas.progress import Progress
+from growtas.progress import Progress, say
 from growtas.searching.evolution import Evolution, EvolutionConfig, Generations
 from growtas.searching.feasible import feasible_set
 from growtas.searching.folder import known_scores, log_path
 from growtas.searching.followed import FollowedLog
 from growtas.searching.front_files import write_front
+from growtas.searching.latency import Latency, LatencyFeasibleSet
 from growtas.searching.limits import Limits
 from growtas.searching.log import SearchLog, read_log
 from growtas.searching.objective import Objective, objective_of
@@ -62,6 +63,8 @@ def search(
     averaged: bool = False,
     images: int | None = None,
     racing: bool = True,
+    max_latency_ms: float | None = None,
+    latency: Latency | None = None,
 ) -> SearchResult | list[SearchResult] | ParetoResult:
     """Find the most accurate subnet of a trained supernet within limits, by AutoFormer's evolution.
 
@@ -76,8 +79,8 @@ def search(
         max_params: most parameters of the subnet, head included; several for a search under each.
         min_params: fewest parameters.
         max_macs: most multiply-accumulates of one image; several for a search under each.
-        pareto: params or macs, to find the subnets of which none is both cheaper and more accurate (NSGA-II),
-            instead of the best one.
+        pareto: params, macs or latency, to find the subnets of which none is both cheaper and more accurate
+            (NSGA-II), instead of the best one.
         population: subnets of one generation.
         generations: generations, the first, random one included.
         parents: the best so far, from which children are made; not for pareto.
@@ -94,14 +97,17 @@ def search(
         images: so many images of the search split, stratified and always the same; all where None.
         racing: leave off evaluating a subnet once it is behind the worst parent with 99 % confidence; not
             for pareto. The best subnet is always one that was evaluated on all images.
+        max_latency_ms: most milliseconds of one call of the extracted model, by ``latency``.
+        latency: what :func:`growtas.latency` gave for the run: needed for max_latency_ms and for a Pareto
+            search by latency.
 
     Returns:
         The best subnet and every evaluation; a list of these in the order of the limits, where several were
         given as a sequence; the front and every evaluation with ``pareto``.
 
     Raises:
-        UsageError: limits that no subnet meets, a size that makes no sense, a log of another search, no run,
-            no pymoo for ``pareto``.
+        UsageError: limits that no subnet meets, a limit of a latency that is not known, a size that makes no
+            sense, a log of another search, no run, no pymoo for ``pareto``.
         GrowtasError: another process writes the log, or it cannot be written.
 
     Source: Chen et al., "AutoFormer" (ICCV 2021), section 3.4; Deb et al., "NSGA-II" (2002).
@@ -116,6 +122,14 @@ def search(
     config = EvolutionConfig(population, generations, **sizes)
     run = _as_run(run)
     feasible = [feasible_set(run.space, run.num_classes, each) for each in limits]
+    if latency is not None:
+        feasible = [LatencyFeasibleSet(each, latency, max_latency_ms) for each in feasible]
+        if latency.direct:
+            say("latency: predictions are not good enough, so each subnet is measured end to end")
+    elif max_latency_ms is not None:
+        raise UsageError(
+            f"max_latency_ms={max_latency_ms:g} needs the latencies: give latency=growtas.latency(run)."
+        )
     objective = None if pareto is None else objective_of(pareto, feasible[0])
     kind = Evolution if objective is None else ParetoEvolution
     evolutions = [kind(each, config, seed) for each in feasible]
@@ -145,7 +159,9 @@ def search(
             "weights": weights_hash(net),
         }
         many = several or pareto is not None
-        options = {"averaged": averaged, "images": images, "racing": racing}
+        options = {"averaged": averaged, "images": images, "racing": racing, "max_latency_ms": max_latency_ms}
+        if latency is not None:
+            options |= {f"latency_{name}": getattr(latency, name) for name in ("on", "batch", "threads")}
         job = _Job(
             run=run,
             config=config,
@@ -225,6 +241,7 @@ class _Job:
             **self.shared,
             "pareto": objective and {"name": objective.name, "unit": objective.unit},
             "racing": self.races or None,
+            "latency": feasible.identity(),
         }
         log, known = self._open(feasible.limits, identity)
 
@@ -332,6 +349,7 @@ def evolve(
                 costs = evolution.feasible.cost(subnet)
                 value = objective and objective.measure(subnet)
                 found = (evolution.generation, scored.images, scored.correct, value)
+                found += (evolution.feasible.latency_ms(subnet),)
                 history.append(Evaluation(subnet, scored.top1, *costs, *found))
                 log.add_evaluation(history[-1].to_json())
                 if objective is None and best_of(history) is history[-1]:
@@ -347,7 +365,7 @@ def evolve(
 
 
 def _told(found: Evaluation) -> str:
-    return f"{found.subnet}, {found.params:,} parameters, top-1 {found.top1:.2f} %"
+    return f"{found.subnet}, {found.params:,} parameters{found.shown_latency}, top-1 {found.top1:.2f} %"
 
 
 def _diverged(log: SearchLog, number: int) -> GrowtasError:

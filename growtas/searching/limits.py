@@ -6,6 +6,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from growtas import cost
 from growtas.errors import UsageError
@@ -87,6 +88,14 @@ class FeasibleSet(ABC):
     def cost(self, subnet: AnySubnet) -> Cost:
         """Parameters and MACs of a subnet."""
         return self._exact_cost(subnet)
+
+    def latency_ms(self, subnet: AnySubnet) -> float | None:
+        """Milliseconds of a subnet; None where no latencies are known."""
+        return None
+
+    def identity(self) -> dict[str, Any] | None:
+        """The limit of the latency and what it was measured on; None where no latencies are known."""
+        return None
 
     def _exact_cost(self, subnet: AnySubnet) -> Cost:
         sizes = (subnet, self.space, self.num_classes)

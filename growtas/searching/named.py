@@ -102,7 +102,7 @@ def _best(folder: Path, results: list[SearchResult], which: str) -> Evaluation:
     if not chosen:
         known = f"; there is {', '.join(named)}" if named else " under a limit"
         raise GrowtasError(f"{folder} has no finished search under the limit {which}{known}.")
-    for key, title in (("limits", "limits"), ("weights", "weights")):
+    for key, title in (("limits", "limits"), ("latency", "limits of latency"), ("weights", "weights")):
         if any(headers[each.path].get(key) != headers[chosen[0].path].get(key) for each in chosen):
             names = [*(named if key == "limits" and not which else ()), *(each.path.name for each in chosen)]
             raise GrowtasError(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from growtas.errors import UsageError, nearest
+from growtas.searching.latency import LatencyFeasibleSet
 from growtas.searching.limits import FeasibleSet
 from growtas.subnet import AnySubnet
 
@@ -30,13 +31,21 @@ class Objective:
 
 
 def objective_of(pareto: str | Objective, feasible: FeasibleSet) -> Objective:
-    """An objective by its name, ``params`` or ``macs``. Raises: UsageError: it has another name."""
+    """An objective by its name, ``params``, ``macs`` or ``latency``.
+
+    Raises:
+        UsageError: it has another name, or no latencies are known.
+    """
     if isinstance(pareto, Objective):
         return pareto
     known = {
         "params": Objective("params", "parameters", lambda subnet: feasible.cost(subnet)[0]),
         "macs": Objective("macs", "MACs", lambda subnet: feasible.cost(subnet)[1]),
     }
+    if isinstance(feasible, LatencyFeasibleSet):
+        known["latency"] = Objective("latency", "ms", feasible.latency_ms)
+    elif pareto == "latency":
+        raise UsageError("pareto='latency' needs the latencies: give latency=growtas.latency(run).")
     if pareto not in known:
         raise UsageError(f"pareto={pareto!r} is no known cost.{nearest(str(pareto), known)}")
     return known[pareto]

@@ -47,6 +47,7 @@ class Evaluation:
         images: how many images of the search split; None in an old log that does not tell.
         correct: which of these were classified correctly, as in :class:`Score`; None where it was not kept.
         objective: the cost that a Pareto search weighs against top1; None in other searches.
+        latency_ms: milliseconds of one call; None where the search was given no latencies.
     """
 
     subnet: AnySubnet
@@ -57,12 +58,18 @@ class Evaluation:
     images: int | None = None
     correct: bytes | None = field(default=None, compare=False)
     objective: float | None = None
+    latency_ms: float | None = None
 
     def __repr__(self) -> str:
         return (
             f"Evaluation({self.subnet}: top-1 {self.top1:.2f} %, {self.params:,} parameters, "
-            f"{self.macs:,} MACs, generation {self.generation})"
+            f"{self.macs:,} MACs{self.shown_latency}, generation {self.generation})"
         )
+
+    @property
+    def shown_latency(self) -> str:
+        """The latency as it stands in a sentence behind the MACs; empty where it is not known."""
+        return "" if self.latency_ms is None else f", {self.latency_ms:.3g} ms"
 
     @property
     def standard_error(self) -> float | None:
@@ -80,7 +87,7 @@ class Evaluation:
     def from_json(cls, data: dict[str, Any]) -> Evaluation:
         """Read what :meth:`to_json` gave; further keys are left aside."""
         fields = {name: data[name] for name in ("top1", "params", "macs", "generation")}
-        fields |= {name: data[name] for name in ("images", "objective") if name in data}
+        fields |= {name: data[name] for name in ("images", "objective", "latency_ms") if name in data}
         if "correct" in data:
             fields["correct"] = b64decode(data["correct"])
         return cls(subnet=subnet_from_json(data["subnet"]), **fields)
@@ -126,9 +133,10 @@ class SearchResult:
 
     def __str__(self) -> str:
         return (
-            f"{self.best.subnet}: {self.best.params:,} parameters, {self.best.macs:,} MACs, "
-            f"top-1 {self.best.top1:.2f} % on the search split and {self.test_top1:.2f} % on the test split; "
-            f"the best of {len(self.history)} evaluated among {self.among} within the limits."
+            f"{self.best.subnet}: {self.best.params:,} parameters, {self.best.macs:,} MACs"
+            f"{self.best.shown_latency}, top-1 {self.best.top1:.2f} % on the search split and "
+            f"{self.test_top1:.2f} % on the test split; the best of {len(self.history)} evaluated among "
+            f"{self.among} within the limits."
         )
 
     @property
@@ -149,7 +157,7 @@ class ParetoResult:
     """A finished Pareto search.
 
     Args:
-        objective: name of the cost: ``params``, ``macs``, or that of an :class:`Objective`.
+        objective: name of the cost: ``params``, ``macs``, ``latency``, or that of an :class:`Objective`.
         unit: of the cost.
         front: the subnets that no evaluated one dominates (costs less and is as accurate, or costs as much
             and is more accurate), by rising cost; the point ``pareto:1`` is the first.

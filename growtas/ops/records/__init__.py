@@ -45,10 +45,14 @@ class Found(NamedTuple):
 
 
 def folder() -> Path:
-    """Where the user's records lie: under ``GROWTAS_CACHE``, or in the user's cache folder."""
+    """Where the user's records lie."""
+    return cache_folder() / "tuning"
+
+
+def cache_folder() -> Path:
+    """Where all that was measured on this machine lies: ``GROWTAS_CACHE``, or in the user's cache folder."""
     own = os.environ.get("GROWTAS_CACHE")
-    base = Path(own).expanduser() if own else _cache_home() / "growtas"
-    return base / "tuning"
+    return Path(own).expanduser() if own else _cache_home() / "growtas"
 
 
 def _cache_home() -> Path:
