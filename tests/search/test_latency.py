@@ -197,16 +197,23 @@ def test_a_large_space_is_led_to_the_limit(machine):
         LatencyFeasibleSet(feasible_set(space, 10, Limits()), Weighed(), 9)
 
 
-@pytest.mark.parametrize("on", ["cpu", "onnxruntime"])
-def test_a_real_measurement(on, monkeypatch):
-    if on == "onnxruntime":
-        pytest.importorskip("onnxruntime")
+def test_a_real_measurement(monkeypatch):
     monkeypatch.setattr(tables, "SECONDS", 0.0)
     space = load_space("digits")
     small = type(space).from_dict({**space.to_dict(), "embed_dim": [24], "mlp_ratio": [2], "depth": [3, 4]})
-    table = growtas.latency(small, on=on, threads=1, validate=3 if on == "cpu" else 0)
-    assert isinstance(table.validation, Validation if on == "cpu" else type(None))
+    table = growtas.latency(small, threads=1, validate=3)
+    assert isinstance(table.validation, Validation)
     assert 0 < table.predict(small.smallest()) < 1000 and all(ms > 0 for ms in table.times.values())
+
+
+def test_onnxruntime_runs_a_piece():
+    pytest.importorskip("onnxruntime")
+    block = pieces.modules_of(pieces.plain_model(DIGITS, 10, DIGITS.smallest()))[1]
+    x = torch.randn(2, 17, 24)
+    with targets.ready(1):
+        run = targets.prepare(block, x, "onnxruntime", 1)
+        torch.testing.assert_close(torch.from_numpy(run()[0]), block(x), atol=1e-5, rtol=1e-5)
+    assert targets.milliseconds("block", run, "onnxruntime", 1) > 0
 
 
 def test_the_command_measures_what_its_options_name(monkeypatch):
