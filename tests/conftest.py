@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 
 # Two workers share two cores: threads of NumPy and of other processes would wait for one another.
@@ -25,6 +26,13 @@ torch.ones(1, requires_grad=True).sum().backward()
 
 if dispatch.interpreted():
     interpreting.quicken()
+
+
+def pytest_collection_finish():
+    """Leave what was imported out of garbage collections: looking at it takes longer than most tests."""
+    gc.collect()
+    gc.freeze()
+
 
 CPU_BACKENDS = ("torch", "cpu", "triton")
 """The backends that can run on CPU tensors; triton through its interpreter."""
