@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 import re
 import statistics
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from growtas import atomic, cost
 from growtas.errors import UsageError
@@ -27,7 +29,8 @@ AT_ONCE = 4 * 10**9  # bytes of weights of whole subnets in memory
 _TRIES = 100  # per subnet that the validation draws
 
 
-class Validation(NamedTuple):
+@dataclass(frozen=True)
+class Validation:
     """How well predictions agree with subnets that were measured end to end.
 
     Args:
@@ -166,7 +169,7 @@ class LatencyTable:
                 statistics.median(errors),
                 rank_correlation(*halves),
             )
-            self._data["validation"] = found._asdict()
+            self._data["validation"] = dataclasses.asdict(found)
             self._write()
 
     def _prepared(self, module: Any, x: Any) -> targets.Run:

@@ -79,8 +79,8 @@ def test_a_prediction_is_the_sum_of_the_pieces(machine):
         total = sum(map(cost_of, pieces.pieces_of(DIGITS, subnet)))
         assert table.predict(subnet) == table.ms(subnet) == pytest.approx(0.5 + 2 * total)
     assert table.validation.good and not table.direct
-    _, ranks, error, repeatability = table.validation
-    assert (ranks, repeatability) == pytest.approx((1, 1)) and error < 1e-6
+    found = table.validation
+    assert (found.rank_correlation, found.repeatability) == pytest.approx((1, 1)) and found.error < 1e-6
     assert "rank correlation 1.000" in str(table)
 
 
