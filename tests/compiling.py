@@ -63,7 +63,8 @@ class Server:
         return Done(int(answer), *(Path(output).read_text() for output in outputs))
 
     def close(self) -> None:
-        """End the process that is forked."""
+        """End the process that is forked, even where another child of the tests still holds its input."""
+        self.process.kill()
         self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()

@@ -131,12 +131,17 @@ def children(process: Fork) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
+def state(pid: int) -> str:
+    """The letter of a process's state as ps shows it; X where it has ended, which may be at any moment."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
 def runs(pid: int) -> bool:
     """Whether a process runs that is nobody's child here any more."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
+    return state(pid) not in "ZX"
 
 
 @contextmanager
@@ -159,10 +164,6 @@ def stopping_itself(folder: str) -> Iterator[None]:
 
 def stopped_child(process: Fork) -> int:
     """The one child of a process, once it has stopped itself."""
-
-    def state(pid: int) -> str:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
     process.wait_until(lambda: [state(pid) for pid in children(process)] == ["T"])
     return children(process)[0]
 
