@@ -40,7 +40,7 @@ CPU_BACKENDS = ("torch", "cpu", "triton")
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_records_of_the_users(tmp_path_factory):
-    """What somebody tuned on this machine must not change what is tested."""
+    """Records that somebody tuned on this machine must not change what is tested."""
     os.environ["GROWTAS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     dispatch.changed()
 

@@ -1,4 +1,4 @@
-"""What tests of the CUDA products share: numbers surrounded by NaN, and the rule by which a kernel passes.
+"""Shared by tests of the CUDA GEMMs: numbers surrounded by NaN, and the rule by which a kernel passes.
 
 Truth is the reference in fp64; a kernel's error may be twice that of the reference in the kernel's dtypes.
 """

@@ -1,4 +1,4 @@
-"""What users get wrong and what machines do to them, end to end: a sentence, a status, and nothing lost."""
+"""Mistakes of users and failures of machines, end to end: a sentence, a status, and nothing lost."""
 
 from __future__ import annotations
 

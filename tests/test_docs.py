@@ -243,3 +243,14 @@ def options() -> set[str]:
 
 
 OPTIONS = options()
+
+
+def test_titles_name_the_thing_itself():
+    """No docstring or heading opens with What or Whether."""
+    folders = ("growtas", "kernels", "benchmarks", "building", "tests")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    pages = [*DOCS.rglob("*.md"), *ROOT.glob("*.md")]
+    assert len(sources) > 400 and len(pages) > 30
+    for paths, opening in ((sources, r'"""Wh(at|ether)\b'), (pages, r"(?m)^#+ Wh(at|ether)\b")):
+        found = [path.name for path in paths if re.search(opening, path.read_text())]
+        assert not found, found

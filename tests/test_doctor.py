@@ -1,4 +1,4 @@
-"""What growtas doctor tells, and when it fails."""
+"""The report of growtas doctor, and its exit status."""
 
 from __future__ import annotations
 

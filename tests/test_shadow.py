@@ -182,7 +182,7 @@ def test_a_change_between_the_passes_is_refused_as_ever():
 
 
 def test_the_operator_under_compile_takes_the_weight(weight):
-    """What a compiled graph was told about strides must hold: its operators know no shadows."""
+    """Strides that a compiled graph was told must hold: its operators know no shadows."""
     shadows = Shadows([weight], {0: 4}, sort=True)
     shadows.refresh(BF16)
     x = torch.randn(2, 5, 10, dtype=BF16)

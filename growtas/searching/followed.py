@@ -8,7 +8,7 @@ from typing import Any
 
 
 class FollowedLog:
-    """What a rank other than the first has in place of :class:`growtas.searching.log.SearchLog`.
+    """The log in the memory of a rank other than the first, for :class:`growtas.searching.log.SearchLog`.
 
     Args:
         path: of the log.

@@ -27,7 +27,7 @@ LEAST = 500  # images of the first rung: on fewer only hopeless subnets would be
 
 
 class Bar(NamedTuple):
-    """What others must reach. Args: top1: of a subnet, in per cent; correct: its answers, as in Score."""
+    """The parent that others are tested against. Args: top1: in per cent; correct: as in Score."""
 
     top1: float
     correct: bytes

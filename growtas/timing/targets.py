@@ -38,7 +38,7 @@ def check(on: str) -> None:
 
 
 def machine(on: str) -> dict[str, str | None]:
-    """What a latency depends on beside the model."""
+    """Device and versions that a latency depends on."""
     known = records.key(torch.device("cuda" if on == "cuda" else "cpu"))
     key = {name: known[name] for name in ("device", "driver", "torch", "growtas") if name in known}
     return key | ({"onnxruntime": importlib.metadata.version(on)} if on == "onnxruntime" else {})

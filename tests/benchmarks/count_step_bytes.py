@@ -192,7 +192,7 @@ def on_a_pretended_gpu(preferred: str, counts: Counts) -> Iterator[None]:
     kept = reference.linear_backward_weight
 
     def on_cuda(dy, x, weight, bias, scale=None, tokens=1, into=None):
-        """What cublas does where tensors say that they are CUDA's."""
+        """As cublas does where tensors say that they are CUDA's."""
         if into is not None or preferred != "cublas":
             return kept(dy, x, weight, bias, scale, tokens, into)
         dy, dbias = cublas.scaled_rows(dy, scale, tokens, x.dtype, bias)
@@ -232,7 +232,7 @@ def count(preferred: str) -> Counts:
 
 
 def traced() -> list[tuple[str, int, int]]:
-    """What one block reads and writes of a small image in Triton's interpreter, address by address.
+    """Trace the addresses that one block reads and writes, of a small image in Triton's interpreter.
 
     Returns:
         Of each launch its kernel, the bytes of :func:`sizes`, and those of the addresses that it touched.

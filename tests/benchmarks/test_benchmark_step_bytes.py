@@ -38,7 +38,7 @@ def test_the_model_agrees_with_what_each_kernel_is_given(preferred, compiled):
 
 @pytest.mark.skipif(not dispatch.interpreted(), reason="needs Triton's interpreter, off where there is a GPU")
 def test_the_count_is_what_the_kernels_touch():
-    """What a launch counts, and the addresses that it loads from and stores to, of a whole block."""
+    """The bytes that a launch counts are the addresses that it loads from and stores to, in a whole block."""
     launch.forget()
     found = count_step_bytes.traced()
     launch.forget()

@@ -140,7 +140,7 @@ def state(pid: int) -> str:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process runs that is nobody's child here any more."""
+    """True where a process runs that is nobody's child here any more."""
     return state(pid) not in "ZX"
 
 
@@ -169,7 +169,7 @@ def stopped_child(process: Fork) -> int:
 
 
 def pending(process: int, number: int) -> bool:
-    """Whether a stopped process has been sent a signal that it has not seen yet."""
+    """True where a stopped process has been sent a signal that it has not seen yet."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
     return any(int(status[key], 16) >> (number - 1) & 1 for key in ("SigPnd", "ShdPnd"))
 

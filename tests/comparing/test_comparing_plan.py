@@ -1,4 +1,4 @@
-"""What makes a comparison fair: the same subnets, weights and images for every method of a seed."""
+"""A comparison is fair: every method of a seed has the same subnets, weights and images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be compared, and what is refused, before anything is written."""
+"""Specifications of methods: some are taken and others refused, before anything is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a saved model says about its input is what the run's evaluation did to it."""
+"""A saved model describes its input as the run's evaluation prepared it."""
 
 import dataclasses
 

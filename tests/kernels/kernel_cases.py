@@ -1,4 +1,4 @@
-"""What the kernel tests share: poisoned tensors, dtypes, and the rule by which a kernel passes."""
+"""Shared by the kernel tests: poisoned tensors, dtypes, and the rule by which a kernel passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What launchers share: counting launches, and counters that every launch finds at zero."""
+"""Shared by the launchers: counting launches, and counters that every launch finds at zero."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_gradients_are_added_to_inside_the_slice_only(splits, with_bias, device)
 
 
 def test_a_gradient_that_is_added_to_may_be_poisoned_outside(device):
-    """What lies outside the slice is neither read nor written."""
+    """Memory outside the slice is neither read nor written."""
     x, weight, bias, dy, _ = _inputs(1, 40, 20, 30, 36, 40, 0, torch.float32, torch.float32, device)
     into = (parameter((40, 36), (30, 20), torch.float32, device, 1.0), torch.zeros(40, device=device))
     before = into[0].clone()

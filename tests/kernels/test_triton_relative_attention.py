@@ -283,7 +283,7 @@ def test_places_of_a_grid_are_made_once():
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
 def test_places_under_capture(kept, monkeypatch):
-    """What is kept is used in a graph; what a graph makes is its own, and not kept."""
+    """A graph uses kept buffers; those that it makes are its own, and not kept."""
     from growtas.kernels.relative_attention import places as module
 
     made = []

@@ -1,4 +1,4 @@
-"""What an optimizer remembers of a new region: forgotten at a transition where that is asked for."""
+"""An optimizer's moments of a new region are reset at a transition where that is asked for."""
 
 from __future__ import annotations
 

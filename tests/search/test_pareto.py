@@ -40,7 +40,7 @@ def searched(objective: Objective, feasible=EVERYTHING, population=20, generatio
 
 
 def hypervolume(history, objective: Objective) -> float:
-    """What the front dominates that is as accurate as the smallest subnet and as cheap as the largest."""
+    """The hypervolume of a front; reference: the smallest subnet's accuracy at the largest one's cost."""
     front, floor = front_of(history), evaluation(DIGITS.smallest(), objective).top1
     ends = [*(point.objective for point in front[1:]), objective.measure(DIGITS.largest())]
     return sum((end - p.objective) * max(0, p.top1 - floor) for p, end in zip(front, ends, strict=True))

@@ -51,7 +51,7 @@ class Splits:
 
 
 class FakeRun:
-    """What a search needs of a training run, with a supernet of random weights."""
+    """The parts of a training run that a search needs, with a supernet of random weights."""
 
     def __init__(self, path: Path, seed: int = 0) -> None:
         self.path, self.space, self.num_classes, self.seed = path, DIGITS, 10, seed

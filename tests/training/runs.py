@@ -60,7 +60,7 @@ def records(folder):
 
 
 def same(first, second):
-    """Whether two nested states are equal to the bit."""
+    """True where two nested states are equal to the bit."""
     if isinstance(first, torch.Tensor):
         return first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, dict):

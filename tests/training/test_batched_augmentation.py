@@ -124,7 +124,7 @@ def test_images_are_those_of_timms_transforms(given, photographs):
     ],
 )
 def test_a_resize_left_to_the_device_gives_the_same_images(given, left):
-    """What is left: crops not much larger than the image, where no policy needs the pixels before."""
+    """Crops not much larger than the image, where no policy needs the pixels before."""
     noise = np.random.default_rng(0)
     sides = (30, 50, 400)
     images = [noise.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in sides]

@@ -1,4 +1,4 @@
-"""What goes wrong: each is a sentence, and nothing is overwritten or lost."""
+"""Failures of training: each is a sentence, and nothing is overwritten or lost."""
 
 from __future__ import annotations
 

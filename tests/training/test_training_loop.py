@@ -1,4 +1,4 @@
-"""What a step does, what a run writes, and that training learns."""
+"""A step, the files of a run, and learning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every method combines with: several subnets per step, distillation, averaged weights."""
+"""Options of every method: several subnets per step, distillation, averaged weights."""
 
 from __future__ import annotations
 

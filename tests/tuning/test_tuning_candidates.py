@@ -1,4 +1,4 @@
-"""What may win, and what is left out with its reason: wrong, changing, crashing, hanging, broken ones."""
+"""Candidates of a race: right ones may win; wrong, changing, crashing, hanging and broken ones do not."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def _local_ranks() -> int:
 
 
 def _host_bytes() -> int:
-    """What the machine has, or what is left of the limit that a container or a job scheduler set."""
+    """Available memory of the machine, or the rest of the limit that a container or a job scheduler set."""
     limits = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -169,7 +169,7 @@ class _OnGPU:
 
 
 def test_counters_are_kept_for_a_stream_and_never_across_the_edge_of_a_graph(monkeypatch):
-    """What a graph zeroes is zeroed when it is replayed, not now: it must not be what eager code finds, and
+    """A buffer that a graph zeroes is zeroed when it is replayed, not now: eager code must not find it, and
     what eager code keeps must not be what a graph counts in."""
     like, capturing = _OnGPU(), False
     monkeypatch.setattr(cuda_gemm, "_counters", {})

@@ -1,4 +1,4 @@
-"""What the compiler made of the CUDA GEMMs and the MLP branch: no spills, tensor cores, async copies."""
+"""Machine code of the CUDA GEMMs and of the MLP branch: no spills, tensor cores, asynchronous copies."""
 
 from __future__ import annotations
 
