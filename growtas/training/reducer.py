@@ -1,0 +1,196 @@
+"""Gradients averaged over the ranks while the backward pass runs, and only the part that a step trains.
+
+All ranks train the same subnets, so each knows which leading box of every gradient can differ from zero
+(``subnet_shapes``). The boxes are sent in buckets, the last layers first, as soon as the gradients of a bucket
+are complete; the rest of a gradient is zero on every rank, and is not sent.
+
+Why not DistributedDataParallel: it sends whole gradients, and where a step leaves blocks out it must look for
+them in the graph (``find_unused_parameters``) and sends zeros for them. docs/distributed.md has both measured.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from growtas.errors import GrowtasError
+
+BUCKETS = 8
+LEAST_BYTES, MOST_BYTES = 2**20, 25 * 2**20
+
+Box = tuple[int, ...]
+Copy = tuple[Tensor, Tensor]  # the place in the buffer, the box of a gradient
+Bucket = tuple[Tensor, Mapping[str, Tensor]]  # its part of the buffer, and the place of each box in it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The boxes of the gradients that a step sends, in the order of sending.
+
+    Args:
+        buckets: for each the sizes of its boxes, by parameter name.
+        last: parameters that the last backward pass of the step changes; the others are complete before it.
+    """
+
+    buckets: tuple[Mapping[str, Box], ...]
+    last: frozenset[str]
+
+    @property
+    def numel(self) -> int:
+        """How many numbers are sent."""
+        return sum(math.prod(box) for bucket in self.buckets for box in bucket.values())
+
+
+def plan(names: Sequence[str], shapes: Sequence[Mapping[str, Box]], itemsize: int = 4) -> Plan:
+    """Plan the buckets of a step, the same on every rank.
+
+    A box holds those of all subnets. There are eight buckets, but for small and large nets, which get buckets
+    of 1 MiB and of 25 MiB: what is sent after the backward pass is about the last bucket.
+
+    Args:
+        names: of the parameters, in the order in which the forward pass takes them.
+        shapes: the boxes that each subnet of the step uses, the last one's last.
+        itemsize: bytes of a number as it is sent.
+    """
+    boxes: dict[str, Box] = {}
+    for name, box in (item for each in shapes for item in each.items()):
+        boxes[name] = tuple(map(max, boxes.get(name, box), box))
+    last = frozenset(shapes[-1])
+    order = sorted((name for name in reversed(names) if name in boxes), key=last.__contains__)
+    sizes = {name: math.prod(boxes[name]) * itemsize for name in order}
+    most = min(max(sum(sizes.values()) / BUCKETS, LEAST_BYTES), MOST_BYTES)
+    buckets: list[dict[str, Box]] = []
+    held = most
+    for name in order:
+        if held >= most:
+            buckets.append({})
+            held = 0
+        buckets[-1][name] = boxes[name]
+        held += sizes[name]
+    return Plan(tuple(buckets), last)
+
+
+class GradientReducer:
+    """Replaces the gradients of a step by their means over the ranks, during its last backward pass.
+
+    Every rank must use it in the same steps with the same subnets. A bucket is sent when its gradients are
+    complete and the buckets before it were sent, so that all ranks send in one order.
+
+    Args:
+        net: gives the parameters, and with ``subnet_shapes`` what a subnet uses of them.
+        world: number of ranks.
+        dtype: that sums are sent and added in.
+    """
+
+    def __init__(self, net: nn.Module, world: int, dtype: torch.dtype = torch.float32) -> None:
+        self.net, self.world = net, world
+        self.parameters = {name: each for name, each in net.named_parameters() if each.requires_grad}
+        like = next(iter(self.parameters.values()))
+        self.buffer = like.new_empty(sum(each.numel() for each in self.parameters.values()), dtype=dtype)
+        self._of_subnets = functools.lru_cache(maxsize=64)(self._plan)
+        self._buckets: tuple[Bucket, ...] = ()
+        self._missing: list[set[str]] = []
+        self._sent: list[tuple[dist.Work, list[Copy]]] = []
+        self._bucket_of: Mapping[str, int] | None = None
+        itself = weakref.ref(self)  # else parameters and hooks would hold each other for ever
+        for name, parameter in self.parameters.items():
+            parameter.register_post_accumulate_grad_hook(functools.partial(_complete, itself, name))
+
+    @contextmanager
+    def last_backward(self, subnets: Sequence) -> Iterator[None]:
+        """The context of a step's last backward pass; after it all gradients are means.
+
+        Args:
+            subnets: all of the step, in the order of their backward passes.
+
+        Raises:
+            GrowtasError: a gradient is not where the plan has it.
+        """
+        self._buckets, last, self._bucket_of = self._of_subnets(tuple(subnets))
+        self._missing = [views.keys() & last for _, views in self._buckets]
+        self._sent = []
+        try:
+            self._send()
+            yield
+            for names in self._missing:  # of a layer that the graph went around
+                names.clear()
+            self._send()
+            for work, copies in self._sent:
+                work.wait()
+                self._receive(copies)
+        finally:
+            self._bucket_of, self._sent = None, []
+
+    def _plan(self, subnets: tuple) -> tuple[tuple[Bucket, ...], frozenset[str], Mapping[str, int]]:
+        shapes = [self.net.subnet_shapes(subnet) for subnet in subnets]
+        planned = plan(list(self.parameters), shapes, self.buffer.itemsize)
+        buckets, start = [], 0
+        for boxes in planned.buckets:
+            sizes = [math.prod(box) for box in boxes.values()]
+            flat = self.buffer[start : start + sum(sizes)]
+            start += sum(sizes)
+            parts = zip(boxes.items(), flat.split(sizes), strict=True)
+            buckets.append((flat, {name: part.view(box) for (name, box), part in parts}))
+        places = {name: place for place, (_, views) in enumerate(buckets) for name in views}
+        return tuple(buckets), planned.last, places
+
+    def complete(self, name: str) -> None:
+        """Take note that the gradient of a parameter is complete, and send what became ready."""
+        if self._bucket_of is None:
+            return
+        place = self._bucket_of.get(name)
+        if place is None or place < len(self._sent):
+            raise GrowtasError(
+                f"The gradient of {name} cannot be averaged over the ranks: "
+                + ("subnet_shapes does not name it." if place is None else "it changed after it was sent.")
+            )
+        self._missing[place].discard(name)
+        self._send()
+
+    @torch.no_grad()
+    def _send(self) -> None:
+        """Send, in order, the buckets whose gradients are complete."""
+        while len(self._sent) < len(self._buckets) and not self._missing[len(self._sent)]:
+            (flat, views), copies = self._buckets[len(self._sent)], []
+            for name, view in views.items():
+                gradient = self.parameters[name].grad
+                if gradient is None:
+                    view.zero_()
+                else:
+                    copies.append((view, gradient[tuple(map(slice, view.shape))]))
+            _copy(copies)
+            mean = dist.get_backend() == "nccl"
+            op = dist.ReduceOp.AVG if mean else dist.ReduceOp.SUM
+            self._sent.append((dist.all_reduce(flat, op, async_op=True), copies))
+
+    @torch.no_grad()
+    def _receive(self, copies: Sequence[Copy]) -> None:
+        """Put what a bucket received where it belongs."""
+        if dist.get_backend() == "nccl":  # it has divided
+            _copy([(box, view) for view, box in copies])
+        else:
+            for view, box in copies:
+                torch.div(view, self.world, out=box)
+
+
+def _complete(itself: weakref.ref[GradientReducer], name: str, parameter: Tensor) -> None:
+    reducer = itself()
+    if reducer is not None:
+        reducer.complete(name)
+
+
+def _copy(pairs: Sequence[Copy]) -> None:
+    """Copy to the first of each pair from the second; a GPU takes the contiguous ones in one launch."""
+    dense = [all(each.is_contiguous() for each in pair) for pair in pairs]
+    for wanted in (True, False):
+        group = [pair for pair, is_dense in zip(pairs, dense, strict=True) if is_dense == wanted]
+        if group:
+            torch._foreach_copy_([to for to, _ in group], [source for _, source in group])
