@@ -1,11 +1,11 @@
 """Gradients averaged over the ranks while the backward pass runs, and only the part that a step trains.
 
 All ranks train the same subnets, so each knows which leading box of every gradient can differ from zero
-(``subnet_shapes``). The boxes are sent in buckets, the last layers first, as soon as the gradients of a bucket
-are complete; the rest of a gradient is zero on every rank, and is not sent.
+(``subnet_shapes``). The boxes are sent in buckets, the last layers first, as soon as the gradients of a
+bucket are complete; the rest of a gradient is zero on every rank, and is not sent.
 
-Why not DistributedDataParallel: it sends whole gradients, and where a step leaves blocks out it must look for
-them in the graph (``find_unused_parameters``) and sends zeros for them. docs/distributed.md has both measured.
+Why not DistributedDataParallel: it sends whole gradients, those of unused blocks too, and to know which they
+are it looks through the graph of every step (``find_unused_parameters``). docs/distributed.md measures it.
 """
 
 from __future__ import annotations
