@@ -16,10 +16,12 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors
 
 from growtas.errors import GrowtasError
 
@@ -27,8 +29,7 @@ BUCKETS = 8
 LEAST_BYTES, MOST_BYTES = 2**20, 25 * 2**20
 
 Box = tuple[int, ...]
-Copy = tuple[Tensor, Tensor]  # the place in the buffer, the box of a gradient
-Bucket = tuple[Tensor, Mapping[str, Tensor]]  # its part of the buffer, and the place of each box in it
+Bucket = tuple[Tensor, Mapping[str, Box]]  # its part of the buffer, and its boxes by parameter name
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class GradientReducer:
         self._of_subnets = functools.lru_cache(maxsize=64)(self._plan)
         self._buckets: tuple[Bucket, ...] = ()
         self._missing: list[set[str]] = []
-        self._sent: list[tuple[dist.Work, list[Copy]]] = []
+        self._sent: list[tuple[dist.Work, Sequence[Tensor], Sequence[Tensor]]] = []
         self._bucket_of: Mapping[str, int] | None = None
         itself = weakref.ref(self)  # else parameters and hooks would hold each other for ever
         for name, parameter in self.parameters.items():
@@ -115,7 +116,7 @@ class GradientReducer:
             GrowtasError: a gradient is not where the plan has it.
         """
         self._buckets, last, self._bucket_of = self._of_subnets(tuple(subnets))
-        self._missing = [views.keys() & last for _, views in self._buckets]
+        self._missing = [boxes.keys() & last for _, boxes in self._buckets]
         self._sent = []
         try:
             self._send()
@@ -123,9 +124,9 @@ class GradientReducer:
             for names in self._missing:  # of a layer that the graph went around
                 names.clear()
             self._send()
-            for work, copies in self._sent:
+            for work, places, parts in self._sent:
                 work.wait()
-                self._receive(copies)
+                self._receive(places, parts)
         finally:
             self._bucket_of, self._sent = None, []
 
@@ -134,12 +135,10 @@ class GradientReducer:
         planned = plan(list(self.parameters), shapes, self.buffer.itemsize)
         buckets, start = [], 0
         for boxes in planned.buckets:
-            sizes = [math.prod(box) for box in boxes.values()]
-            flat = self.buffer[start : start + sum(sizes)]
-            start += sum(sizes)
-            parts = zip(boxes.items(), flat.split(sizes), strict=True)
-            buckets.append((flat, {name: part.view(box) for (name, box), part in parts}))
-        places = {name: place for place, (_, views) in enumerate(buckets) for name in views}
+            end = start + sum(map(math.prod, boxes.values()))
+            buckets.append((self.buffer[start:end], boxes))
+            start = end
+        places = {name: place for place, (_, boxes) in enumerate(buckets) for name in boxes}
         return tuple(buckets), planned.last, places
 
     def complete(self, name: str) -> None:
@@ -153,32 +152,35 @@ class GradientReducer:
                 + ("subnet_shapes does not name it." if place is None else "it changed after it was sent.")
             )
         self._missing[place].discard(name)
-        self._send()
+        if not self._missing[place]:
+            self._send()
 
     @torch.no_grad()
     def _send(self) -> None:
         """Send, in order, the buckets whose gradients are complete."""
         while len(self._sent) < len(self._buckets) and not self._missing[len(self._sent)]:
-            (flat, views), copies = self._buckets[len(self._sent)], []
-            for name, view in views.items():
-                gradient = self.parameters[name].grad
-                if gradient is None:
-                    view.zero_()
-                else:
-                    copies.append((view, gradient[tuple(map(slice, view.shape))]))
-            _copy(copies)
-            mean = dist.get_backend() == "nccl"
-            op = dist.ReduceOp.AVG if mean else dist.ReduceOp.SUM
-            self._sent.append((dist.all_reduce(flat, op, async_op=True), copies))
+            flat, boxes = self._buckets[len(self._sent)]
+            parts = [self._part(name, box) for name, box in boxes.items()]
+            places = _unflatten_dense_tensors(flat, parts)
+            _copy(places, parts)
+            op = dist.ReduceOp.AVG if dist.get_backend() == "nccl" else dist.ReduceOp.SUM
+            self._sent.append((dist.all_reduce(flat, op, async_op=True), places, parts))
+
+    def _part(self, name: str, box: Box) -> Tensor:
+        """The box of a gradient, as a view; zeros that belong nowhere where there is no gradient."""
+        gradient = self.parameters[name].grad
+        if gradient is None:
+            return self.buffer.new_zeros(box)
+        return gradient if gradient.shape == box else gradient.as_strided(box, gradient.stride())
 
     @torch.no_grad()
-    def _receive(self, copies: Sequence[Copy]) -> None:
+    def _receive(self, places: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
         """Put what a bucket received where it belongs."""
         if dist.get_backend() == "nccl":  # it has divided
-            _copy([(box, view) for view, box in copies])
+            _copy(parts, places)
         else:
-            for view, box in copies:
-                torch.div(view, self.world, out=box)
+            for place, part in zip(places, parts, strict=True):
+                torch.div(place, self.world, out=part)
 
 
 def _complete(itself: weakref.ref[GradientReducer], name: str, parameter: Tensor) -> None:
@@ -187,10 +189,9 @@ def _complete(itself: weakref.ref[GradientReducer], name: str, parameter: Tensor
         reducer.complete(name)
 
 
-def _copy(pairs: Sequence[Copy]) -> None:
-    """Copy to the first of each pair from the second; a GPU takes the contiguous ones in one launch."""
-    dense = [all(each.is_contiguous() for each in pair) for pair in pairs]
-    for wanted in (True, False):
-        group = [pair for pair, is_dense in zip(pairs, dense, strict=True) if is_dense == wanted]
-        if group:
-            torch._foreach_copy_([to for to, _ in group], [source for _, source in group])
+def _copy(to: Sequence[Tensor], source: Sequence[Tensor]) -> None:
+    """Copy tensors; a GPU takes the contiguous ones in one launch, if they are by themselves."""
+    dense = [a.is_contiguous() and b.is_contiguous() for a, b in zip(to, source, strict=True)]
+    for chosen in (dense, [not each for each in dense]):
+        if any(chosen):
+            torch._foreach_copy_(list(compress(to, chosen)), list(compress(source, chosen)))
