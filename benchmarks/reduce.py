@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import tempfile
 import time
 import warnings
@@ -252,6 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
     described["machine"]["threads"] = 1
     counts = [counted(name) for name in given.count.split(",")]
     records = [r for n in given.ranks.split(",") for r in on_ranks(int(n), given.space, given.rounds)]
+    described["machine"]["load_average_at_end"] = round(os.getloadavg()[0], 2)
     settings = {"space": given.space, "rounds": given.rounds, "batch": BATCH, "pixels": PIXELS}
     head = {"benchmark": "reduce", **described, "settings": settings, "subnets": SUBNETS, "counts": counts}
     results.write(out, head, records)

@@ -84,10 +84,11 @@ def model(data: Mapping[str, Any], markdown: bool = False) -> str:
 def setting(data: Mapping[str, Any]) -> str:
     """One line: the machine, its load and what was timed."""
     machine, own = data["machine"], data["settings"]
+    loads = f"{machine['load_average']} when it began and {machine['load_average_at_end']} when it ended"
     return (
-        f"{machine['device']}, {machine['processors']} processors with a load of {machine['load_average']} "
-        f"when it began, {data['date'][:10]}, torch {data['versions']['torch']}, {own['space']} at "
-        f"{own['pixels']} pixels, {own['batch']} images a rank, {own['rounds']} rounds, median (quartiles)"
+        f"{machine['device']}, {machine['processors']} processors with a load of {loads}, "
+        f"{data['date'][:10]}, torch {data['versions']['torch']}, {own['space']} at {own['pixels']} pixels, "
+        f"{own['batch']} images a rank, {own['rounds']} rounds, median (quartiles)"
     )
 
 

@@ -178,6 +178,19 @@ def test_what_the_last_subnet_does_not_use_is_sent_before_its_backward_pass(monk
     assert sum(other.sent) == sum(parameter.numel() for parameter in net.parameters())
 
 
+def test_buckets_are_sent_in_one_order_whatever_is_complete_first(monkeypatch):
+    other, (net, images) = Twice(monkeypatch), random_net()
+    made = GradientReducer(net, 2)
+    net(images, SPACE.largest()).sum().backward()
+    *others, last = made.parameters  # the first bucket holds the last layers
+    with made.last_backward((SPACE.largest(),)):
+        for name in others:
+            made.complete(name)
+        assert not other.sent
+        made.complete(last)
+        assert other.sent == [len(flat) for flat, _ in made._buckets] and len(other.sent) > 4
+
+
 def test_a_step_sends_one_box_for_all_of_its_subnets():
     shapes = [{"a": (4, 2), "b": (3,)}, {"a": (1, 5)}]
     planned = plan(["a", "b", "c"], shapes, 2**18)
