@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from growtas import threads
 from growtas.cli_options import given, help_text_of, optional, options, parameters_of, parse, positional
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.progress import silent
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(argv)
+        with threads.chosen():
+            return _dispatch(argv)
     except SystemExit as done:  # tyro's --help and usage errors
         return done.code if isinstance(done.code, int) else 0 if done.code is None else 2
     except BrokenPipeError:  # the reader of a pipe left; nothing more can be said there

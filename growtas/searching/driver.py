@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from growtas import threads
 from growtas.errors import GrowtasError, UsageError
 from growtas.progress import Progress, say
 from growtas.searching.evolution import Evolution, EvolutionConfig, Generations
@@ -121,6 +122,7 @@ def search(
     sizes = {name: half if size is None else size for name, size in sizes.items()}
     config = EvolutionConfig(population, generations, **sizes)
     run = _as_run(run)
+    threads.fit(run.space)
     feasible = [feasible_set(run.space, run.num_classes, each) for each in limits]
     if latency is not None:
         feasible = [LatencyFeasibleSet(each, latency, max_latency_ms) for each in feasible]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growtas import threads
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.ops import dispatch
 from growtas.space import ModelSpace, Space, load_space
@@ -110,6 +111,7 @@ def begin(
     space = space or load_space(config.space)
     config = dataclasses.replace(config, data=data_for(space.name, config.data))
     config = config.resolved(convolutional=isinstance(space, MobileNetSpace))
+    threads.fit(space)
     if config.out is None and not dry_run:
         raise UsageError("Give out=FOLDER: where the run is written.")
     check_installed(config.trackers, config.tensorboard)
@@ -204,6 +206,7 @@ def resumed(run: Run, given: Mapping[str, Any]) -> Run:
                 "to change others, start a new run."
             )
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, **given))
+    threads.fit(run.space)
     check_installed(run.config.trackers, run.config.tensorboard)
     device = choose_device(run.config.device)
     ranks = Ranks.start(device)
