@@ -53,4 +53,6 @@ def _stop_with_parent() -> None:
 
 
 if __name__ == "__main__":
+    # A shell without job control starts background commands with SIGINT ignored, which is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

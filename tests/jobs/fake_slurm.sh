@@ -31,7 +31,7 @@ srun)
     exec "$@"
     ;;
 squeue)
-    number=${*##*--jobs=}
+    number=${3#--jobs=} # after --noheader --format=%T
     case $(state "$number") in
     PENDING | RUNNING) state "$number" ;;
     *) echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1 ;;
