@@ -25,6 +25,7 @@ from common import (
     roofline_plot,
     search_report,
     size_plot,
+    threads_report,
 )
 from common.table import geometric_mean, render
 
@@ -128,6 +129,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
     ROOT / "docs" / "training.md": {"reading": input_report.reading},
     ROOT / "docs" / "imagenet.md": {"cores": input_report.cores},
     ROOT / "docs" / "search.md": {"cost": search_report.cost},
+    ROOT / "docs" / "distributed.md": {"threads": threads_report.shared_machine},
     environment.RESULTS / evidence.NAME / "README.md": {"findings": evidence.findings},
     ROOT / "README.md": {"headline": performance_docs.headline, "sizes": size_plot.caption},
 }

@@ -131,7 +131,7 @@ def measure(nets: Sequence[str], rounds: int, seconds: float, cores: int) -> lis
 
         for net in nets:
             space = space_of(net)
-            macs = cost.macs(space.largest(), space, 10) * NETS[net]
+            params = cost.parameters(space.largest(), space, 10)
             samplers = {name: (lambda p=p, n=net: ask(p, n)) for name, p in processes.items()}
             for load in (0, cores):
                 with busy(load):
@@ -142,7 +142,7 @@ def measure(nets: Sequence[str], rounds: int, seconds: float, cores: int) -> lis
                     rates = spread([1 / each for each in samples])
                     before = taken[threads_report.SPINNING]
                     times = spread([b / own for b, own in zip(before, samples, strict=True)])
-                    record = {"net": net, "batch": NETS[net], "macs": macs, "busy": load, "way": name}
+                    record = {"net": net, "batch": NETS[net], "params": params, "busy": load, "way": name}
                     record |= {"rate": rates.median, "low": rates.low, "high": rates.high}
                     record |= {"times": times.median, "times_low": times.low, "times_high": times.high}
                     records.append(record)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from growtas import threads
 from growtas.errors import nearest
 from growtas.version import __version__
 
@@ -169,11 +170,11 @@ def collect() -> dict[str, Any]:
     Returns:
         ``versions``, ``commit``, ``python``, ``platform``, ``cpu``, ``gpus``, ``backends`` (per backend
         ``ok``, ``reason``, ``remedy``), ``tuning`` (per device the record in force), ``ptxas``,
-        ``environment`` (the GROWTAS_ variables set); all of it JSON.
+        ``environment`` (the variables set that growtas or its threads follow); all of it JSON.
     """
     from growtas import native
 
-    gpus = _gpus()
+    gpus, told = _gpus(), (*threads.VARIABLES, *threads.WAITING, "CUDA_VISIBLE_DEVICES")
     return {
         "versions": {"growtas": __version__} | {p: _version(p) for p in PACKAGES},
         "commit": _commit(native.metadata("cpu").get("commit")),
@@ -184,7 +185,7 @@ def collect() -> dict[str, Any]:
         "backends": {name: _backend(name) for name in BACKENDS},
         "tuning": _tuning(),
         "ptxas": _ptxas(gpus),
-        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("GROWTAS_")},
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("GROWTAS_") or k in told},
     }
 
 

@@ -15,21 +15,14 @@ ONE = "one thread"
 
 def table(data: dict[str, Any], markdown: bool = False) -> str:
     """Steps per second of every way, and times those of spinning threads. Args: data: of the result file."""
-    rows = []
+    rows: dict[tuple[str, int], list[str]] = {}
     for record in data["records"]:
-        times = " ({} to {})".format(*(f"{record[name]:.2f}" for name in ("times_low", "times_high")))
-        rows.append(
-            [
-                record["net"],
-                record["way"],
-                f"{record['batch']} × {record['macs'] / record['batch'] / 1e6:,.0f} M",
-                str(record["busy"]),
-                number(record["rate"]),
-                "1" if record["way"] == SPINNING else f"{record['times']:.2f}{times}",
-            ]
-        )
-    header = ["net", "threads", "images × MACs", "busy processes beside it", "steps/s", "times (quartiles)"]
-    return render(header, rows, left=2, markdown=markdown)
+        cells = [record["net"], f"{record['params']:,}", str(record["batch"]), str(record["busy"])]
+        row = rows.setdefault((record["net"], record["busy"]), cells)
+        times = "{times:.2f} times ({times_low:.2f} to {times_high:.2f})".format(**record)
+        row.append(number(record["rate"]) + ("" if record["way"] == SPINNING else f", {times}"))
+    header = ["net", "parameters", "batch", "busy processes", SPINNING, SLEEPING, ONE]
+    return render(header, list(rows.values()), left=1, markdown=markdown)
 
 
 def shared_machine(folder: Path) -> str:
@@ -37,10 +30,10 @@ def shared_machine(folder: Path) -> str:
     sections = []
     for path in sorted(folder.glob("*/threads.json")):
         data = results.read(path)
-        machine = data["machine"]
+        machine, note = data["machine"], data["settings"]["note"]
         sections += [
-            f"{machine['device']}, {machine['processors']} processors, {data['date'][:10]}, "
-            f"torch {data['versions']['torch']}, {data['settings']['note'] or 'an idle machine'}:",
+            f"Steps per second on {machine['processors']} cores, {machine['device']}, {data['date'][:10]}, torch "
+            f"{data['versions']['torch']}{note and f', {note}'}; in brackets the quartiles:",
             table(data, markdown=True),
         ]
     return "\n\n".join(sections)
