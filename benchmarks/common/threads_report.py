@@ -30,10 +30,10 @@ def shared_machine(folder: Path) -> str:
     sections = []
     for path in sorted(folder.glob("*/threads.json")):
         data = results.read(path)
-        machine, note = data["machine"], data["settings"]["note"]
+        machine, torch, note = data["machine"], data["versions"]["torch"], data["settings"]["note"]
         sections += [
-            f"Steps per second on {machine['processors']} cores, {machine['device']}, {data['date'][:10]}, torch "
-            f"{data['versions']['torch']}{note and f', {note}'}; in brackets the quartiles:",
+            f"Steps per second on {machine['processors']} cores, {machine['device']}, {data['date'][:10]}, "
+            f"torch {torch}{note and f', {note}'}; in brackets the quartiles:",
             table(data, markdown=True),
         ]
     return "\n\n".join(sections)

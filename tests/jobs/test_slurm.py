@@ -199,3 +199,15 @@ def test_missing_programs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UsageError, match=r"pip install 'growtas\[slurm\]'"):
         launcher(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_comparison_in_slurm(tmp_path, cluster):
+    """Each cell is a job, and trains on two ranks; what is finished is not done again."""
+    given = {"methods": ["uniform"], "seeds": 2, "epochs": 1, "lr": "3e-3", "limits": [4e4], "subnets": 1}
+    given |= {"population": 4, "generations": 1, "settings": ["batch_size=192"]}
+    where = {"device": "cpu", "ranks": 2, "slurm": ["time=60"]}
+    made = growtas.compare(tmp_path / "out", "digits", **given | {"seeds": 1}, **where)
+    assert not made.failed and os.listdir(cluster) == ["101"]
+    made = growtas.compare(tmp_path / "out", **given, **where)
+    assert not made.failed and not made.summary.missing and sorted(os.listdir(cluster)) == ["101", "102"]
