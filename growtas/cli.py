@@ -13,6 +13,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from growtas import threads
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from growtas.searching.result import SearchResult
     from growtas.training.run import Run
 
+MEASURING = ("latency", "tune")  # verbs whose results depend on how threads wait
 INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 USAGE = """\
@@ -57,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        with threads.chosen():
-            return _dispatch(argv)
+        return _dispatch(argv)
     except SystemExit as done:  # tyro's --help and usage errors
         return done.code if isinstance(done.code, int) else 0 if done.code is None else 2
     except BrokenPipeError:  # the reader of a pipe left; nothing more can be said there
@@ -94,7 +95,8 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise UsageError(f"There is no verb {verb!r}.{nearest(verb, VERBS)}")
-    return VERBS[verb](argv[1:]) or 0
+    with nullcontext() if verb in MEASURING else threads.chosen():
+        return VERBS[verb](argv[1:]) or 0
 
 
 # -- verbs -----------------------------------------------------------------------------------------------

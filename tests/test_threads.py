@@ -44,6 +44,9 @@ def test_the_command_line_chooses(monkeypatch):
     with pytest.raises(growtas.UsageError):
         growtas.train("glyphs")
     assert seen == [("digits", True), ("glyphs", False)]
+    monkeypatch.setitem(cli.VERBS, "latency", lambda args: seen.append(threads._ours))
+    assert cli.main(["latency"]) == 0
+    assert seen[-1] is False, "what is measured is measured with torch's own threads"
 
 
 def test_waiting_threads_sleep_where_others_compute(monkeypatch):

@@ -114,8 +114,8 @@ saved = pathlib.Path({0!r})
 if saved.exists():
     print("went on")
 else:
-    print("began", flush=True)
     try:
+        print("began", flush=True)
         time.sleep(600)
     except KeyboardInterrupt:
         saved.touch()
