@@ -45,6 +45,7 @@ def test_the_facts(facts):
     assert facts["backends"]["torch"]["ok"] and facts["backends"]["cpu"]["ok"]
     assert facts["cpu"]["vector_level"] == native.load("cpu").vector_level()
     assert facts["cpu"]["shares_torch_threads"]
+    assert facts["environment"]["OMP_NUM_THREADS"] == os.environ["OMP_NUM_THREADS"]
     assert len(facts["gpus"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
     for state in facts["backends"].values():
         assert state["ok"] or (state["reason"] and state["remedy"])

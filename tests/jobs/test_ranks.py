@@ -17,13 +17,14 @@ from growtas.training.guards import Interrupted
 
 SCRIPT = """
 import os, pathlib, time
+from growtas import atomic
 from growtas.errors import GrowtasError
 folder, rank = pathlib.Path({folder!r}), os.environ["RANK"]
 names = ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS")
 if (folder / "fail").exists() and rank == "1":
     raise GrowtasError("The loss was not finite.")
 try:
-    (folder / rank).write_text(" ".join(os.environ[name] for name in names))
+    atomic.write_text(folder / rank, " ".join(os.environ[name] for name in names))
     time.sleep(600)
 except KeyboardInterrupt:
     (folder / ("saved" + rank)).touch()
