@@ -121,10 +121,10 @@ def report(
     base = opened.path if out is None else Path(out)
     wanted = _wanted(only)
     workspace = workspace_for(base, opened, space, data, epochs, seeds, subnets, settings, placement.device)
+    again = f"Continue with: {command(workspace)}{placement.words()}"
+    runner = Runner(placement.launcher(workspace.space, workspace.folder / "slurm"), again)
     with locked(workspace.folder / ".lock", f"Another process is making the report in {base}; wait."):
         write_plan(workspace)
-        again = f"Continue with: {command(workspace)}{placement.words()}"
-        runner = Runner(placement.launcher(workspace.space, workspace.folder / "slurm"), again)
         possible = [name for name in wanted if parts.part(name).reason(workspace) is None]
         return _page(workspace, _make(workspace, possible, runner, placement))
 

@@ -126,11 +126,11 @@ def compare(
         raise UsageError(f"seeds={seeds} is over {RATE_SEED:,}, where the seeds of trials begin.")
     recorded, specs, seeds = _plan(path, values, methods, seeds)
     plan = recorded.plan
+    again = f"Continue with: growtas compare {path}{placement.words()}"
+    runner = Runner(placement.launcher(plan.space, path / "slurm"), again)
+    where = {"device": placement.device, "ranks": ranks}
     with locked(path / ".lock", f"Another process is comparing methods in {path}; wait for it."):
         write_plan(recorded)
-        again = f"Continue with: growtas compare {path}{placement.words()}"
-        runner = Runner(placement.launcher(plan.space, path / "slurm"), again)
-        where = {"device": placement.device, "ranks": ranks}
         _choose_rate(plan, runner, where)
         failed = runner.run(_cells(plan, specs, seeds, where), "compare", "cell")
         return make_report(recorded, failed)

@@ -11,6 +11,8 @@ from pathlib import Path
 from growtas import threads
 from growtas.errors import UsageError
 from growtas.jobs.job import Launcher
+from growtas.jobs.local import Local
+from growtas.jobs.slurm import Options, Slurm
 from growtas.space import Space
 
 
@@ -43,8 +45,6 @@ class Placement:
 
         check_counts({"jobs": jobs, "ranks": ranks}, {"jobs": 1, "ranks": 1})
         if slurm is not None:
-            from growtas.jobs.slurm import Options
-
             if device not in ("auto", "cpu", "cuda"):
                 raise UsageError(
                     f"device={device!r} names one device, but Slurm chooses the GPUs of each job; give auto, "
@@ -65,15 +65,13 @@ class Placement:
         """A launcher of jobs on a space. Args: folder: for what Slurm's jobs are given and print."""
         small, cores = threads.is_small(space), threads.cores()
         if self.slurm is not None:
-            from growtas.jobs.slurm import Slurm
-
             return Slurm.of(self, folder, 1 if small else None)
         jobs = self.jobs
         if jobs is None:
             room = len(self.gpus) if self.gpus else cores if small and self.device == "cpu" else 1
             jobs = max(1, room // self.ranks)
         count = 1 if small else max(1, cores // (jobs * self.ranks))
-        return _local(jobs, count, self.ranks, self.gpus)
+        return Local(jobs, count, self.ranks, self.gpus)
 
     def words(self) -> str:
         """The options of the command line that choose the same place; empty, or with a space in front."""
@@ -81,12 +79,6 @@ class Placement:
         if self.slurm is not None:
             words += ["--slurm", *self.slurm]
         return f" {shlex.join(words)}" if words else ""
-
-
-def _local(*given: object) -> Launcher:
-    from growtas.jobs.local import Local
-
-    return Local(*given)
 
 
 def _device(name: str) -> tuple[str, tuple[str, ...]]:

@@ -122,7 +122,6 @@ def search(
     sizes = {name: half if size is None else size for name, size in sizes.items()}
     config = EvolutionConfig(population, generations, **sizes)
     run = _as_run(run)
-    threads.fit(run.space)
     feasible = [feasible_set(run.space, run.num_classes, each) for each in limits]
     if latency is not None:
         feasible = [LatencyFeasibleSet(each, latency, max_latency_ms) for each in feasible]
@@ -135,6 +134,7 @@ def search(
     objective = None if pareto is None else objective_of(pareto, feasible[0])
     kind = Evolution if objective is None else ParetoEvolution
     evolutions = [kind(each, config, seed) for each in feasible]
+    threads.fit(run.space)
 
     from growtas.searching.evaluate import Evaluator
     from growtas.training.calibration import calibration

@@ -188,6 +188,8 @@ def test_resources_of_a_job(tmp_path, cluster):
     slurm = launcher(tmp_path, "time=60", "requeue=7", jobs=3, space="autoformer-tiny")
     assert (slurm.executor.max_num_timeout, slurm.at_once, slurm.threads) == (7, 3, None)
     assert launcher(tmp_path).at_once > 1000
+    words = Placement.of(None, "cuda", 2, ["time=1:00:00", "partition=a b"]).words()
+    assert words == " --ranks 2 --slurm time=1:00:00 'partition=a b'"
     with pytest.raises(UsageError, match="Slurm chooses the GPUs"):
         launcher(tmp_path, device="cuda:1")
 
