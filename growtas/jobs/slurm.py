@@ -7,13 +7,15 @@ submitted them: it notes their numbers beside their outputs, and another call wa
 
 from __future__ import annotations
 
+import math
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +133,25 @@ def _deaf() -> None:
     signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_IGN)
 
 
+def numbers_in_queue() -> set[str] | None:
+    """The numbers of the user's jobs that wait or run; None where Slurm does not answer."""
+    try:
+        done = subprocess.run(["squeue", "--me", "--noheader", "--format=%A"], capture_output=True, text=True)
+    except OSError:
+        return None
+    return None if done.returncode else set(done.stdout.split())
+
+
+def _state(number: str) -> str:
+    """The state that a job ended in, where the cluster keeps accounts."""
+    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=State", f"--jobs={number}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
 @dataclass
 class SlurmHandle:
     """A job in the queue, running or ended.
@@ -138,22 +159,30 @@ class SlurmHandle:
     Args:
         submitted: submitit's job.
         output: what its worker prints.
+        launcher: that submitted it.
     """
 
     submitted: Any
     output: Path
+    launcher: Slurm
+    _gone: float | None = None
 
     def poll(self) -> str | None:
         """See :class:`growtas.jobs.job.Handle`."""
-        if not self.submitted.done():
+        number, paths = self.submitted.job_id, self.submitted.paths
+        if paths.result_pickle.exists():
+            how, result = pickle.loads(paths.result_pickle.read_bytes())
+            if how == "success":
+                return outcome(result, self.output)
+            return f"Slurm job {number} failed: {result.strip().splitlines()[-1]} (see {paths.stderr})"
+        if self.launcher.has(number):
+            self._gone = None
             return None
-        error = self.submitted.exception()
-        if error is None:
-            return outcome(self.submitted.result(), self.output)
-        _, raised, trace = str(error).partition("with trace:")
-        trace = trace.rpartition("-" * 22)[0].strip(" -\n") if raised else ""
-        said = trace.splitlines()[-1] if trace else f"its state is {self.submitted.state}"
-        return f"Slurm job {self.submitted.job_id} failed: {said} (see {self.submitted.paths.stderr})"
+        self._gone = time.monotonic() if self._gone is None else self._gone
+        if time.monotonic() - self._gone < self.launcher.grace:
+            return None
+        state = _state(number)
+        return f"Slurm job {number} ended without a result{state and f', as {state}'} (see {paths.stderr})"
 
 
 @dataclass
@@ -165,7 +194,10 @@ class Slurm:
         at_once: jobs that may be in the queue together.
         threads: of each process of a job; as many as it is given cores where None.
         ranks: processes that a job trains with.
-        pause: seconds between two looks at the jobs.
+        pause: seconds between two looks for results.
+        every: seconds between two looks at the queue.
+        grace: seconds for the result of a job that has left the queue to appear on a shared disk.
+        queue: gives the numbers of the jobs in the queue.
     """
 
     executor: Any
@@ -173,6 +205,11 @@ class Slurm:
     threads: int | None
     ranks: int
     pause: float = 1.0
+    every: float = 10.0
+    grace: float = 30.0
+    queue: Callable[[], set[str] | None] = numbers_in_queue
+    _looked: float = -math.inf
+    _numbers: set[str] | None = None
 
     @classmethod
     def of(cls, placement: Placement, folder: Path, count: int | None) -> Slurm:
@@ -205,8 +242,8 @@ class Slurm:
         """Submit a job, or find it in the queue where an earlier call has submitted it."""
         note = job.output.with_suffix(".slurm")
         number = note.read_text().strip() if note.exists() else ""
-        if number and self._queued(number):
-            return SlurmHandle(self.executor.job_class(self.executor.folder, number), job.output)
+        if number and number in (self.queue() or ()):
+            return SlurmHandle(self.executor.job_class(self.executor.folder, number), job.output, self)
         work = Remote(job.worker_arguments(), job.output.resolve(), self.threads, self.ranks)
         note.parent.mkdir(parents=True, exist_ok=True)
         self.executor.update_parameters(job_name=re.sub(r"[^\w.=+-]+", "-", job.name))
@@ -216,13 +253,14 @@ class Slurm:
             said = ([line for line in str(error).splitlines() if line.strip()] or [repr(error)])[-1]
             raise GrowtasError(f"Slurm refused the job {job.name!r}: {said}") from error
         note.write_text(f"{submitted.job_id}\n")
-        return SlurmHandle(submitted, job.output)
+        self._looked = -math.inf
+        return SlurmHandle(submitted, job.output, self)
 
-    def _queued(self, number: str) -> bool:
-        """Return whether a job waits or runs."""
-        command = ["squeue", "--noheader", "--format=%T", f"--jobs={number}"]
-        done = subprocess.run(command, capture_output=True, text=True)  # an old number is an error
-        return done.returncode == 0 and bool(done.stdout.strip())
+    def has(self, number: str) -> bool:
+        """Return whether a job waits or runs, by a look at the queue that is not older than ``every``."""
+        if time.monotonic() - self._looked >= self.every:
+            self._numbers, self._looked = self.queue(), time.monotonic()
+        return self._numbers is None or number in self._numbers
 
     def stop(self, handles: Sequence[SlurmHandle], kill: bool = False) -> str:
         """Leave the jobs to Slurm: whoever submits them need not stay. Returns: how to cancel them."""

@@ -32,16 +32,13 @@ def cluster(tmp_path, monkeypatch):
         (bin_folder / name).symlink_to(FAKE)
     monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_SLURM", str(jobs))
-    monkeypatch.setattr(submitit.SlurmJob.watcher, "_delay_s", 0.1)
-    monkeypatch.setattr(submitit.SlurmJob, "_results_timeout_s", 1)
-    submitit.SlurmJob.watcher.clear()
     return jobs
 
 
 def launcher(tmp_path, *given, ranks=1, device="auto", jobs=None, space="digits"):
     placement = Placement.of(jobs, device, ranks, given or GIVEN)
     slurm = placement.launcher(growtas.load_space(space), tmp_path / "submitted")
-    slurm.pause = 0.1
+    slurm.pause, slurm.every, slurm.grace = 0.1, 0.1, 1.0
     return slurm
 
 
@@ -131,12 +128,22 @@ else:
     assert os.listdir(cluster) == ["101"], "the same job, queued again"
 
 
+def test_a_slurm_that_does_not_answer_keeps_its_jobs(tmp_path, cluster, monkeypatch):
+    slurm = launcher(tmp_path)
+    assert not slurm.has("101")
+    slurm.every = 0
+    (tmp_path / "bin" / "squeue").unlink()
+    (tmp_path / "bin" / "squeue").symlink_to("/bin/false")
+    assert slurm.has("101"), "the controller restarts, for one"
+
+
 def test_jobs_that_slurm_ends_or_refuses(tmp_path, cluster):
     slurm = launcher(tmp_path)
     killed = script(tmp_path, "killed", "import os; os.kill(os.getppid(), 9)")  # as for want of memory
     handle = slurm.start(killed)
     wait_for(lambda: handle.poll() is not None)
-    assert re.match(r"Slurm job 101 failed: its state is FAILED \(see .*101_0_log.err\)", handle.poll())
+    said = r"Slurm job 101 ended without a result, as FAILED \(see .*101_0_log.err\)"
+    assert re.fullmatch(said, handle.poll())
     cancelled = script(tmp_path, "cancelled", "import time; print('x', flush=True); time.sleep(600)")
     handle = slurm.start(cancelled)
     wait_for(lambda: cancelled.output.exists() and cancelled.output.read_text())
@@ -151,7 +158,7 @@ def test_submitits_own_cluster(tmp_path):
     executor = submitit.LocalExecutor(tmp_path / "submitted")
     executor.update_parameters(timeout_min=60)
     job = script(tmp_path, "tell", "import os; print(os.environ['SUBMITIT_EXECUTOR'])")
-    assert Runner(Slurm(executor, 1, None, 1, 0.1), "").run([job], "run", "job") == {}
+    assert Runner(Slurm(executor, 1, None, 1, 0.1, queue=lambda: None), "").run([job], "run", "job") == {}
     assert job.output.read_text() == "local\n"
 
 
