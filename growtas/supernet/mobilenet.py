@@ -22,7 +22,7 @@ from growtas.nn.inverted_residual import InvertedResidual
 from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.spaces.mobilenet_block import Block
 from growtas.spaces.mobilenet_subnet import MobileNetSubnet
-from growtas.supernet.vit import UNUSED_BLOCKS
+from growtas.supernet.vit import UNUSED_BLOCKS, parameter_shapes
 
 
 @dataclass(frozen=True)
@@ -248,14 +248,11 @@ class MobileNetV3(nn.Module):
             UsageError: the subnet is outside the space.
         """
         blocks = self._blocks(subnet)
-        shapes = dict(
-            _parameter_shapes(dataclasses.replace(self.dims, blocks=blocks, kernels=()), self.num_classes)
-        )
+        shapes = dict(_shapes_around(dataclasses.replace(self.dims, blocks=blocks[-1:]), self.num_classes))
         for block in blocks:
-            depthwise, name = self.stages[block.stage][block.index].depthwise, _depthwise_name(block)
-            shapes[f"{name}.weight"] = (block.mid_width, *depthwise.weight.shape[1:])
-            for matrix in depthwise.matrices(block.kernel):
-                shapes[f"{name}.{matrix}"] = tuple(getattr(depthwise, matrix).shape)
+            prefix = f"stages.{block.stage}.{block.index}"
+            own = _block_shapes(block, self.dims.kernels or (block.kernel,))
+            shapes |= {f"{prefix}.{name}": shape for name, shape in own.items()}
         return MappingProxyType(shapes)
 
     @torch.no_grad()
@@ -301,8 +298,24 @@ def _depthwise_name(block: Block) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _parameter_shapes(dims: MobileNetDims, num_classes: int) -> Mapping[str, tuple[int, ...]]:
-    """The shape of every parameter of a network, read off one that holds no numbers."""
+def _shapes_around(dims: MobileNetDims, num_classes: int) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of the layers that are fixed, read off a network that holds no numbers.
+
+    Args:
+        dims: of a network whose only block is the last one.
+        num_classes: outputs.
+    """
+    only = dataclasses.replace(dims.blocks[0], stage=0, index=0)
     with torch.device("meta"):
-        net = MobileNetV3(dims, num_classes)
-    return MappingProxyType({name: tuple(parameter.shape) for name, parameter in net.named_parameters()})
+        shapes = parameter_shapes(MobileNetV3(dataclasses.replace(dims, blocks=(only,)), num_classes))
+    return {name: shape for name, shape in shapes.items() if not name.startswith("stages.")}
+
+
+@functools.lru_cache(maxsize=2048)
+def _block_shapes(block: Block, kernels: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of what a block uses, its filters at the largest of the kernels."""
+    with torch.device("meta"):
+        layer = InvertedResidual(block, kernels)
+    unused = {f"depthwise.{name}" for name in layer.depthwise.matrices(kernels[0])}
+    unused -= {f"depthwise.{name}" for name in layer.depthwise.matrices(block.kernel)}
+    return {name: shape for name, shape in parameter_shapes(layer).items() if name not in unused}

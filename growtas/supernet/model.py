@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 import growtas.architectures  # noqa: F401 - registers growtas' own with timm
 from growtas.errors import UsageError
 from growtas.spaces.model import ModelSpace
+from growtas.supernet.vit import parameter_shapes
 
 
 class SingleModel(nn.Module):
@@ -45,3 +48,7 @@ class SingleModel(nn.Module):
     def forward(self, images: Tensor, subnet: object = None) -> Tensor:
         """(B, C, S, S) images as the data normalises them to (B, num_classes) logits."""
         return self.model(images if self.scale is None else images * self.scale + self.shift)
+
+    def subnet_shapes(self, subnet: object = None) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every parameter: the one subnet is all of the model."""
+        return parameter_shapes(self)

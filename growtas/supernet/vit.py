@@ -353,10 +353,34 @@ class VisionTransformer(nn.Module):
 
 @functools.lru_cache(maxsize=64)
 def _parameter_shapes(dims: ViTDims, num_classes: int) -> Mapping[str, tuple[int, ...]]:
-    """The shape of every parameter of a transformer, read off one that holds no numbers."""
+    """The shape of every parameter of a transformer.
+
+    Training asks for another one in every step, and the layers are few: each is built once.
+    """
+    shapes = dict(_shapes_around(dataclasses.replace(dims, num_heads=(), hidden_dims=()), num_classes))
+    for layer, (heads, hidden) in enumerate(zip(dims.num_heads, dims.hidden_dims, strict=True)):
+        block = _block_shapes(dims.embed_dim, heads, hidden, dims.head_dim, dims.max_relative_position)
+        shapes |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
+    return MappingProxyType(shapes)
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes_around(dims: ViTDims, num_classes: int) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of a transformer without blocks, read off one that holds no numbers."""
     with torch.device("meta"):
-        net = VisionTransformer(dims, num_classes)
-    return MappingProxyType({name: tuple(parameter.shape) for name, parameter in net.named_parameters()})
+        return parameter_shapes(VisionTransformer(dims, num_classes))
+
+
+@functools.lru_cache(maxsize=1024)
+def _block_shapes(*sizes: int) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of a block. Args: sizes: those that :class:`growtas.nn.block.Block` takes."""
+    with torch.device("meta"):
+        return parameter_shapes(Block(*sizes, qkv_bias="interleaved"))
+
+
+def parameter_shapes(module: nn.Module) -> Mapping[str, tuple[int, ...]]:
+    """The shape of every parameter of a module, by name."""
+    return MappingProxyType({name: tuple(each.shape) for name, each in module.named_parameters()})
 
 
 def _check_option(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -124,6 +124,8 @@ class TrainConfig:
         amp: ``bfloat16`` or ``float16`` (with a gradient scaler) for autocast, with TF32 for what stays
             float32 on a GPU; ``none`` for float32; ``auto``: bfloat16 on a GPU that has it, float16 on an
             older one, none on a CPU.
+        reduce_dtype: ``float32`` or ``bfloat16``, in which several ranks send and add up gradients; half the
+            bytes in bfloat16.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
         tune: ``auto`` races backends first where a GPU has no tuning record of what the run needs, once;
             ``off`` takes what records there are. See growtas tune.
@@ -210,6 +212,7 @@ class TrainConfig:
     norm_eps: float | None = setting(None, ABOVE_ZERO)
     unused_blocks: str = setting("skip", choices("skip", "zero"))
     amp: str = setting("auto", choices("auto", "none", "bfloat16", "float16"))
+    reduce_dtype: str = setting("float32", choices("float32", "bfloat16"))
     device: str = setting("auto", runtime=True)
     tune: str = setting("auto", choices("auto", "off"), runtime=True)
     workers: int | None = setting(None, at_least(0), runtime=True)

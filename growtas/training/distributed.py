@@ -1,8 +1,6 @@
-"""Several processes on one run, as torchrun starts them: gradients averaged, rank 0 writes.
+"""Several processes on one run, as torchrun starts them: they agree, and rank 0 writes.
 
-Why not DistributedDataParallel: every step trains another architecture, so its reducer would need
-``find_unused_parameters`` and walk the graph each step. All ranks draw the same subnet and hence have the
-same gradients to average, so that is done here, in buckets, after the backward pass.
+Gradients are averaged by :mod:`growtas.training.reducer`.
 """
 
 from __future__ import annotations
@@ -18,8 +16,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from growtas.errors import GrowtasError, UsageError
-
-BUCKET_BYTES = 25 * 2**20
 
 T = TypeVar("T")
 
@@ -96,34 +92,15 @@ class Ranks:
             for tensor, values in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
                 tensor.copy_(values.view_as(tensor))
 
-    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace every gradient by its mean over the ranks, in buckets of 25 MiB."""
-        if self.world == 1:
-            return
-        bucket: list[Tensor] = []
-        size = 0
-        for parameter in parameters:
-            if parameter.grad is not None:
-                bucket.append(parameter.grad)
-                size += parameter.grad.numel() * parameter.grad.element_size()
-                if size >= BUCKET_BYTES:
-                    self._average(bucket)
-                    bucket, size = [], 0
-        self._average(bucket)
-
     def average_buffers(self, buffers: Iterable[Tensor]) -> None:
         """Replace every buffer of floating-point numbers by its mean over the ranks."""
-        if self.world > 1:
-            self._average([buffer for buffer in buffers if buffer.is_floating_point()])
-
-    def _average(self, bucket: list[Tensor]) -> None:
-        if not bucket:
-            return
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        dist.all_reduce(flat)
-        flat.div_(self.world)
-        for gradient, mean in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        floating = [buffer for buffer in buffers if buffer.is_floating_point()]
+        if self.world > 1 and floating:
+            flat = torch.cat([buffer.reshape(-1) for buffer in floating])
+            dist.all_reduce(flat)
+            flat.div_(self.world)
+            for buffer, mean in zip(floating, flat.split([b.numel() for b in floating]), strict=True):
+                buffer.copy_(mean.view_as(buffer))
 
 
 def choose_device(name: str) -> torch.device:

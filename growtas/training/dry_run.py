@@ -122,6 +122,8 @@ def dry_run(trainer: Trainer) -> DryRun:
     shadows = getattr(net, "_shadows", None)
     if shadows is not None:
         weights["16-bit copies"] = 2 * sum(each.numel() for each in net.parameters() if each.ndim > 1)
+    if trainer.update.reducer is not None:
+        weights["gradients sent"] = trainer.update.reducer.buffer.nbytes
     if trainer.ema is not None:
         weights["averages"] = parameters
     if config.method == "shrinking":

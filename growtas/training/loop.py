@@ -242,7 +242,6 @@ class Trainer:
         total[0] = mean_loss
         total[1] = signals[0] if signals else 0
         self.ranks.sum(total)
-        self.ranks.average_gradients(self.net.parameters())
         self.update.unscale()
         method.before_update(step, self.context)
         gradients = [p.grad for p in self.net.parameters() if p.grad is not None]

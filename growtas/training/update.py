@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
@@ -17,6 +19,7 @@ from growtas.training.inputs import at_resolution, checked_resolutions
 from growtas.training.objective import Objective, create_mixup
 from growtas.training.optimizer import fill_momentum
 from growtas.training.precision import precision, resolved
+from growtas.training.reducer import GradientReducer
 from growtas.training.run import Run
 
 
@@ -33,6 +36,7 @@ class Update:
 
     Attributes:
         scaler: keeps float16's gradients in its range; without effect in another precision.
+        reducer: averages gradients over the ranks; None where there is one.
 
     Raises:
         UsageError: the settings do not fit the space, or the batch does not divide.
@@ -55,6 +59,8 @@ class Update:
         self.objective = Objective(run.config, self.mixup is not None)
         scaled = resolved(run.config.amp, context.device) == "float16"
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=scaled)
+        dtype = getattr(torch, run.config.reduce_dtype)
+        self.reducer = GradientReducer(context.net, world, dtype) if world > 1 else None
         parts, batch = run.config.accumulate, run.config.batch_size
         if batch % (parts * world):
             raise UsageError(
@@ -74,7 +80,7 @@ class Update:
     def gradients(
         self, step: int, images: Tensor, labels: Tensor, rank: int
     ) -> tuple[tuple[Subnet, ...], Tensor]:
-        """Mix a batch and compute the gradients of every subnet of the step.
+        """Mix a batch and compute the gradients of every subnet of the step, means over the ranks.
 
         Args:
             step: number of the update.
@@ -95,23 +101,27 @@ class Update:
         self.optimizer.zero_grad(set_to_none=True)
         subnets, parts = self.method.subnets(step), self.config.accumulate
         losses = [
-            self._backward(step, subnets, *part)
-            for part in zip(images.chunk(parts), targets.chunk(parts), strict=True)
+            self._backward(step, subnets, *part, number == parts)
+            for number, part in enumerate(zip(images.chunk(parts), targets.chunk(parts), strict=True), 1)
         ]
         return subnets, sum(losses[1:], losses[0]) / parts
 
-    def _backward(self, step: int, subnets: tuple[Subnet, ...], images: Tensor, targets: Tensor) -> Tensor:
+    def _backward(
+        self, step: int, subnets: tuple[Subnet, ...], images: Tensor, targets: Tensor, last: bool
+    ) -> Tensor:
         """Add the gradients of one part of a batch. Returns: the mean of the subnets' losses."""
         config, method = self.config, self.method
         how = method.gradients if config.gradients == "auto" else config.gradients
         share = config.accumulate * (len(subnets) if how == "mean" else 1)
         soft = self.teacher_logits(step, images)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for subnet in subnets:
+        for number, subnet in enumerate(subnets, 1):
             with precision(config.amp, self.device):
                 logits = self.net(images, subnet)
             loss = self.objective(logits, targets, soft)
-            self.scaler.scale(loss / share).backward()
+            completes = self.reducer is not None and last and number == len(subnets)
+            with self.reducer.last_backward(subnets) if completes else nullcontext():
+                self.scaler.scale(loss / share).backward()
             total += loss.detach() / len(subnets)
             if soft is None and config.distill == "inplace":
                 soft = logits.detach()  # the first subnet is the largest: the others learn from it

@@ -6,8 +6,7 @@ import os
 import socket
 
 import pytest
-import torch
-from runs import SPACE, Child, same
+from runs import Child, same
 
 import growtas
 from growtas.training import checkpoint
@@ -69,26 +68,3 @@ def test_two_ranks_open_a_stage_together(small, tmp_path):
     second = list(read_log(tmp_path / "run", "stage"))[1]
     assert second["opened_by"] == "interference" and 2 <= second["epoch"] < 6
     assert [record["epoch"] for record in read_log(tmp_path / "run", "interference")] == [0, 4, 8]
-
-
-def test_gradients_are_averaged_in_buckets(monkeypatch):
-    from growtas.training import distributed
-
-    sent = []
-
-    def all_reduce(values):
-        sent.append(values.numel())
-        values.mul_(3)  # as if the other rank had twice these
-
-    monkeypatch.setattr(distributed.dist, "all_reduce", all_reduce)
-    monkeypatch.setattr(distributed, "BUCKET_BYTES", 4 * 20_000)
-    net = growtas.Supernet(SPACE, num_classes=10)
-    torch.manual_seed(0)
-    net(torch.randn(2, 1, 8, 8), SPACE.smallest()).sum().backward()
-    before = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
-    distributed.Ranks(0, 2).average_gradients(net.parameters())
-    assert sum(sent) == sum(g.numel() for g in before.values())
-    after = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
-    assert before.keys() == after.keys() and len(after) < len(list(net.parameters()))
-    for name, gradient in after.items():
-        torch.testing.assert_close(gradient, before[name] * 1.5)

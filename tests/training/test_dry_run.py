@@ -31,7 +31,7 @@ SPACE = SearchSpace(
 )
 
 
-def trainer(tmp_path, space, batch=32, **given) -> Trainer:
+def trainer(tmp_path, space, batch=32, ranks=1, **given) -> Trainer:
     """Of a run whose every update trains the largest subnet."""
     images = torch.randn(batch, space.in_channels, space.image_size, space.image_size)
     split = MemoryImages(images, torch.zeros(batch, dtype=torch.int64), 0.0, space)
@@ -41,7 +41,7 @@ def trainer(tmp_path, space, batch=32, **given) -> Trainer:
         space.name, data="folder:/x", device="cpu", batch_size=batch, hflip=0.0, **options, **given
     )
     config = config.resolved(space is CONVOLUTIONAL)
-    made = Trainer(Run(tmp_path, config, space, 10, 1, splits.summary(), {}), splits, CPU, Ranks())
+    made = Trainer(Run(tmp_path, config, space, 10, 1, splits.summary(), {}), splits, CPU, Ranks(0, ranks))
     made.log = made.curves = None
     return made
 
@@ -80,11 +80,12 @@ def test_the_memory_is_within_15_per_cent(tmp_path, given):
 
 
 def test_what_is_kept_is_counted(tmp_path):
-    made = trainer(tmp_path, SPACE, ema_decay=0.9)
+    made = trainer(tmp_path, SPACE, ema_decay=0.9, ranks=2, reduce_dtype="bfloat16")
     bare = sum(each.nbytes for each in made.net.parameters())
     told = dry_run(made)
     assert told.weights["gradients"] == bare <= told.weights["weights"] == told.weights["averages"]
+    assert told.weights["gradients sent"] == bare / 2
     assert told.weights["optimizer"] == pytest.approx(2 * bare, rel=0.01)
-    assert told.inputs == 32 * 3 * 32 * 32 * 4
+    assert told.inputs == 32 // 2 * 3 * 32 * 32 * 4
     assert told.images_per_second(2) == 500 * 32 / 172_800
     assert "stage 1: epochs 0 to 499, embed_dim 64" in str(told)

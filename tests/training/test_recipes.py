@@ -205,6 +205,7 @@ def test_settings_of_another_run_are_refused_where_they_cannot_be(finished, tmp_
 
 def test_runs_from_before_these_settings_are_read(finished, tmp_path):
     younger = ("recipe", "accumulate", "checkpoint_activations", "sched_step", "search_images")
+    younger += ("reduce_dtype",)
     shutil.copytree(finished.path, tmp_path / "old")
     file = tmp_path / "old" / "config.yaml"
     lines = file.read_text().splitlines(keepends=True)
