@@ -257,9 +257,7 @@ class _Job:
         with log:
             replayed = len(log.evaluations)
             if known and log.result is None:
-                say(
-                    f"{len(known):,} subnets were evaluated by earlier searches; they are not evaluated again"
-                )
+                say(f"{len(known):,} evaluations of earlier searches of these weights are shared")
             history = evolve(evolution, log, score, objective, self.evaluator.images)
             shared = sum(each.subnet in known for each in history[replayed:])
             resumed = f", {replayed:,} from the log of this search" * (replayed > 0)

@@ -3,8 +3,8 @@
 The first line, the header, says which search this is; with a predictor, the next one may hold what it knew
 from other searches. Then comes one line per evaluation, in the order in which they were asked for, and at the
 end one line with the result. A line is handed to the operating system as soon as it is complete, so that a
-killed process loses no evaluation, and flushed to the disk once per generation, against a power cut. A last line
-without its line end was being written when the process died: it is cut off.
+killed process loses no evaluation, and flushed to the disk once per generation, against a power cut. A last
+line without its line end was being written when the process died: it is cut off.
 """
 
 from __future__ import annotations
