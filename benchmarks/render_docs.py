@@ -19,6 +19,7 @@ from common import (
     evidence,
     input_report,
     performance_docs,
+    predictor_report,
     product_report,
     resource_tables,
     results,
@@ -127,7 +128,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
     ROOT / "docs" / "kernels.md": {"resources": resource_tables.worst_cases},
     ROOT / "docs" / "training.md": {"reading": input_report.reading},
     ROOT / "docs" / "imagenet.md": {"cores": input_report.cores},
-    ROOT / "docs" / "search.md": {"cost": search_report.cost},
+    ROOT / "docs" / "search.md": {"cost": search_report.cost, "predictor": predictor_report.predictor},
     environment.RESULTS / evidence.NAME / "README.md": {"findings": evidence.findings},
     ROOT / "README.md": {"headline": performance_docs.headline, "sizes": size_plot.caption},
 }
