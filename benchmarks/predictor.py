@@ -192,6 +192,28 @@ def front_records(seeds: int) -> list[dict[str, Any]]:
     return records
 
 
+def ranking_records(seeds: int) -> list[dict[str, Any]]:
+    """Kendall's tau on 100 measured subnets of glyphs-deep, by the number of others that were fitted."""
+    table = json.loads(MEASURED.read_text())
+    size = Objective("params", "parameters", lambda subnet: cost.parameters(subnet, SPACE, 62))
+    evaluations = [
+        Evaluation(subnet, 100 * count / table["images"], size.measure(subnet), 0, 0)
+        for subnet, count in ((SPACE.parse(text), count) for text, count in table["subnets"])
+    ]
+    records = []
+    for fitted in predictor_report.FITTED:
+        rankings = []
+        for seed in range(seeds):
+            drawn = random.Random(seed).sample(evaluations, fitted + 100)
+            predictor = Predictor(size)
+            predictor.learn(drawn[100:], 0)
+            predictor.learn(drawn[:100], 0)
+            rankings.append(predictor.ranking)
+        taus = {"tau": [each.tau for each in rankings], "by_size": [each.by_size for each in rankings]}
+        records.append({"space": predictor_report.RANKED, "fitted": fitted, **taus})
+    return records
+
+
 def deep_records(seeds: int) -> list[dict[str, Any]]:
     """The best accuracy so far, by evaluations, with the sizes of a search without arguments."""
     accuracy, quality = glyphs_deep()
@@ -243,7 +265,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given.measure:
         measure(given.measure)
         return 0
-    records = [*digits_records(given.seeds), *front_records(given.seeds), *deep_records(given.seeds)]
+    parts = (digits_records, front_records, ranking_records, deep_records)
+    records = [record for part in parts for record in part(given.seeds)]
     out = Path(given.out) if given.out else environment.RESULTS / predictor_report.FILE
     head = {"benchmark": "predictor", "date": datetime.date.today().isoformat(), "seeds": given.seeds}
     results.write(out, head, records)

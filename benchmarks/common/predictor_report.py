@@ -12,6 +12,8 @@ from common.table import render
 FILE = "predictor/searches.json"
 PLAIN, HELPED, LARGEST = "without", "predictor", "the largest of ten times as many"
 FRONT = "digits, front"
+RANKED = "glyphs-deep, measured"
+FITTED = (50, 100, 200, 400)  # evaluations
 AFTER = (100, 200, 500, 1000)  # evaluations
 NEVER = 10**9
 
@@ -22,6 +24,7 @@ def tables(data: dict[str, Any], markdown: bool = False) -> str:
     parts = [
         _best([r for r in records if r["space"] == "digits"], markdown),
         _front([r for r in records if r["space"] == FRONT], markdown),
+        _ranking([r for r in records if r["space"] == RANKED], markdown),
         _deep([r for r in records if r["space"] == "glyphs-deep"], markdown),
     ]
     return "\n\n".join(parts)
@@ -53,6 +56,13 @@ def _front(records: list[dict[str, Any]], markdown: bool) -> str:
         rows.append([record["objective"], record["way"], *means, f"{good} of {len(shares)}"])
     header = ["front over", "digits: candidates", "after 100", "200", "300", "400", "99 % by 400"]
     return render(header, rows, left=2, markdown=markdown)
+
+
+def _ranking(records: list[dict[str, Any]], markdown: bool) -> str:
+    header = ["Kendall's tau on 100 subnets", *(f"fitted on {record['fitted']}" for record in records)]
+    named = (("predictor", "tau"), ("parameters alone", "by_size"))
+    rows = [[name, *(f"{mean(record[key]):.2f}" for record in records)] for name, key in named]
+    return render(header, rows, markdown=markdown)
 
 
 def _deep(records: list[dict[str, Any]], markdown: bool) -> str:

@@ -24,13 +24,15 @@ def test_it_counts_evaluations_and_tells_them_in_tables(tmp_path):
     shares = [[n / 20 for n in range(1, 21)]] * 2
     front = {"space": predictor_report.FRONT, "objective": "MACs", "shares": shares, "way": "predictor"}
     deep = {"space": "glyphs-deep", "goal": 50.0, "needed": [9, None], "best": [[1, 2, 3, 4]] * 2}
-    records += [front, {**deep, "way": "without"}]
+    ranked = {"space": predictor_report.RANKED, "fitted": 50, "tau": [0.5, 0.7], "by_size": [0.1, 0.2]}
+    records += [front, ranked, {**deep, "way": "without"}]
     results.write(tmp_path / predictor_report.FILE, {"seeds": 2}, records)
     lines = [line.split("|") for line in predictor_report.predictor(tmp_path).splitlines() if "|" in line]
     cells = [[cell.strip() for cell in line[1:-1]] for line in lines]
     assert cells[2] == ["none (9 subnets)", "without", "150", "1 of 3", "2 of 3", "2 of 3"]
     assert cells[5] == ["MACs", "predictor", "25.0 %", "50.0 %", "75.0 %", "100.0 %", "2 of 2"]
-    assert cells[8] == ["without", "1.00 %", "2.00 %", "3.00 %", "4.00 %", "-", "1 of 2"]
+    assert cells[8:10] == [["predictor", "0.60"], ["parameters alone", "0.15"]]
+    assert cells[12] == ["without", "1.00 %", "2.00 %", "3.00 %", "4.00 %", "-", "1 of 2"]
     assert predictor_report.predictor(tmp_path / "none") == ""
 
 
