@@ -222,6 +222,9 @@ def _search(args: list[str]) -> int:
         raise Interrupted("Every evaluation up to here is kept: repeat the command to continue.") from stop
     if silent():
         return 0  # one of several ranks tells it
+    for each in found if isinstance(found, list) else (found,):
+        if each.ranking is not None:
+            print(f"predictor: {each.ranking}")
     if values["pareto"] is None:
         for each in found if isinstance(found, list) else (found,):
             _report_search(values["run"], each)

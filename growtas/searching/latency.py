@@ -67,6 +67,8 @@ class LatencyFeasibleSet(FeasibleSet):
         self._ms: dict[AnySubnet, float] = {}
         self._listed: list[AnySubnet] | None = None
         self.count = within.count
+        if latency.direct:
+            self.proposals = 2  # each one is measured
         if max_ms is None:
             return
         if not latency.direct and within.count is not None and within.count <= LISTABLE:
