@@ -14,16 +14,23 @@ import timm
 import torch
 import yaml
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    create_transform,
+    resolve_model_data_config,
+)
 
 import growtas
 from growtas import export
 from growtas.errors import UsageError
 from growtas.export import card
 from growtas.training import checkpoint
+from growtas.training.data import load_splits
 from growtas.training.guards import Interrupted
 from growtas.training.log import read_log
 from growtas.training.loop import Trainer
+from growtas.training.model import model_space
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from runs import SPACE, assert_same_result  # noqa: E402
@@ -174,11 +181,34 @@ def test_a_supernet_has_no_layer_decay(tmp_path):
 # -- evaluate --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("size", [(32, 32), (32, 20)], ids=["square", "oblong"])
+@pytest.mark.parametrize(
+    "crop", [("center", 1.0), ("center", 0.8), ("squash", 0.9), ("border", 1.0)], ids=str
+)
+def test_an_image_is_prepared_as_timm_would(image_folder, tmp_path, crop, size):
+    model = timm.create_model("test_efficientnet", num_classes=2)
+    mode, share = crop
+    cfg = {"input_size": (3, *size), "mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bilinear"}
+    model.pretrained_cfg = {**model.pretrained_cfg, **cfg, "crop_mode": mode, "crop_pct": share}
+    transform = create_transform(**resolve_model_data_config(model))
+    data = f"folder:{image_folder}"
+    space = model_space("timm:any", model, data)
+    split = load_splits(data, space, interpolation="bilinear").test
+    paths = sorted((image_folder / "val").glob("*/*.png"))
+    imagenet = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
+    mean, std = (each.view(3, 1, 1) for each in imagenet)
+    for number, path in enumerate(paths):
+        own = split[number][0] * std + mean
+        theirs = transform(Image.open(path).convert("RGB")) * 0.25 + 0.5
+        assert own.shape == theirs.shape == (3, *size)
+        assert (own - theirs).abs().max() < 1.01 / 255  # torch and Pillow round in different ways
+
+
 def test_a_model_is_evaluated_as_timm_would(image_folder, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model("test_efficientnet", num_classes=2)
-    cfg = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 1.0}
-    model.pretrained_cfg = {**model.pretrained_cfg, **cfg}
+    cfg = {"input_size": (3, 32, 24), "mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 1.0}
+    model.pretrained_cfg = {**model.pretrained_cfg, **cfg, "crop_mode": "squash"}
     folder = tmp_path / "model"
     timm.models.save_for_hf(
         model, folder, model_config={"label_names": ["ant", "bee"]}, safe_serialization=True
@@ -192,6 +222,10 @@ def test_a_model_is_evaluated_as_timm_would(image_folder, tmp_path):
     assert found.top1 == 100 * right.float().mean().item() and found.params == sum(
         p.numel() for p in model.parameters()
     )
+    with pytest.raises(UsageError, match="32 x 24 pixels, and growtas trains on square ones"):
+        growtas.transfer(folder, f"folder:{image_folder}", out=tmp_path / "out")
+    with pytest.raises(UsageError, match="the embedded digits are square"):
+        growtas.evaluate(folder, data="digits")
 
 
 def test_evaluation_refuses_other_classes_and_no_data(vit, transferred, image_folder, tmp_path):
