@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from growtas.training.loop import Trainer
 from growtas.training.model import model_space
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from runs import SPACE, assert_same_result  # noqa: E402
+from runs import SPACE, Child, assert_same_result  # noqa: E402
 
 SETTINGS = {"epochs": 2, "batch_size": 96, "device": "cpu", "tensorboard": False, "lr": 3e-3, "workers": 0}
 
@@ -133,6 +134,35 @@ def test_an_interrupted_transfer_ends_bit_for_bit_alike(vit, transferred, tmp_pa
     assert_same_result(transferred.path, tmp_path / "out")
     for name in ("model.safetensors", "config.json", "README.md"):
         assert (tmp_path / "out" / name).read_bytes() == (transferred.path / name).read_bytes()
+
+
+def test_two_ranks_that_are_interrupted_end_bit_for_bit_alike(vit, tmp_path):
+    settings = {**SETTINGS, "model": vit, "data": "digits", "epochs": 1, "batch_size": 256}
+    after_step, ports = Trainer._after_step, []
+    for _ in range(3):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(str(probe.getsockname()[1]))
+
+    def interrupting(self, received):
+        after_step(self, signal.SIGINT if self.progress.step == 2 else received)
+
+    def work(rank):
+        os.environ.update(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", RANK=str(rank), LOCAL_RANK=str(rank))
+        os.environ["MASTER_PORT"] = ports[0]
+        growtas.transfer(**settings, out=tmp_path / "whole")
+        os.environ["MASTER_PORT"], Trainer._after_step = ports[1], interrupting
+        with pytest.raises(Interrupted):
+            growtas.transfer(**settings, out=tmp_path / "cut")
+        os.environ["MASTER_PORT"], Trainer._after_step = ports[2], after_step
+        growtas.transfer(resume=tmp_path / "cut")
+
+    children = [Child(lambda rank=rank: work(rank), tmp_path / f"output-{rank}") for rank in range(2)]
+    statuses, outputs = zip(*(child.finish() for child in children), strict=True)
+    assert statuses == (0, 0), outputs
+    assert_same_result(tmp_path / "whole", tmp_path / "cut")
+    for name in ("model.safetensors", "config.json", "README.md"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_timm_model_with_batch_norm_gets_a_new_head_and_its_average_is_saved(
