@@ -195,7 +195,8 @@ def _search(args: list[str]) -> int:
     from growtas.training.run import Run
 
     limits = tuple[float, ...] | None
-    types = {"run": positional(str), "max_params": limits, "max_macs": limits, "pareto": str | None}
+    several = ("max_params", "max_macs", "max_latency_ms")
+    types = {"run": positional(str), **dict.fromkeys(several, limits), "pareto": str | None}
     *parameters, _ = parameters_of(search, types | {"out": str | None, "latency": str})
     own = {"latency_on": "cpu", "latency_batch": 1, "latency_threads": None}
     kinds = {"latency_threads": int | None}
@@ -204,14 +205,15 @@ def _search(args: list[str]) -> int:
         parameters.append(parameters[-1].replace(name=name, default=default, annotation=kind))
     help_text = help_text_of(search).partition("\n    latency:")[0]
     help_text += (
-        "\n    latency_on: cpu, cuda or onnxruntime of this machine, on which latencies are measured."
+        "\n    latency_on: cpu, cuda, cpu-compiled, cuda-compiled or onnxruntime of this machine, on which "
+        "latencies are measured."
     )
     help_text += "\n    latency_batch: images of one call."
     help_text += "\n    latency_threads: of the processor; as many as torch takes where None."
     values = parse(parameters, help_text, args, "search")
     measured = {name: values.pop(f"latency_{name}") for name in ("on", "batch", "threads")}
     values["latency"] = None
-    for name in ("max_params", "max_macs"):
+    for name in several:
         if values[name] is not None and len(values[name]) == 1:
             (values[name],) = values[name]
     try:

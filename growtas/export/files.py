@@ -15,7 +15,7 @@ from growtas import atomic
 from growtas.architectures import growtas_mobilenet, growtas_vit
 from growtas.errors import GrowtasError, UsageError
 from growtas.export.card import CARD_NAME, card
-from growtas.export.sizes import Model, macs_of, subnet_of
+from growtas.export.sizes import Model, macs_of, sides_of, subnet_of
 from growtas.version import __version__
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
@@ -87,8 +87,7 @@ def config(model: Model, license: str | None = None) -> dict[str, Any]:
     args = model.model_args() if own else model._model_args
     cfg["num_classes"] = model.num_classes
     if own:
-        side = args["img_size"]
-        cfg["input_size"] = [args["in_chans"], *(side if isinstance(side, list) else (side, side))]
+        cfg["input_size"] = [args["in_chans"], *sides_of(args)]
     names = cfg.pop("label_names", None) or ()
     if license is not None:
         cfg["license"] = license

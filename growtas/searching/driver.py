@@ -19,7 +19,7 @@ from growtas.searching.folder import known_scores, log_path
 from growtas.searching.followed import FollowedLog
 from growtas.searching.front_files import write_front
 from growtas.searching.latency import Latency, LatencyFeasibleSet
-from growtas.searching.limits import Limits
+from growtas.searching.limits import FeasibleSet, Limits
 from growtas.searching.log import SearchLog, read_log
 from growtas.searching.loop import evolve, sharing
 from growtas.searching.objective import Objective, objective_of
@@ -58,7 +58,7 @@ def search(
     averaged: bool = False,
     images: int | None = None,
     racing: bool = True,
-    max_latency_ms: float | None = None,
+    max_latency_ms: float | Sequence[float] | None = None,
     predictor: bool = False,
     latency: Latency | None = None,
 ) -> SearchResult | list[SearchResult] | ParetoResult:
@@ -93,7 +93,8 @@ def search(
         images: so many images of the search split, stratified and always the same; all where None.
         racing: leave off evaluating a subnet once it is behind the worst parent with 99 % confidence; not
             for pareto. The best subnet is always one that was evaluated on all images.
-        max_latency_ms: most milliseconds of one call of the extracted model, by ``latency``.
+        max_latency_ms: most milliseconds of one call of the extracted model, by ``latency``; several for a
+            search under each.
         predictor: from ten times as many proposals, evaluate those that a regression on the evaluations so
             far predicts to be best; only while it ranks held-out subnets well (Kendall's tau of 0.4 or more).
         latency: what :func:`growtas.latency` gave for the run: needed for max_latency_ms and for a Pareto
@@ -110,7 +111,9 @@ def search(
 
     Source: Chen et al., "AutoFormer" (ICCV 2021), section 3.4; Deb et al., "NSGA-II" (2002).
     """
-    limits, several = _limits(max_params, min_params, max_macs)
+    limits, several = _limits(
+        min_params, max_params=max_params, max_macs=max_macs, max_latency_ms=max_latency_ms
+    )
     sizes = {"parents": parents, "mutations": mutations, "crossovers": crossovers}
     if pareto is not None:
         _check_pareto(several, sizes)
@@ -119,14 +122,15 @@ def search(
     sizes = {name: half if size is None else size for name, size in sizes.items()}
     config = EvolutionConfig(population, generations, **sizes)
     run = _as_run(run)
-    feasible = [feasible_set(run.space, run.num_classes, each) for each in limits]
+    feasible = [feasible_set(run.space, run.num_classes, each) for each, _ in limits]
     if latency is not None:
-        feasible = [LatencyFeasibleSet(each, latency, max_latency_ms) for each in feasible]
+        slowest = (max_ms for _, max_ms in limits)
+        feasible = [LatencyFeasibleSet(each, latency, ms) for each, ms in zip(feasible, slowest, strict=True)]
         if latency.direct:
             say("latency: predictions are not good enough, so each subnet is measured end to end")
     elif max_latency_ms is not None:
         raise UsageError(
-            f"max_latency_ms={max_latency_ms:g} needs the latencies: give latency=growtas.latency(run)."
+            f"max_latency_ms={max_latency_ms} needs the latencies: give latency=growtas.latency(run)."
         )
     objective = None if pareto is None else objective_of(pareto, feasible[0])
     kind = Evolution if objective is None else ParetoEvolution
@@ -159,7 +163,7 @@ def search(
         }
         many = several or pareto is not None
         options = {"averaged": averaged, "images": images, "racing": racing, "predictor": predictor}
-        options |= {"max_latency_ms": max_latency_ms}
+        options["max_latency_ms"] = None  # of each search, its own
         if latency is not None:
             options |= {f"latency_{name}": getattr(latency, name) for name in ("on", "batch", "threads")}
         job = _Job(
@@ -186,23 +190,23 @@ def search(
 
 
 def _limits(
-    max_params: float | Sequence[float] | None,
-    min_params: float | None,
-    max_macs: float | Sequence[float] | None,
-) -> tuple[list[Limits], bool]:
-    """The limits of each search, and True where several were asked for."""
-    several = [isinstance(limit, Sequence) and not isinstance(limit, str) for limit in (max_params, max_macs)]
-    if all(several):
-        raise UsageError("Give several max_params or several max_macs, not both; one of both is possible.")
-    if several[0]:
-        limits = [Limits(each, min_params, max_macs) for each in max_params]
-    elif several[1]:
-        limits = [Limits(max_params, min_params, each) for each in max_macs]
-    else:
-        limits = [Limits(max_params, min_params, max_macs)]
-    if not limits:
+    min_params: float | None, **most: float | Sequence[float] | None
+) -> tuple[list[tuple[Limits, float | None]], bool]:
+    """The limits of each search, that of the latency by itself; True where several were asked for."""
+    several = [
+        name for name, limit in most.items() if isinstance(limit, Sequence) and not isinstance(limit, str)
+    ]
+    if len(several) > 1:
+        raise UsageError(
+            f"Give several {several[0]} or several {several[1]}, not both; one of both is possible."
+        )
+    given = [{**most, name: limit} for name in several for limit in most[name]] if several else [most]
+    if not given:
         raise UsageError("The sequence of limits is empty; give one limit or more, or None.")
-    return limits, any(several)
+    limits = [
+        (Limits(each["max_params"], min_params, each["max_macs"]), each["max_latency_ms"]) for each in given
+    ]
+    return limits, bool(several)
 
 
 def _check_pareto(several: bool, sizes: Mapping[str, int | None]) -> None:
@@ -246,7 +250,7 @@ class _Job:
             "predictor": self.predicts or None,
             "latency": feasible.identity(),
         }
-        log, known = self._open(feasible.limits, identity)
+        log, known = self._open(feasible, identity)
         if self.predicts:
             size = objective or objective_of("params", feasible)
             evolution.predictor = Predictor(size, log.prior)
@@ -279,14 +283,14 @@ class _Job:
         return self.ranks.on_first(lambda: self._finished(log.path))
 
     def _open(
-        self, limits: Limits, identity: Mapping[str, Any]
+        self, feasible: FeasibleSet, identity: Mapping[str, Any]
     ) -> tuple[SearchLog | FollowedLog, dict[AnySubnet, Score]]:
         """The log, and the scores that other logs hold; rank 0 reads and writes them for all."""
         opened: list[SearchLog] = []
 
         def work() -> tuple[Any, ...]:
             folder = Path(self.run.path if self.out is None else self.out)
-            path = folder if folder.suffix == ".jsonl" else log_path(folder, self._name(limits), identity)
+            path = folder if folder.suffix == ".jsonl" else log_path(folder, self._name(feasible), identity)
             known = known_scores({path.parent, self.run.path}, identity, path)
             log = SearchLog(path, identity, self.notes)
             opened.append(log)
@@ -303,10 +307,11 @@ class _Job:
             write_front(found, self.run.space)
         return found
 
-    def _name(self, limits: Limits) -> str:
+    def _name(self, feasible: FeasibleSet) -> str:
         """The name of the log: the limits, and what else differs from a call without arguments."""
         names = ["search"] if self.objective is None else ["pareto", self.objective.name]
-        given = {**vars(limits), "seed": self.seed, **self.config.to_dict(), **self.options}
+        given = {**vars(feasible.limits), "seed": self.seed, **self.config.to_dict(), **self.options}
+        given["max_latency_ms"] = (feasible.identity() or {}).get("max_ms")
         half = self.config.population // 2
         usual = {
             "seed": 0,

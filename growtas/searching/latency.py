@@ -20,7 +20,7 @@ class Latency(Protocol):
     """Latencies of a space's subnets on one device, as :func:`growtas.latency` measures them.
 
     Attributes:
-        on: where: ``cpu``, ``cuda`` or ``onnxruntime``.
+        on: where, such as ``cpu`` or ``onnxruntime``.
         batch: images of one call.
         threads: of the processor.
         direct: ``ms`` measures a subnet rather than to predict its latency.
