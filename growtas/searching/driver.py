@@ -145,8 +145,7 @@ def search(
     from growtas.training.precision import resolved
 
     device = choose_device(device)
-    ranks = Ranks.start(device)
-    try:
+    with Ranks.joined(device) as ranks:
         net, splits = run.load_net(device, averaged), run.splits()
         usual, amp = resolved("auto", device), resolved(amp, device)
         calibrate = None
@@ -184,8 +183,6 @@ def search(
             ranks=ranks,
         )
         found = [job.search(each) for each in evolutions]
-    finally:
-        ranks.stop()
     return found if several else found[0]
 
 
