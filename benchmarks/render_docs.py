@@ -3,7 +3,8 @@
     python benchmarks/render_docs.py [--check]
 
 In the documents of :data:`DOCUMENTS` the text between two marks, such as ``<!-- kernels -->`` and ``<!-- end
-kernels -->``, is replaced; docs/images/roofline.svg and size-glyphs.svg are drawn from the same files.
+kernels -->``, is replaced; docs/images/roofline.svg and size-glyphs.svg are drawn from the same files, and
+export.svg from a preset.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import Any
 from common import (
     environment,
     evidence,
+    export_plot,
     input_report,
     performance_docs,
+    predictor_report,
     product_report,
     reduce_report,
     resource_tables,
@@ -26,6 +29,7 @@ from common import (
     roofline_plot,
     search_report,
     size_plot,
+    threads_report,
 )
 from common.table import geometric_mean, render
 
@@ -33,7 +37,7 @@ from growtas.ops import records
 
 ROOT = environment.ROOT
 IMAGES = ROOT / "docs" / "images"
-ROOFLINE, SIZES = IMAGES / "roofline.svg", IMAGES / "size-glyphs.svg"
+ROOFLINE, SIZES, EXPORT = (IMAGES / f"{name}.svg" for name in ("roofline", "size-glyphs", "export"))
 
 
 def gemm_section(path: Path) -> str:
@@ -132,8 +136,9 @@ DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
         "reduce bytes": reduce_report.sent,
         "reduce times": reduce_report.exposed,
         "reduce model": reduce_report.clusters,
+        "threads": threads_report.shared_machine,
     },
-    ROOT / "docs" / "search.md": {"cost": search_report.cost},
+    ROOT / "docs" / "search.md": {"cost": search_report.cost, "predictor": predictor_report.predictor},
     environment.RESULTS / evidence.NAME / "README.md": {"findings": evidence.findings},
     ROOT / "README.md": {"headline": performance_docs.headline, "sizes": size_plot.caption},
 }
@@ -174,6 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     if not options.check:
         roofline_plot.plot(environment.RESULTS, ROOFLINE)
         size_plot.plot(environment.RESULTS, SIZES)
+        export_plot.plot(EXPORT)
     old = []
     for path in DOCUMENTS:
         fresh = rendered(path, environment.RESULTS)

@@ -13,8 +13,10 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from growtas import threads
 from growtas.cli_options import given, help_text_of, optional, options, parameters_of, parse, positional
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.progress import silent
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from growtas.searching.result import SearchResult
     from growtas.training.run import Run
 
+MEASURING = ("latency", "tune")  # verbs whose results depend on how threads wait
 INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 USAGE = """\
@@ -92,7 +95,8 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise UsageError(f"There is no verb {verb!r}.{nearest(verb, VERBS)}")
-    return VERBS[verb](argv[1:]) or 0
+    with nullcontext() if verb in MEASURING else threads.chosen():
+        return VERBS[verb](argv[1:]) or 0
 
 
 # -- verbs -----------------------------------------------------------------------------------------------
@@ -191,7 +195,8 @@ def _search(args: list[str]) -> int:
     from growtas.training.run import Run
 
     limits = tuple[float, ...] | None
-    types = {"run": positional(str), "max_params": limits, "max_macs": limits, "pareto": str | None}
+    several = ("max_params", "max_macs", "max_latency_ms")
+    types = {"run": positional(str), **dict.fromkeys(several, limits), "pareto": str | None}
     *parameters, _ = parameters_of(search, types | {"out": str | None, "latency": str})
     own = {"latency_on": "cpu", "latency_batch": 1, "latency_threads": None}
     kinds = {"latency_threads": int | None}
@@ -200,14 +205,15 @@ def _search(args: list[str]) -> int:
         parameters.append(parameters[-1].replace(name=name, default=default, annotation=kind))
     help_text = help_text_of(search).partition("\n    latency:")[0]
     help_text += (
-        "\n    latency_on: cpu, cuda or onnxruntime of this machine, on which latencies are measured."
+        "\n    latency_on: cpu, cuda, cpu-compiled, cuda-compiled or onnxruntime of this machine, on which "
+        "latencies are measured."
     )
     help_text += "\n    latency_batch: images of one call."
     help_text += "\n    latency_threads: of the processor; as many as torch takes where None."
     values = parse(parameters, help_text, args, "search")
     measured = {name: values.pop(f"latency_{name}") for name in ("on", "batch", "threads")}
     values["latency"] = None
-    for name in ("max_params", "max_macs"):
+    for name in several:
         if values[name] is not None and len(values[name]) == 1:
             (values[name],) = values[name]
     try:
@@ -218,6 +224,9 @@ def _search(args: list[str]) -> int:
         raise Interrupted("Every evaluation up to here is kept: repeat the command to continue.") from stop
     if silent():
         return 0  # one of several ranks tells it
+    for each in found if isinstance(found, list) else (found,):
+        if each.ranking is not None:
+            print(f"predictor: {each.ranking}")
     if values["pareto"] is None:
         for each in found if isinstance(found, list) else (found,):
             _report_search(values["run"], each)

@@ -38,7 +38,12 @@ def parameters(subnet: AnySubnet, space: Space, num_classes: int = 1000) -> int:
     return total
 
 
-def macs(subnet: AnySubnet, space: Space, num_classes: int = 1000, image_size: int | None = None) -> int:
+def macs(
+    subnet: AnySubnet,
+    space: Space,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] | None = None,
+) -> int:
     """Multiply-accumulates of one image's forward pass, matmuls and convolutions only.
 
     In a vision transformer the two relative-position matmuls are counted dense, (N, N, head_dim) each per
@@ -48,17 +53,19 @@ def macs(subnet: AnySubnet, space: Space, num_classes: int = 1000, image_size: i
         subnet: the architecture.
         space: gives the sizes that the subnet does not choose.
         num_classes: outputs of the head.
-        image_size: pixels of the square image; the space's where None.
+        image_size: pixels of the square image, or its height and width; the space's where None.
 
     Raises:
         UsageError: the image size is no multiple of a vision transformer's patch size.
     """
     if isinstance(space, MobileNetSpace):
         return mobilenet_cost.macs(subnet, space, num_classes, image_size)
-    if image_size is not None:
-        space = dataclasses.replace(space, image_size=image_size)
-    n, d = space.num_tokens, subnet.embed_dim
-    total = space.num_patches * space.in_channels * space.patch_size**2 * d + d * num_classes
+    sides = image_size if isinstance(image_size, tuple) else (image_size or space.image_size,) * 2
+    for side in sides if image_size is not None else ():
+        dataclasses.replace(space, image_size=side)  # which checks it
+    patches, d = sides[0] * sides[1] // space.patch_size**2, subnet.embed_dim
+    n = patches + 1
+    total = patches * space.in_channels * space.patch_size**2 * d + d * num_classes
     for heads, hidden in zip(subnet.num_heads, subnet.hidden_dims, strict=True):
         q = heads * space.head_dim
         total += 4 * n * d * q + 4 * n * n * q + 2 * n * d * hidden

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,30 +74,16 @@ def demo(
         "seed": seed,
     }
     _check_folder(folder, settings)
-    with _one_thread():
-        began = time.perf_counter()
-        run = _train(folder, settings)
-        trained = time.perf_counter()
-        found = _search(run, max_params, population, generations, seed)
-        searched = time.perf_counter()
-        difference = _export(run, found, folder / MODEL)
+    began = time.perf_counter()
+    run = _train(folder, settings)
+    trained = time.perf_counter()
+    found = _search(run, max_params, population, generations, seed)
+    searched = time.perf_counter()
+    difference = _export(run, found, folder / MODEL)
     _draw(run, found, int(max_params), folder / PICTURE)
     files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
     print(_report(run, found, int(max_params), difference, files, trained - began, searched - trained))
     return DemoResult(found, difference, files)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The layers are so small that several threads wait for each other longer than they work."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check_folder(folder: Path, settings: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from growtas import threads
 from growtas.errors import nearest
 from growtas.version import __version__
 
@@ -131,6 +132,23 @@ def _tuning() -> list[dict[str, Any]]:
     return told
 
 
+def _latency() -> list[dict[str, Any]]:
+    """The tables of ``growtas latency`` in the cache, by file name."""
+    from growtas.ops import records
+
+    told = []
+    for path in sorted((records.cache_folder() / "latency").glob("*.json")):
+        one: dict[str, Any] = {"path": str(path)}
+        try:
+            found = json.loads(path.read_text())
+            one |= {name: found["key"][name] for name in ("device", "on", "batch", "threads")}
+            one |= {"space": found["space"], "validation": found.get("validation")}
+        except (OSError, ValueError, KeyError, TypeError):
+            one["damaged"] = True  # or of an older version
+        told.append(one)
+    return told
+
+
 def _ptxas(gpus: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The assembler that Triton calls."""
     from growtas.tuning import ptxas
@@ -168,12 +186,13 @@ def collect() -> dict[str, Any]:
 
     Returns:
         ``versions``, ``commit``, ``python``, ``platform``, ``cpu``, ``gpus``, ``backends`` (per backend
-        ``ok``, ``reason``, ``remedy``), ``tuning`` (per device the record in force), ``ptxas``,
-        ``environment`` (the GROWTAS_ variables set); all of it JSON.
+        ``ok``, ``reason``, ``remedy``), ``tuning`` (per device the record in force), ``latency`` (the tables
+        in the cache), ``ptxas``, ``environment`` (the variables set that growtas or its threads follow); all
+        of it JSON.
     """
     from growtas import native
 
-    gpus = _gpus()
+    gpus, told = _gpus(), (*threads.VARIABLES, *threads.WAITING, "CUDA_VISIBLE_DEVICES")
     return {
         "versions": {"growtas": __version__} | {p: _version(p) for p in PACKAGES},
         "commit": _commit(native.metadata("cpu").get("commit")),
@@ -183,8 +202,9 @@ def collect() -> dict[str, Any]:
         "gpus": gpus,
         "backends": {name: _backend(name) for name in BACKENDS},
         "tuning": _tuning(),
+        "latency": _latency(),
         "ptxas": _ptxas(gpus),
-        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("GROWTAS_")},
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("GROWTAS_") or k in told},
     }
 
 
@@ -266,6 +286,8 @@ def report(facts: dict[str, Any], problems: Sequence[str]) -> str:
         lines.append(f"  Triton's ptxas {facts['ptxas']['version']}: {facts['ptxas']['path']}")
         lines += [f"  {facts['ptxas']['notice']}"] if facts["ptxas"]["notice"] else []
     lines += ["", "what auto takes", *_tuning_lines(facts["tuning"])]
+    if facts["latency"]:
+        lines += ["", "latency tables", *map(_latency_line, facts["latency"])]
     if facts["environment"]:
         lines += ["", *(f"{k}={v}" for k, v in facts["environment"].items())]
     lines += (
@@ -292,6 +314,20 @@ def _tuning_lines(told: Sequence[dict[str, Any]]) -> list[str]:
             lines.append(f"    {one['about']} Measure your own: growtas tune --device {one['device']}")
         lines += [f"    {line}" for line in table(one["choices"]).splitlines()]
     return lines
+
+
+def _latency_line(one: dict[str, Any]) -> str:
+    if "damaged" in one:
+        return f"  {one['path']}: damaged, or of an older version; remove it"
+    threads = f"{one['threads']} thread{'s' * (one['threads'] > 1)}"
+    measured, found = f"  {one['space']} on {one['device']}, ", one["validation"]
+    measured += f"{one['on']}, batch {one['batch']}, {threads}: "
+    if found is None:
+        return f"{measured}predictions not validated"
+    return (
+        f"{measured}predictions with rank correlation {found['rank_correlation']:.3f} and median error "
+        f"{100 * found['error']:.1f} % on {found['subnets']} subnets"
+    )
 
 
 def main(require: Sequence[str] | None = None, as_json: bool = False) -> int:

@@ -9,23 +9,30 @@ import os
 # Two workers share two cores: threads of NumPy and of other processes would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
-
-import interpreting
 import pytest
-from compiling import Server
+from forking import ADDRESS, Server, run
 
-from growtas.ops import dispatch
 
-# Autograd starts its threads at the first backward, one for every device it then knows of. torch.compile
-# registers a fake GPU; if that came first, no test that forks could run a backward in its child.
-torch.ones(1, requires_grad=True).sum().backward()
+def pytest_configure(config):
+    """Import what tests need; not in the process that only gives them to workers and has them wait for it."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        config.add_cleanup(Server().close)
+        return
+    import torch
 
-if dispatch.interpreted():
-    interpreting.quicken()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
+
+    import interpreting
+
+    from growtas.ops import dispatch
+
+    # Autograd starts its threads at the first backward, one for every device it then knows of. torch.compile
+    # registers a fake GPU; if that came first, no test that forks could run a backward in its child.
+    torch.ones(1, requires_grad=True).sum().backward()
+
+    if dispatch.interpreted():
+        interpreting.quicken()
 
 
 def pytest_collection_finish():
@@ -41,21 +48,28 @@ CPU_BACKENDS = ("torch", "cpu", "triton")
 @pytest.fixture(scope="session", autouse=True)
 def _no_records_of_the_users(tmp_path_factory):
     """Records that somebody tuned on this machine must not change what is tested."""
+    from growtas.ops import dispatch
+
     os.environ["GROWTAS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     dispatch.changed()
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """Runs a script in a process where Triton compiles: ``compiled(script, *arguments, **environment)``."""
-    server = Server(tmp_path_factory.mktemp("compiled"))
-    yield server.run
-    server.close()
+def run_script():
+    """Runs a script in a process of its own where Triton compiles: :func:`forking.run`."""
+    if ADDRESS in os.environ:
+        yield run
+    else:
+        server = Server()
+        yield run
+        server.close()
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Two workers share two cores: one thread each, so that they do not fight."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -65,6 +79,10 @@ def _one_thread():
 @pytest.fixture(params=CPU_BACKENDS)
 def cpu_backend(request):
     """Each backend that runs on CPU tensors, in force for the test."""
+    import torch
+
+    from growtas.ops import dispatch
+
     if request.param == "triton" and torch.cuda.is_available():
         pytest.skip("triton is compiled for the GPU in this process; its CPU interpreter is off")
     with contextlib.ExitStack() as stack:

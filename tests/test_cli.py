@@ -261,14 +261,16 @@ def test_several_limits_and_a_front_are_searched_and_extracted_by_name(capsys, f
 
     run = shutil.copytree(folder / "run", tmp_path / "run")
     size = ["--population", "4", "--generations", "2"]
-    assert cli.main(["search", str(run), "--max-params", "3e3", "5e3", *size]) == 0
+    assert cli.main(["search", str(run), "--max-params", "3e3", "5e3", "--predictor", *size]) == 0
     out = capsys.readouterr().out
+    assert out.count("predictor: ") == 2
     assert out.count("standard error of its top-1 on the 287 search images") == 2
     assert f"next: growtas extract {run} --subnet best:3000 --out" in out
     assert f"next: growtas extract {run} --subnet best:5000 --out" in out
-    assert cli.main(["search", str(run), "--pareto", "macs", *size]) == 0
+    assert cli.main(["search", str(run), "--pareto", "macs", "--predictor", *size]) == 0
     out = capsys.readouterr().out
-    assert f"wrote {run / 'pareto-macs-population-4-generations-2.csv'}" in out
+    assert "held-out subnets (" in out and " by MACs alone), bar 0.4: " in out
+    assert f"wrote {run / 'pareto-macs-population-4-generations-2-predictor-True.csv'}" in out
     assert f"next: growtas extract {run} --subnet pareto:1 --out" in out
     for name in ("best:5e3", "pareto:1"):
         assert cli.main(["evaluate", str(run), "--subnet", name]) == 0

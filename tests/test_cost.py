@@ -153,14 +153,14 @@ def test_no_subnet_of_a_group_is_cheaper(measure):
 
 
 def test_mobilenet_costs_equal_a_plain_network():
-    """The formulas against modules put together by the geometry alone, at an odd size."""
+    """The formulas against modules put together by the geometry alone, at odd sizes."""
     space, rng = load_space("ofa-mobilenetv3"), random.Random(5)
-    for size in (224, 52):
+    for size in (224, (52, 36)):
         subnet = space.sample(rng)
         net = plain_mobilenet(space, subnet, num_classes=9).eval()
         assert sum(p.numel() for p in net.parameters()) == cost.parameters(subnet, space, 9)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net(torch.randn(1, 3, size, size))
+            net(torch.randn(1, 3, *(size if isinstance(size, tuple) else (size, size))))
         assert counter.get_total_flops() == 2 * cost.macs(subnet, space, 9, size)
 
 
@@ -196,7 +196,11 @@ class SqueezeExcite(nn.Module):
 def test_macs_at_another_size():
     space = load_space("autoformer-tiny")
     larger = dataclasses.replace(space, image_size=256)
-    assert cost.macs(space.largest(), space, image_size=256) == cost.macs(larger.largest(), larger)
+    largest = larger.largest()
+    assert cost.macs(largest, space, image_size=256) == cost.macs(largest, larger)
+    assert cost.macs(largest, space, image_size=(512, 128)) == cost.macs(largest, larger)  # as many patches
+    with pytest.raises(UsageError, match="130"):
+        cost.macs(largest, space, image_size=(128, 130))
 
 
 @pytest.mark.parametrize("name", ["digits", "autoformer-tiny"])

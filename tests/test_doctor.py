@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
@@ -16,11 +15,17 @@ from growtas.ops import dispatch
 RUN = "import sys; from growtas import doctor; sys.exit(doctor.main({require!r}, as_json={json}))"
 
 
-def run(require=(), as_json=False, **environment):
+@pytest.fixture
+def run(run_script, monkeypatch):
     """The doctor in a process of its own, where environment variables are read afresh."""
-    merged = {k: v for k, v in os.environ.items() if not k.startswith(("GROWTAS_", "TRITON_"))} | environment
-    command = [sys.executable, "-c", RUN.format(require=list(require), json=as_json)]
-    return subprocess.run(command, env=merged, capture_output=True, text=True)
+    for name in list(os.environ):
+        if name.startswith("GROWTAS_B"):
+            monkeypatch.delenv(name)
+
+    def run(require=(), as_json=False, **environment):
+        return run_script(RUN.format(require=list(require), json=as_json), **environment)
+
+    return run
 
 
 @pytest.fixture
@@ -40,6 +45,7 @@ def test_the_facts(facts):
     assert facts["backends"]["torch"]["ok"] and facts["backends"]["cpu"]["ok"]
     assert facts["cpu"]["vector_level"] == native.load("cpu").vector_level()
     assert facts["cpu"]["shares_torch_threads"]
+    assert facts["environment"]["OMP_NUM_THREADS"] == os.environ["OMP_NUM_THREADS"]
     assert len(facts["gpus"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
     for state in facts["backends"].values():
         assert state["ok"] or (state["reason"] and state["remedy"])
@@ -115,13 +121,13 @@ def test_sources_newer_than_the_build_are_told(facts, monkeypatch):
     assert doctor.complaints(stale) == []
 
 
-def test_a_request_that_is_met():
+def test_a_request_that_is_met(run):
     done = run(GROWTAS_BACKEND="cpu")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr and "backends" in done.stdout
 
 
-def test_no_request_makes_the_doctor_crash():
+def test_no_request_makes_the_doctor_crash(run):
     done = run(["cpu", "cdua"], as_json=True, GROWTAS_BACKEND="nonsense")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

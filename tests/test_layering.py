@@ -24,6 +24,7 @@ LAYERS = [
     {"subnet"},
     {"space"},
     {"cost"},
+    {"threads"},
     {"shadow"},
     {"kernels", "native"},
     {"ops"},

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -112,15 +109,14 @@ def test_the_tutorial_of_ones_own_images_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
-def test_the_notebook_runs_from_top_to_bottom(notebook, tmp_path):
-    """Its cells are plain Python: one fresh process executes them in order."""
+def test_the_notebook_runs_from_top_to_bottom(notebook, tmp_path, run_script):
+    """Its cells are plain Python: one process executes them in order."""
     cells = json.loads(notebook.read_text())["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert code and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
     script = tmp_path / "notebook.py"
     script.write_text("\n\n".join("".join(cell["source"]) for cell in code))
-    env = {**os.environ, "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = run_script(script, cwd=tmp_path, MPLBACKEND="agg")
     assert done.returncode == 0, done.stderr[-2000:]
     (difference,) = re.findall(r"largest difference of the logits: (\S+)", done.stdout)
     assert float(difference) < 1e-5

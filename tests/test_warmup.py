@@ -20,11 +20,11 @@ pytest.importorskip("triton")
 
 
 @pytest.fixture
-def run(compiled, tmp_path):
+def run(run_script, tmp_path):
     """Runs a script where Triton compiles, with a cache of its own: what it prints, or says as it fails."""
 
     def run(script: str, status: int = 0) -> str:
-        done = compiled(script, TRITON_CACHE_DIR=str(tmp_path / "triton"))
+        done = run_script(script, TRITON_CACHE_DIR=str(tmp_path / "triton"))
         assert done.returncode == status, done.stderr
         return done.stdout if status == 0 else done.stderr
 

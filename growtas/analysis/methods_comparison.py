@@ -10,6 +10,7 @@ from growtas.comparing import Comparison, compare
 from growtas.comparing.driver import CONVOLUTIONAL_METHODS, METHODS
 from growtas.comparing.specs import SECOND_PHASES
 from growtas.errors import UsageError
+from growtas.jobs import Placement
 from growtas.jobs.folder import QUIET, check_method
 from growtas.training.config import RUNTIME, TrainConfig
 
@@ -24,12 +25,12 @@ _APART = (
 )
 
 
-def compare_for(workspace: Workspace, jobs: int | None = None) -> Comparison:
+def compare_for(workspace: Workspace, placement: Placement) -> Comparison:
     """Make or finish the comparison of a report: every method that its space and length allow.
 
     Args:
         workspace: of the report; the comparison is written to its folder ``compare``.
-        jobs: cells at once; as :func:`growtas.compare` chooses where None.
+        placement: of its cells.
 
     Returns:
         What was found; ``failed`` names the cells that failed.
@@ -52,8 +53,10 @@ def compare_for(workspace: Workspace, jobs: int | None = None) -> Comparison:
         population=POPULATION,
         generations=GENERATIONS,
         settings=settings,
-        jobs=jobs,
-        device=workspace.device,
+        jobs=placement.jobs,
+        device=placement.asked,
+        ranks=placement.ranks,
+        slurm=placement.slurm,
     )
 
 

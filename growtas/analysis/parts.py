@@ -13,6 +13,7 @@ from growtas.analysis.plan import read_plan
 from growtas.analysis.workspace import Workspace
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.jobs.folder import train_once
+from growtas.jobs.ranks import call_on_ranks
 from growtas.version import __version__
 
 _CLASSES = {
@@ -75,8 +76,15 @@ def _workspace(base: str, device: str) -> Workspace:
     return workspace
 
 
-def make_part(base: str, name: str, device: str) -> None:
-    """Make a part that is not kept yet, and keep it. Args: base: the folder of the page."""
+def make_part(base: str, name: str, device: str, ranks: int = 1) -> None:
+    """Make a part that is not kept yet, and keep it.
+
+    Args:
+        base: the folder of the page.
+        name: of the part.
+        device: to compute on.
+        ranks: that networks are trained with; a part is made by one process.
+    """
     workspace = _workspace(base, device)
     if read(workspace, name) is not None:
         return
@@ -86,8 +94,20 @@ def make_part(base: str, name: str, device: str) -> None:
     atomic.write_text(path, json.dumps(data, indent=None, allow_nan=False) + "\n")
 
 
-def make_network(base: str, name: str, device: str) -> None:
-    """Train a network, or go on where it was stopped. Args: base: the folder of the page."""
+def make_network(base: str, name: str, device: str, ranks: int = 1) -> None:
+    """Train a network, or go on where it was stopped.
+
+    Args:
+        base: the folder of the page.
+        name: of the network.
+        device: to compute on.
+        ranks: processes that train it.
+    """
+    call_on_ranks(f"{__name__}:train_network", {"base": base, "name": name, "device": device}, ranks)
+
+
+def train_network(base: str, name: str, device: str) -> None:
+    """Train a network: on one of several ranks, or alone."""
     workspace = _workspace(base, device)
     space = networks.space_of(workspace, name)
     train_once(networks.settings(workspace, name), space, workspace.network(name))

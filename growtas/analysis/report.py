@@ -16,8 +16,8 @@ from growtas.analysis.base import Analysis
 from growtas.analysis.plan import workspace_for, write_plan
 from growtas.analysis.workspace import SEEDS, SUBNETS, Workspace
 from growtas.errors import UsageError
-from growtas.jobs import Job, Runner
-from growtas.jobs.folder import check_counts, finished, locked
+from growtas.jobs import Job, Placement, Runner
+from growtas.jobs.folder import finished, locked
 from growtas.space import preset_names
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.run import Run
@@ -69,6 +69,8 @@ def report(
     settings: Sequence[str] | None = None,
     jobs: int | None = None,
     device: str = "auto",
+    ranks: int = 1,
+    slurm: Sequence[str] | None = None,
 ) -> Report:
     """Make the paper's figures and tables for a space and a data set, and one page of them.
 
@@ -88,8 +90,13 @@ def report(
         seeds: of the networks that interference is measured along, and of the comparison of methods (3).
         subnets: drawn for figures 1, C and E (100).
         settings: of training, the same for every network, such as batch_size=64.
-        jobs: networks or parts at once (as many as cores for small nets on a CPU, else 1).
-        device: such as cpu or cuda:1; auto is a GPU where there is one.
+        jobs: networks or parts at once (as many as GPUs; on a CPU as many as cores for small nets, else 1;
+            with Slurm all of them).
+        device: cpu, cuda for all visible GPUs, each job on one of its own, or one GPU such as cuda:1; auto is
+            cuda where there are GPUs.
+        ranks: processes that each network trains with, as torchrun starts them, each on a GPU of its own.
+        slurm: submit every network and part to Slurm with these options of sbatch, such as time=240
+            partition=gpu; time is needed.
 
     Returns:
         The page, and what is on it. What failed does not keep the rest from being made.
@@ -107,22 +114,19 @@ def report(
     Example:
         >>> report(data="digits", out="runs/evidence")  # doctest: +SKIP
     """
-    from growtas.training.distributed import choose_device
-
     opened = None if run is None else Run.open(run)
     if opened is None and out is None:
         raise UsageError("Give the folder of a run, or out=FOLDER for a report about a space and data alone.")
-    check_counts({"jobs": jobs}, {"jobs": 1})
+    placement = Placement.of(jobs, device, ranks, slurm)
     base = opened.path if out is None else Path(out)
     wanted = _wanted(only)
-    chosen = str(choose_device(device))
-    workspace = workspace_for(base, opened, space, data, epochs, seeds, subnets, settings, chosen)
+    workspace = workspace_for(base, opened, space, data, epochs, seeds, subnets, settings, placement.device)
+    again = f"Continue with: {command(workspace)}{placement.words()}"
+    runner = Runner(placement.launcher(workspace.space, workspace.folder / "slurm"), again)
     with locked(workspace.folder / ".lock", f"Another process is making the report in {base}; wait."):
         write_plan(workspace)
-        again = f"Continue with: {command(workspace)}"
-        runner = Runner.for_space(workspace.space, workspace.num_classes, jobs, chosen, again)
         possible = [name for name in wanted if parts.part(name).reason(workspace) is None]
-        return _page(workspace, _make(workspace, possible, runner))
+        return _page(workspace, _make(workspace, possible, runner, placement))
 
 
 def _wanted(only: Sequence[str] | None) -> list[str]:
@@ -138,7 +142,9 @@ def _wanted(only: Sequence[str] | None) -> list[str]:
 # -- the work --------------------------------------------------------------------------------------------
 
 
-def _make(workspace: Workspace, wanted: Sequence[str], runner: Runner) -> dict[str, str]:
+def _make(
+    workspace: Workspace, wanted: Sequence[str], runner: Runner, placement: Placement
+) -> dict[str, str]:
     """Train what is not trained and make the parts that are not kept; what failed, with its reason."""
     kept = {name for name in wanted if parts.read(workspace, name) is not None}
     needed = {name: parts.part(name) for name in wanted if name not in kept}
@@ -148,6 +154,7 @@ def _make(workspace: Workspace, wanted: Sequence[str], runner: Runner) -> dict[s
         jobs = []
         for name, is_done in done.items():
             arguments = {"base": str(workspace.base), "name": name, "device": workspace.device}
+            arguments["ranks"] = placement.ranks
             output = workspace.folder / "output" / f"{kind}-{name}.txt"
             work = f"growtas.analysis.parts:make_{kind}"
             jobs.append(Job(f"{kind} {name}", work, arguments, output, done=is_done))
@@ -158,7 +165,7 @@ def _make(workspace: Workspace, wanted: Sequence[str], runner: Runner) -> dict[s
     if any(part.compares for part in needed.values()):
         from growtas.analysis.methods_comparison import compare_for
 
-        failed |= compare_for(workspace, runner.at_once).failed
+        failed |= compare_for(workspace, placement).failed
     made = {
         name: False
         for name, part in needed.items()

@@ -18,6 +18,7 @@ from growtas.comparing.plan import RATE_SEED, RESULT_NAME, Plan, check_recipe, c
 from growtas.comparing.specs import MethodSpec
 from growtas.errors import GrowtasError
 from growtas.jobs.folder import QUIET, finished, locked, read_json, train_once, write_json
+from growtas.jobs.ranks import call_on_ranks
 
 if TYPE_CHECKING:
     from growtas.searching.evaluate import Evaluator
@@ -27,13 +28,20 @@ FORMAT = 1
 _LOCK_WAIT = 60.0  # seconds; a process whose parent was killed stops within a step
 
 
-def run_cell(out: str, method: str, seed: int, device: str) -> None:
-    """Train, evaluate and search one method with one seed. Args: out: the comparison's folder."""
+def run_cell(out: str, method: str, seed: int, device: str, ranks: int = 1) -> None:
+    """Train, evaluate and search one method with one seed.
+
+    Args:
+        out: the comparison's folder.
+        method, seed: of the cell.
+        device: to compute on.
+        ranks: processes that train; this one evaluates and searches.
+    """
     plan, spec = _plan(out), MethodSpec.parse(method)
     path = plan.cell_path(spec, seed)
 
     def make() -> dict[str, Any]:
-        run, time_taken = _train(plan, spec, seed, path, device)
+        run, time_taken = _train(plan, spec, seed, device, ranks)
         evaluator = _evaluator(run, "test")
         return {
             "format": FORMAT,
@@ -49,14 +57,15 @@ def run_cell(out: str, method: str, seed: int, device: str) -> None:
     _made_once(path, make)
 
 
-def try_rate(out: str, rate: float, device: str) -> None:
+def try_rate(out: str, rate: float, device: str, ranks: int = 1) -> None:
     """Train the uniform method with a learning rate and evaluate it on the search split."""
     plan = _plan(out)
     path = plan.rate_path(rate)
+    from growtas.training.run import Run
 
     def make() -> dict[str, Any]:
-        config = dataclasses.replace(plan.rate_config(rate), device=device)
-        run = train_once(config, plan.space, path)
+        call_on_ranks(f"{__name__}:train_rate", {"out": out, "rate": rate, "device": device}, ranks)
+        run = Run.open(path)
         groups = _evaluate(plan, run, _evaluator(run, "search"))
         top1 = math.fsum(group["top1"] for group in groups) / len(groups)
         return {"format": FORMAT, "lr": rate, "seed": RATE_SEED, "groups": groups, "top1": top1}
@@ -81,13 +90,13 @@ def _made_once(path: Path, make: Callable[[], dict[str, Any]]) -> None:
 # -- training --------------------------------------------------------------------------------------------
 
 
-def _train(plan: Plan, spec: MethodSpec, seed: int, path: Path, device: str) -> tuple[Run, dict[str, Any]]:
+def _train(plan: Plan, spec: MethodSpec, seed: int, device: str, ranks: int) -> tuple[Run, dict[str, Any]]:
     """The finished run of a cell, and what training it took: the first phase's time included."""
     from growtas.training.data import splits_of
     from growtas.training.distributed import choose_device
     from growtas.training.run import Run
 
-    first, before = None, []
+    path, before = plan.cell_path(spec, seed), []
     if spec.first is not None:
         first = plan.cell_path(spec.first, seed)
         if not (first / RESULT_NAME).exists():
@@ -97,12 +106,27 @@ def _train(plan: Plan, spec: MethodSpec, seed: int, path: Path, device: str) -> 
     times = path.parent / f"{path.name}.time.json"
     if not finished(path):
         with timing.timed(times):
-            if first is None:
-                config = dataclasses.replace(plan.cell_config(spec, seed, plan.rate()), device=device)
-                train_once(config, plan.space, path)
-            else:
-                _finetune(first, spec, seed, path, device)
+            given = {"out": str(plan.path), "method": str(spec), "seed": seed, "device": device}
+            call_on_ranks(f"{__name__}:train_cell", given, ranks)
     return Run.open(path), timing.total(times, before) | {"device": choose_device(device).type}
+
+
+def train_cell(out: str, method: str, seed: int, device: str) -> None:
+    """Train one method with one seed: on one of several ranks, or alone."""
+    plan, spec = _plan(out), MethodSpec.parse(method)
+    path = plan.cell_path(spec, seed)
+    if spec.first is None:
+        config = dataclasses.replace(plan.cell_config(spec, seed, plan.rate()), device=device)
+        train_once(config, plan.space, path)
+    else:
+        _finetune(plan.cell_path(spec.first, seed), spec, seed, path, device)
+
+
+def train_rate(out: str, rate: float, device: str) -> None:
+    """Train the uniform method with a learning rate: on one of several ranks, or alone."""
+    plan = _plan(out)
+    config = dataclasses.replace(plan.rate_config(rate), device=device)
+    train_once(config, plan.space, plan.rate_path(rate))
 
 
 def _finetune(first: Path, spec: MethodSpec, seed: int, path: Path, device: str) -> None:

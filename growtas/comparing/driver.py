@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from growtas.comparing.plan import (
 from growtas.comparing.report import Comparison, make_report
 from growtas.comparing.specs import MethodSpec, check_known, common_settings, read_methods
 from growtas.errors import GrowtasError, UsageError
-from growtas.jobs import Job, Runner
+from growtas.jobs import Job, Placement, Runner
 from growtas.jobs.folder import check_counts, check_method, locked, read_json, space_and_data, write_json
 from growtas.space import MobileNetSpace, load_space
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 METHODS = ("uniform", "growtas", "growtas+", "prenas", "focusformer")
 CONVOLUTIONAL_METHODS = ("uniform", "growtas", "shrinking")
-_COUNTS = {"seeds": 1, "jobs": 1, "epochs": 1, "subnets": 1, "population": 2, "generations": 1}
+_COUNTS = {"seeds": 1, "epochs": 1, "subnets": 1, "population": 2, "generations": 1}
 
 
 def compare(
@@ -53,6 +53,8 @@ def compare(
     settings: Sequence[str] | None = None,
     jobs: int | None = None,
     device: str = "auto",
+    ranks: int = 1,
+    slurm: Sequence[str] | None = None,
     report_only: bool = False,
 ) -> Comparison:
     """Train methods on the same data with paired seeds, and tell where they differ.
@@ -80,8 +82,13 @@ def compare(
         population: of each search (40).
         generations: of each search (5).
         settings: of training, the same for every method, such as batch_size=64.
-        jobs: runs at once (as many as cores for small nets on a CPU, else 1).
-        device: such as cpu or cuda:1; auto is a GPU where there is one.
+        jobs: runs at once (as many as GPUs; on a CPU as many as cores for small nets, else 1; with Slurm all
+            of them).
+        device: cpu, cuda for all visible GPUs, each job on one of its own, or one GPU such as cuda:1; auto is
+            cuda where there are GPUs.
+        ranks: processes that each run trains with, as torchrun starts them, each on a GPU of its own.
+        slurm: submit every run to Slurm with these options of sbatch, such as time=240 partition=gpu; time is
+            needed.
         report_only: train nothing, make the tables again.
 
     Returns:
@@ -113,17 +120,19 @@ def compare(
         "generations": generations,
         "settings": settings,
     }
-    check_counts({"seeds": seeds, "jobs": jobs, **values}, _COUNTS)
+    check_counts({"seeds": seeds, **values}, _COUNTS)
+    placement = Placement.of(jobs, device, ranks, slurm)
     if seeds is not None and seeds > RATE_SEED:
         raise UsageError(f"seeds={seeds} is over {RATE_SEED:,}, where the seeds of trials begin.")
     recorded, specs, seeds = _plan(path, values, methods, seeds)
     plan = recorded.plan
+    again = f"Continue with: growtas compare {path}{placement.words()}"
+    runner = Runner(placement.launcher(plan.space, path / "slurm"), again)
+    where = {"device": placement.device, "ranks": ranks}
     with locked(path / ".lock", f"Another process is comparing methods in {path}; wait for it."):
         write_plan(recorded)
-        again = f"Continue with: growtas compare {path}"
-        runner = Runner.for_space(plan.space, plan.num_classes, jobs, device, again)
-        _choose_rate(plan, runner)
-        failed = runner.run(_cells(plan, specs, seeds, runner.device), "compare", "cell")
+        _choose_rate(plan, runner, where)
+        failed = runner.run(_cells(plan, specs, seeds, where), "compare", "cell")
         return make_report(recorded, failed)
 
 
@@ -206,8 +215,13 @@ def _job(plan: Plan, name: str, work: str, path: Path, after: str | None = None,
     return Job(name, f"growtas.comparing.cell:{work}", arguments, output, after, done)
 
 
-def _cells(plan: Plan, specs: Sequence[MethodSpec], seeds: int, device: str) -> list[Job]:
-    """The cells, seed by seed, so that pairs are complete early; a first phase before its second."""
+def _cells(plan: Plan, specs: Sequence[MethodSpec], seeds: int, where: Mapping[str, Any]) -> list[Job]:
+    """The cells, seed by seed, so that pairs are complete early; a first phase before its second.
+
+    Args:
+        plan, specs, seeds: of the comparison.
+        where: device and ranks of each.
+    """
     wanted = dict.fromkeys(each for spec in specs for each in (spec.first, spec) if each is not None)
     return [
         _job(
@@ -218,37 +232,38 @@ def _cells(plan: Plan, specs: Sequence[MethodSpec], seeds: int, device: str) -> 
             None if spec.first is None else f"{spec.first} seed {seed}",
             method=str(spec),
             seed=seed,
-            device=device,
+            **where,
         )
         for seed in range(seeds)
         for spec in wanted
     ]
 
 
-def _choose_rate(plan: Plan, runner: Runner) -> None:
+def _choose_rate(plan: Plan, runner: Runner, where: Mapping[str, Any]) -> None:
     """Train the uniform method at every rate to try, and keep the best: the first among equals.
 
     While the best is the lowest or the highest that was tried, the next one beyond it is tried too.
     """
     if plan.rate() is not None:
         return
-    reached = _try_rates(plan, plan.rates(), runner)
+    reached = _try_rates(plan, plan.rates(), runner, where)
     for _ in range(MOST_FURTHER_RATES):
         best = max(reached, key=reached.get)
         further = {min(reached): best / 2, max(reached): best * 2}.get(best)
         if further is None:
             break
-        reached |= _try_rates(plan, [further], runner)
+        reached |= _try_rates(plan, [further], runner, where)
     tried = [{"lr": rate, "top1": top1} for rate, top1 in sorted(reached.items())]
     best = max(tried, key=lambda each: each["top1"])
     write_json(plan.path / RATE_NAME, {**best, "tried": tried, "seed": RATE_SEED, "split": "search"})
 
 
-def _try_rates(plan: Plan, rates: Sequence[float], runner: Runner) -> dict[float, float]:
+def _try_rates(
+    plan: Plan, rates: Sequence[float], runner: Runner, where: Mapping[str, Any]
+) -> dict[float, float]:
     """The mean accuracy that each learning rate reaches, after training what is not there yet."""
     jobs = [
-        _job(plan, f"lr {rate:g}", "try_rate", plan.rate_path(rate), rate=rate, device=runner.device)
-        for rate in rates
+        _job(plan, f"lr {rate:g}", "try_rate", plan.rate_path(rate), rate=rate, **where) for rate in rates
     ]
     for name, reason in runner.run(jobs, "learning rate", "cell").items():
         raise GrowtasError(f"The trial of {name} failed: {reason} Give lr=NUMBER to do without trials.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from growtas import atomic
 from growtas.architectures import growtas_mobilenet, growtas_vit
 from growtas.errors import GrowtasError, UsageError
 from growtas.export.card import CARD_NAME, card
-from growtas.export.sizes import Model, macs_of, subnet_of
+from growtas.export.sizes import Model, macs_of, sides_of, subnet_of
+from growtas.locks import locked
 from growtas.version import __version__
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
+LOCK_NAME = ".model.lock"
 
 _CODE = {Path(module.__file__).stem: Path(module.__file__) for module in (growtas_vit, growtas_mobilenet)}
 """Of each architecture the file that defines it and needs torch and timm only."""
@@ -44,7 +47,8 @@ def save(
         The folder.
 
     Raises:
-        UsageError: the folder holds another model and ``overwrite`` is off, or it is a file.
+        UsageError: the folder holds another model and ``overwrite`` is off, another process is writing one,
+            or it is a file.
         GrowtasError: the device is full; what was there is untouched.
     """
     folder = Path(folder)
@@ -63,16 +67,22 @@ def save(
     if about["architecture"] in _CODE:
         code = _CODE[about["architecture"]]
         contents[code.name] = code.read_bytes()
+    _check_free(folder, contents, overwrite)
+    with locked(folder / LOCK_NAME, f"Another process is writing a model to {folder}; wait.", remove=True):
+        _check_free(folder, contents, overwrite)
+        for name, content in contents.items():
+            atomic.write_bytes(folder / name, content)
+    return folder
+
+
+def _check_free(folder: Path, contents: Mapping[str, bytes], overwrite: bool) -> None:
+    """Raises: UsageError: the folder holds another model, and is to keep it."""
     for name in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME):  # the code may be another version's
-        path, content = folder / name, contents[name]
-        if path.exists() and not overwrite and path.read_bytes() != content:
+        path = folder / name
+        if path.exists() and not overwrite and path.read_bytes() != contents[name]:
             raise UsageError(
                 f"{folder} holds another model ({name}); choose another folder, or pass overwrite=True."
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        atomic.write_bytes(folder / name, content)
-    return folder
 
 
 def config(model: Model, license: str | None = None) -> dict[str, Any]:
@@ -87,8 +97,7 @@ def config(model: Model, license: str | None = None) -> dict[str, Any]:
     args = model.model_args() if own else model._model_args
     cfg["num_classes"] = model.num_classes
     if own:
-        side = args["img_size"]
-        cfg["input_size"] = [args["in_chans"], *(side if isinstance(side, list) else (side, side))]
+        cfg["input_size"] = [args["in_chans"], *sides_of(args)]
     names = cfg.pop("label_names", None) or ()
     if license is not None:
         cfg["license"] = license

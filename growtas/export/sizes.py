@@ -69,10 +69,13 @@ def subnet_of(model: Model) -> AnySubnet:
 def space_of(model: Model) -> Space:
     """The space whose subnet a model is: the form in which growtas.cost takes sizes.
 
+    Where the images are not square, their height counts.
+
     Raises:
-        UsageError: the images or the patches are not square.
+        UsageError: the patches are not square.
     """
     args, subnet = model.model_args(), subnet_of(model)
+    args["img_size"] = sides_of(args)[0]
     if isinstance(subnet, MobileNetSubnet):
         return MobileNetSpace(
             model.architecture,
@@ -84,9 +87,8 @@ def space_of(model: Model) -> Space:
             dropout=args["drop_rate"],
             **{name: tuple(args[name]) if isinstance(args[name], list) else args[name] for name in _FIXED},
         )
-    for name in ("img_size", "patch_size"):
-        if isinstance(args[name], list):
-            raise UsageError(f"{name}={args[name]} is not square, and search spaces hold square ones only.")
+    if isinstance(args["patch_size"], list):
+        raise UsageError(f"patch_size={args['patch_size']} is not square, and a search space's is.")
     return SearchSpace(
         model.architecture,
         (subnet.embed_dim,),
@@ -101,10 +103,16 @@ def space_of(model: Model) -> Space:
     )
 
 
+def sides_of(args: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of the images of a model. Args: args: that build it."""
+    size = args["img_size"]
+    return tuple(size) if isinstance(size, list | tuple) else (size, size)
+
+
 def macs_of(model: Model) -> int | None:
-    """Multiply-accumulates of one image's forward pass; None where the images are not square."""
+    """Multiply-accumulates of one image's forward pass; None where the patches are not square."""
     try:
         space = space_of(model)
     except UsageError:
         return None
-    return cost.macs(subnet_of(model), space, model.num_classes)
+    return cost.macs(subnet_of(model), space, model.num_classes, sides_of(model.model_args()))

@@ -141,6 +141,12 @@ def _begun(
     if image_size is not None and takes_size(name, model):
         model = create(name, img_size=image_size)
     space = model_space(name, model, data, image_size)
+    if space.image_width is not None:
+        raise UsageError(
+            f"{name} takes images of {space.image_size} x {space.image_width} pixels, and growtas trains on "
+            "square ones: its augmentation crops squares. Give --image-size; evaluate and export take the "
+            "model as it is."
+        )
     interpolation = resolve_data_config({}, model=model)["interpolation"]
     values = recipe(settings) | {
         "space": space.name,

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from growtas import atomic
 from growtas.errors import GrowtasError, UsageError
-from growtas.locks import lock
+from growtas.locks import locked as locked
 from growtas.space import Space, load_space, preset_names
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.embedded import data_for
@@ -57,23 +55,6 @@ def read_plan(file: Path, kind: str, build: Callable[[dict[str, Any]], T]) -> T:
         return build(data)
     except (ValueError, KeyError, TypeError, UsageError) as error:
         raise GrowtasError(f"{file} is not the plan of a {kind} ({error}).") from error
-
-
-@contextmanager
-def locked(file: Path, sentence: str, wait: float = 0.0) -> Iterator[None]:
-    """Hold a lock on a file; raise a UsageError of the sentence where another process keeps it for long."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "w") as opened:
-        end = time.monotonic() + wait
-        while True:
-            try:
-                lock(opened)
-                break
-            except OSError as error:
-                if time.monotonic() >= end:
-                    raise UsageError(sentence) from error
-                time.sleep(0.2)
-        yield
 
 
 def check_counts(given: Mapping[str, Any], least: Mapping[str, int]) -> None:

@@ -7,7 +7,7 @@ from growtas.searching.folder import read_result
 from growtas.searching.limits import FeasibleSet, Limits
 from growtas.searching.log import SearchLog
 from growtas.searching.objective import Objective
-from growtas.searching.result import Evaluation, ParetoResult, Score, SearchResult
+from growtas.searching.result import Evaluation, ParetoResult, Ranking, Score, SearchResult
 
 __all__ = [
     "Evaluation",
@@ -17,6 +17,7 @@ __all__ = [
     "Limits",
     "Objective",
     "ParetoResult",
+    "Ranking",
     "Score",
     "SearchLog",
     "SearchResult",

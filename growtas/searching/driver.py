@@ -10,28 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growtas.errors import GrowtasError, UsageError
-from growtas.progress import Progress, say
+from growtas import threads
+from growtas.errors import UsageError
+from growtas.progress import say
 from growtas.searching.evolution import Evolution, EvolutionConfig, Generations
 from growtas.searching.feasible import feasible_set
 from growtas.searching.folder import known_scores, log_path
 from growtas.searching.followed import FollowedLog
 from growtas.searching.front_files import write_front
 from growtas.searching.latency import Latency, LatencyFeasibleSet
-from growtas.searching.limits import Limits
+from growtas.searching.limits import FeasibleSet, Limits
 from growtas.searching.log import SearchLog, read_log
+from growtas.searching.loop import evolve, sharing
 from growtas.searching.objective import Objective, objective_of
 from growtas.searching.pareto import RATES, ParetoEvolution
+from growtas.searching.predictor import Predictor
 from growtas.searching.racing import raced
-from growtas.searching.result import (
-    Evaluation,
-    ParetoResult,
-    Score,
-    Scorer,
-    SearchResult,
-    best_of,
-    front_of,
-)
+from growtas.searching.result import ParetoResult, Score, SearchResult, best_of, front_of
 from growtas.subnet import AnySubnet
 from growtas.version import __version__
 
@@ -63,7 +58,8 @@ def search(
     averaged: bool = False,
     images: int | None = None,
     racing: bool = True,
-    max_latency_ms: float | None = None,
+    max_latency_ms: float | Sequence[float] | None = None,
+    predictor: bool = False,
     latency: Latency | None = None,
 ) -> SearchResult | list[SearchResult] | ParetoResult:
     """Find the most accurate subnet of a trained supernet within limits, by AutoFormer's evolution.
@@ -97,7 +93,10 @@ def search(
         images: so many images of the search split, stratified and always the same; all where None.
         racing: leave off evaluating a subnet once it is behind the worst parent with 99 % confidence; not
             for pareto. The best subnet is always one that was evaluated on all images.
-        max_latency_ms: most milliseconds of one call of the extracted model, by ``latency``.
+        max_latency_ms: most milliseconds of one call of the extracted model, by ``latency``; several for a
+            search under each.
+        predictor: from ten times as many proposals, evaluate those that a regression on the evaluations so
+            far predicts to be best; only while it ranks held-out subnets well (Kendall's tau of 0.4 or more).
         latency: what :func:`growtas.latency` gave for the run: needed for max_latency_ms and for a Pareto
             search by latency.
 
@@ -112,7 +111,9 @@ def search(
 
     Source: Chen et al., "AutoFormer" (ICCV 2021), section 3.4; Deb et al., "NSGA-II" (2002).
     """
-    limits, several = _limits(max_params, min_params, max_macs)
+    limits, several = _limits(
+        min_params, max_params=max_params, max_macs=max_macs, max_latency_ms=max_latency_ms
+    )
     sizes = {"parents": parents, "mutations": mutations, "crossovers": crossovers}
     if pareto is not None:
         _check_pareto(several, sizes)
@@ -121,18 +122,20 @@ def search(
     sizes = {name: half if size is None else size for name, size in sizes.items()}
     config = EvolutionConfig(population, generations, **sizes)
     run = _as_run(run)
-    feasible = [feasible_set(run.space, run.num_classes, each) for each in limits]
+    feasible = [feasible_set(run.space, run.num_classes, each) for each, _ in limits]
     if latency is not None:
-        feasible = [LatencyFeasibleSet(each, latency, max_latency_ms) for each in feasible]
+        slowest = (max_ms for _, max_ms in limits)
+        feasible = [LatencyFeasibleSet(each, latency, ms) for each, ms in zip(feasible, slowest, strict=True)]
         if latency.direct:
             say("latency: predictions are not good enough, so each subnet is measured end to end")
     elif max_latency_ms is not None:
         raise UsageError(
-            f"max_latency_ms={max_latency_ms:g} needs the latencies: give latency=growtas.latency(run)."
+            f"max_latency_ms={max_latency_ms} needs the latencies: give latency=growtas.latency(run)."
         )
     objective = None if pareto is None else objective_of(pareto, feasible[0])
     kind = Evolution if objective is None else ParetoEvolution
     evolutions = [kind(each, config, seed) for each in feasible]
+    threads.fit(run.space)
 
     from growtas.searching.evaluate import Evaluator
     from growtas.training.calibration import calibration
@@ -142,8 +145,7 @@ def search(
     from growtas.training.precision import resolved
 
     device = choose_device(device)
-    ranks = Ranks.start(device)
-    try:
+    with Ranks.joined(device) as ranks:
         net, splits = run.load_net(device, averaged), run.splits()
         usual, amp = resolved("auto", device), resolved(amp, device)
         calibrate = None
@@ -159,7 +161,8 @@ def search(
             "weights": weights_hash(net),
         }
         many = several or pareto is not None
-        options = {"averaged": averaged, "images": images, "racing": racing, "max_latency_ms": max_latency_ms}
+        options = {"averaged": averaged, "images": images, "racing": racing, "predictor": predictor}
+        options["max_latency_ms"] = None  # of each search, its own
         if latency is not None:
             options |= {f"latency_{name}": getattr(latency, name) for name in ("on", "batch", "threads")}
         job = _Job(
@@ -172,6 +175,7 @@ def search(
             options=options if amp == usual else {"amp": amp, **options},
             notes=_notes(device),
             races=racing and pareto is None and evaluator.races,
+            predicts=predictor,
             evaluator=evaluator,
             test=functools.cache(
                 lambda: Evaluator(net, splits.test, keep=many, ranks=ranks, **settings).top1
@@ -179,29 +183,27 @@ def search(
             ranks=ranks,
         )
         found = [job.search(each) for each in evolutions]
-    finally:
-        ranks.stop()
     return found if several else found[0]
 
 
 def _limits(
-    max_params: float | Sequence[float] | None,
-    min_params: float | None,
-    max_macs: float | Sequence[float] | None,
-) -> tuple[list[Limits], bool]:
-    """The limits of each search, and True where several were asked for."""
-    several = [isinstance(limit, Sequence) and not isinstance(limit, str) for limit in (max_params, max_macs)]
-    if all(several):
-        raise UsageError("Give several max_params or several max_macs, not both; one of both is possible.")
-    if several[0]:
-        limits = [Limits(each, min_params, max_macs) for each in max_params]
-    elif several[1]:
-        limits = [Limits(max_params, min_params, each) for each in max_macs]
-    else:
-        limits = [Limits(max_params, min_params, max_macs)]
-    if not limits:
+    min_params: float | None, **most: float | Sequence[float] | None
+) -> tuple[list[tuple[Limits, float | None]], bool]:
+    """The limits of each search, that of the latency by itself; True where several were asked for."""
+    several = [
+        name for name, limit in most.items() if isinstance(limit, Sequence) and not isinstance(limit, str)
+    ]
+    if len(several) > 1:
+        raise UsageError(
+            f"Give several {several[0]} or several {several[1]}, not both; one of both is possible."
+        )
+    given = [{**most, name: limit} for name in several for limit in most[name]] if several else [most]
+    if not given:
         raise UsageError("The sequence of limits is empty; give one limit or more, or None.")
-    return limits, any(several)
+    limits = [
+        (Limits(each["max_params"], min_params, each["max_macs"]), each["max_latency_ms"]) for each in given
+    ]
+    return limits, bool(several)
 
 
 def _check_pareto(several: bool, sizes: Mapping[str, int | None]) -> None:
@@ -227,6 +229,7 @@ class _Job:
     options: Mapping[str, Any]
     notes: Mapping[str, Any]
     races: bool
+    predicts: bool
     evaluator: Evaluator
     test: Callable[[], Callable[[AnySubnet], float]]
     ranks: Ranks
@@ -241,9 +244,13 @@ class _Job:
             **self.shared,
             "pareto": objective and {"name": objective.name, "unit": objective.unit},
             "racing": self.races or None,
+            "predictor": self.predicts or None,
             "latency": feasible.identity(),
         }
-        log, known = self._open(feasible.limits, identity)
+        log, known = self._open(feasible, identity)
+        if self.predicts:
+            size = objective or objective_of("params", feasible)
+            evolution.predictor = Predictor(size, log.prior)
 
         def score(subnets: Sequence[AnySubnet], seen: Callable[[int], object]) -> Iterator[Score]:
             bar = evolution.bar if self.races else None
@@ -251,7 +258,14 @@ class _Job:
             return shared if bar is None else (raced(each, bar) for each in shared)  # the known ones too
 
         with log:
+            replayed = len(log.evaluations)
+            if known and log.result is None:
+                say(f"{len(known):,} evaluations of earlier searches of these weights are shared")
             history = evolve(evolution, log, score, objective, self.evaluator.images)
+            shared = sum(each.subnet in known for each in history[replayed:])
+            resumed = f", {replayed:,} from the log of this search" * (replayed > 0)
+            now = len(history) - replayed - shared
+            say(f"{now:,} subnets evaluated now, {shared:,} from earlier searches{resumed}")
             if log.result is None:
                 # the one place where the test split is looked at
                 chosen = [best_of(history)] if objective is None else front_of(history)
@@ -260,21 +274,26 @@ class _Job:
                 result = {"test_top1": top1, "feasible": feasible.count}
                 if objective is None:
                     result |= {"best": chosen[0].to_json(), "test_top1": top1[0]}
+                if evolution.predictor is not None:
+                    result["predictor"] = vars(evolution.predictor.ranking)
                 log.add_result(result)
         return self.ranks.on_first(lambda: self._finished(log.path))
 
     def _open(
-        self, limits: Limits, identity: Mapping[str, Any]
+        self, feasible: FeasibleSet, identity: Mapping[str, Any]
     ) -> tuple[SearchLog | FollowedLog, dict[AnySubnet, Score]]:
         """The log, and the scores that other logs hold; rank 0 reads and writes them for all."""
         opened: list[SearchLog] = []
 
         def work() -> tuple[Any, ...]:
             folder = Path(self.run.path if self.out is None else self.out)
-            path = folder if folder.suffix == ".jsonl" else log_path(folder, self._name(limits), identity)
-            known = known_scores({path.parent, self.run.path}, identity)
-            opened.append(SearchLog(path, identity, self.notes))
-            return known, path, opened[0].evaluations, opened[0].result
+            path = folder if folder.suffix == ".jsonl" else log_path(folder, self._name(feasible), identity)
+            known = known_scores({path.parent, self.run.path}, identity, path)
+            log = SearchLog(path, identity, self.notes)
+            opened.append(log)
+            if self.predicts and not (log.prior or log.evaluations):
+                log.add_prior({subnet: score.top1 for subnet, score in known.items()})
+            return known, path, log.evaluations, log.result, log.prior
 
         known, *content = self.ranks.on_first(work)
         return opened[0] if opened else FollowedLog(*content), known
@@ -285,95 +304,22 @@ class _Job:
             write_front(found, self.run.space)
         return found
 
-    def _name(self, limits: Limits) -> str:
+    def _name(self, feasible: FeasibleSet) -> str:
         """The name of the log: the limits, and what else differs from a call without arguments."""
         names = ["search"] if self.objective is None else ["pareto", self.objective.name]
-        given = {**vars(limits), "seed": self.seed, **self.config.to_dict(), **self.options}
+        given = {**vars(feasible.limits), "seed": self.seed, **self.config.to_dict(), **self.options}
+        given["max_latency_ms"] = (feasible.identity() or {}).get("max_ms")
         half = self.config.population // 2
-        usual = {"seed": 0, "averaged": False, "racing": True, **EvolutionConfig().to_dict()}
+        usual = {
+            "seed": 0,
+            "averaged": False,
+            "racing": True,
+            "predictor": False,
+            **EvolutionConfig().to_dict(),
+        }
         usual |= {"mutations": half, "crossovers": half} if self.objective is None else _PARETO
         names += [f"{name}-{value}" for name, value in given.items() if value != usual.get(name)]
         return "-".join(names).replace("_", "-")
-
-
-def sharing(score: Scorer, known: Mapping[AnySubnet, Score]) -> Scorer:
-    """A scorer that asks another one only for the subnets whose score is not known."""
-
-    def shared(subnets: Sequence[AnySubnet], seen: Callable[[int], object]) -> Iterator[Score]:
-        new = [subnet for subnet in subnets if subnet not in known]
-        scores = iter(score(new, seen) if new else ())
-        for subnet in subnets:
-            yield known[subnet] if subnet in known else next(scores)
-
-    return shared
-
-
-def evolve(
-    evolution: Generations,
-    log: SearchLog | FollowedLog,
-    score: Scorer,
-    objective: Objective | None = None,
-    images: int = 1,
-) -> list[Evaluation]:
-    """Run an evolution to its end, taking from the log what stands there and appending what does not.
-
-    Args:
-        evolution: a fresh one.
-        log: its evaluations are replayed, in order, in place of calls of ``score``.
-        score: called once per generation with its subnets that the log does not know; each score is logged
-            as soon as it comes.
-        objective: measured of each subnet, and logged, in a Pareto search.
-        images: that each subnet is evaluated on, for the time left.
-
-    Returns:
-        Every evaluation in order.
-
-    Raises:
-        GrowtasError: the log's evaluations are not those that this evolution asks for.
-    """
-    history: list[Evaluation] = []
-    replayed = [Evaluation.from_json(record) for record in log.evaluations]
-    config = evolution.config
-    with Progress(config.population * config.generations * images, "search", "image", images=1) as progress:
-        while candidates := evolution.ask():
-            known = replayed[len(history) : len(history) + len(candidates)]
-            for subnet, evaluation in zip(candidates, known, strict=False):
-                history.append(evaluation)
-                if (evaluation.subnet, evaluation.generation) != (subnet, evolution.generation):
-                    raise _diverged(log, len(history))
-            progress.update(len(history) * images - progress.done)
-            unknown = candidates[len(known) :]
-            for subnet, scored in zip(
-                unknown, score(unknown, progress.update) if unknown else (), strict=True
-            ):
-                costs = evolution.feasible.cost(subnet)
-                value = objective and objective.measure(subnet)
-                found = (evolution.generation, scored.images, scored.correct, value)
-                found += (evolution.feasible.latency_ms(subnet),)
-                history.append(Evaluation(subnet, scored.top1, *costs, *found))
-                log.add_evaluation(history[-1].to_json())
-                if objective is None and best_of(history) is history[-1]:
-                    progress.say(f"best so far: {_told(history[-1])}, generation {evolution.generation}")
-            progress.update(len(history) * images - progress.done)
-            log.sync()
-            evolution.rank(history[-len(candidates) :])
-            progress.show(*evolution.status(history))
-            progress.line()
-    if len(replayed) > len(history):
-        raise _diverged(log, len(history) + 1)
-    return history
-
-
-def _told(found: Evaluation) -> str:
-    return f"{found.subnet}, {found.params:,} parameters{found.shown_latency}, top-1 {found.top1:.2f} %"
-
-
-def _diverged(log: SearchLog, number: int) -> GrowtasError:
-    return GrowtasError(
-        f"Evaluation {number} in the search log {log.path} is not the one that this search asks for "
-        "there: the log was edited, or written by another version of growtas. It is left as it is; choose "
-        "another out."
-    )
 
 
 def _as_run(run: Any) -> Any:

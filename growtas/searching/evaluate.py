@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from growtas import cost
+from growtas import cost, threads
 from growtas.errors import UsageError, nearest
 from growtas.progress import track_images
 from growtas.searching.named import named_subnet
@@ -123,6 +123,7 @@ def evaluate(
     from growtas.training.run import Run
 
     run = Run.open(run)
+    threads.fit(run.space)
     chosen = named_subnet(subnet, run.space, run)
     run.space.validate(chosen)
     splits = run.splits()

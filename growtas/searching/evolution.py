@@ -18,6 +18,7 @@ from itertools import combinations
 
 from growtas.errors import UsageError
 from growtas.searching.limits import FeasibleSet
+from growtas.searching.predictor import Predictor
 from growtas.searching.racing import Bar
 from growtas.searching.result import Evaluation, best_of
 from growtas.space import seeded_rng
@@ -25,6 +26,9 @@ from growtas.subnet import AnySubnet
 
 # Sets of at most this many subnets are listed in full when drawing no longer finds new ones.
 _LISTABLE = 20_000
+_HELD_OUT = (
+    5  # of so many candidates, one is not chosen by the predictor, so that its ranking can be measured
+)
 _TRIES_PER_CANDIDATE = 10  # as published: ten attempts per wanted child, over all children
 
 
@@ -77,14 +81,19 @@ class EvolutionConfig:
 class Generations(ABC):
     """Asks for subnets, generation by generation; a search is one of these, a scorer and a log.
 
-    The candidates depend on the seed and on the evaluations ranked, on nothing else, so that replaying
-    recorded ones leads to the same search.
+    The candidates depend on the seed, on the evaluations ranked and on what a predictor knew before, on
+    nothing else, so that replaying recorded ones leads to the same search.
 
     Args:
         feasible: the subnets within the limits.
         config: sizes and rates.
         rng: a private generator.
+
+    Attributes:
+        predictor: chooses candidates from more proposals while it ranks well; None for a search without.
     """
+
+    predictor: Predictor | None = None
 
     def __init__(self, feasible: FeasibleSet, config: EvolutionConfig, rng: random.Random) -> None:
         self.feasible, self.config = feasible, config
@@ -93,6 +102,8 @@ class Generations(ABC):
         self._rng = rng
         self._visited: set[AnySubnet] = set()
         self._candidates: tuple[AnySubnet, ...] = ()
+        self._tries = _TRIES_PER_CANDIDATE
+        self._chosen = 0  # of the candidates, at their end, by the predictor
 
     def ask(self) -> tuple[AnySubnet, ...]:
         """The next generation.
@@ -108,16 +119,20 @@ class Generations(ABC):
             raise RuntimeError("tell() the scores of the last generation before asking for the next one.")
         if self.exhausted or self.generation + 1 == self.config.generations:
             return ()
-        candidates = self._next()
-        candidates += self._random(self.config.population - len(candidates))
+        candidates = self._proposals()
+        if self.predictor is not None and self.predictor.ranking.good:
+            candidates = self._choose(candidates)
         self._candidates = tuple(candidates)
         self.exhausted = not candidates
         self.generation += bool(candidates)
         return self._candidates
 
-    @abstractmethod
     def rank(self, evaluations: Sequence[Evaluation]) -> None:
         """Take in the generation last asked for. Args: evaluations: one per candidate, in order."""
+        if self.predictor is not None:
+            self.predictor.learn(evaluations, self._chosen)
+            self._chosen = 0
+        self._rank(evaluations)
 
     @abstractmethod
     def status(self, history: Sequence[Evaluation]) -> tuple[str, ...]:
@@ -127,6 +142,33 @@ class Generations(ABC):
     def _next(self) -> list[AnySubnet]:
         """Accepted subnets for the next generation; random ones fill it up."""
 
+    @abstractmethod
+    def _rank(self, evaluations: Sequence[Evaluation]) -> None:
+        """As :meth:`rank`."""
+
+    @abstractmethod
+    def _best_predicted(self, wanted: int, pool: Sequence[AnySubnet]) -> list[AnySubnet]:
+        """The subnets of a pool that are to be evaluated, by predictions."""
+
+    def _proposals(self) -> list[AnySubnet]:
+        """A generation as it is without a predictor."""
+        found = self._next()
+        return found + self._random(self.config.population - len(found))
+
+    def _choose(self, candidates: list[AnySubnet]) -> list[AnySubnet]:
+        """One in five of a generation as it is, then the best predicted of the others and of more."""
+        held_out = candidates[::_HELD_OUT]
+        pool = [subnet for number, subnet in enumerate(candidates) if number % _HELD_OUT]
+        wanted = len(pool)
+        self._tries = 1  # where new subnets are rare, fewer proposals will do
+        for _ in range(self.feasible.proposals - 1):
+            pool += self._proposals()
+        self._tries = _TRIES_PER_CANDIDATE
+        best = self._best_predicted(wanted, pool)
+        self._visited -= set(pool) - set(best)
+        self._chosen = len(best)
+        return held_out + best
+
     def _accept(self, subnet: AnySubnet) -> bool:
         if subnet in self._visited or subnet not in self.feasible:
             return False
@@ -135,14 +177,15 @@ class Generations(ABC):
 
     def _random(self, wanted: int) -> list[AnySubnet]:
         found: list[AnySubnet] = []
-        for _ in range(_TRIES_PER_CANDIDATE * wanted):
+        for _ in range(self._tries * wanted):
             if len(found) == wanted:
                 return found
             subnet = self.feasible.sample(self._rng)
             if self._accept(subnet):
                 found.append(subnet)
         count = self.feasible.count
-        if len(found) < wanted and count is not None and count <= _LISTABLE:
+        listable = count is not None and count <= _LISTABLE and self._tries == _TRIES_PER_CANDIDATE
+        if len(found) < wanted and listable:
             left = [subnet for subnet in self.feasible if subnet not in self._visited]
             more = self._rng.sample(left, min(wanted - len(found), len(left)))
             self._visited.update(more)
@@ -175,8 +218,12 @@ class Evolution(Generations):
         mutated = self._children(self.config.mutations, self._mutation())
         return mutated + self._children(self.config.crossovers, self._crossover())
 
-    def rank(self, evaluations: Sequence[Evaluation]) -> None:
-        """As :meth:`tell`, by their top1. Args: evaluations: one per candidate, in order."""
+    def _best_predicted(self, wanted: int, pool: Sequence[AnySubnet]) -> list[AnySubnet]:
+        """The subnets of the highest predicted top1."""
+        guesses = dict(zip(pool, self.predictor.predict(pool), strict=True))
+        return sorted(pool, key=lambda subnet: -guesses[subnet])[:wanted]
+
+    def _rank(self, evaluations: Sequence[Evaluation]) -> None:
         self._correct.update((each.subnet, each.correct) for each in evaluations)
         self.tell([evaluation.top1 for evaluation in evaluations])
 
@@ -226,7 +273,7 @@ class Evolution(Generations):
 
     def _children(self, wanted: int, make: Callable[[], AnySubnet] | None) -> list[AnySubnet]:
         children: list[AnySubnet] = []
-        for _ in range(_TRIES_PER_CANDIDATE * wanted if make else 0):
+        for _ in range(self._tries * wanted if make else 0):
             child = make()
             if self._accept(child):
                 children.append(child)

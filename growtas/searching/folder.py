@@ -53,15 +53,19 @@ def _is(identity: Mapping[str, Any], header: Mapping[str, Any] | None) -> bool:
     return bool(header) and all(header.get(key) == value for key, value in identity.items())
 
 
-def known_scores(folders: Iterable[str | os.PathLike], identity: Mapping[str, Any]) -> dict[AnySubnet, Score]:
+def known_scores(
+    folders: Iterable[str | os.PathLike], identity: Mapping[str, Any], own: Path | None = None
+) -> dict[AnySubnet, Score]:
     """The scores in the logs of other searches with the same weights on the same images.
 
     Args:
         folders: whose logs are read; a damaged line and what follows it is left aside.
         identity: of the search that asks.
+        own: its log, which is left aside.
     """
     identity, known = plain(identity), {}
-    for path in sorted({path for folder in folders for path in Path(folder).glob("*.jsonl")}):
+    paths = {path.resolve() for folder in folders for path in Path(folder).glob("*.jsonl")}
+    for path in sorted(paths - {own and own.resolve()}):
         header = header_of(path)
         if header and all(header.get(key) == identity[key] for key in SHARED):
             for line in path.read_bytes().rpartition(b"\n")[0].splitlines()[1:]:

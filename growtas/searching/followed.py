@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from growtas.subnet import AnySubnet
+
 
 class FollowedLog:
     """The log in the memory of a rank other than the first, for :class:`growtas.searching.log.SearchLog`.
@@ -14,10 +16,17 @@ class FollowedLog:
         path: of the log.
         evaluations: that stand in it.
         result: that stands in it, or None.
+        prior: as of that class.
     """
 
-    def __init__(self, path: Path, evaluations: list[dict[str, Any]], result: dict[str, Any] | None) -> None:
-        self.path, self.evaluations, self.result = path, evaluations, result
+    def __init__(
+        self,
+        path: Path,
+        evaluations: list[dict[str, Any]],
+        result: dict[str, Any] | None,
+        prior: dict[AnySubnet, float],
+    ) -> None:
+        self.path, self.evaluations, self.result, self.prior = path, evaluations, result, prior
 
     def __enter__(self) -> FollowedLog:
         return self

@@ -20,7 +20,7 @@ class Latency(Protocol):
     """Latencies of a space's subnets on one device, as :func:`growtas.latency` measures them.
 
     Attributes:
-        on: where: ``cpu``, ``cuda`` or ``onnxruntime``.
+        on: where, such as ``cpu`` or ``onnxruntime``.
         batch: images of one call.
         threads: of the processor.
         direct: ``ms`` measures a subnet rather than to predict its latency.
@@ -67,6 +67,8 @@ class LatencyFeasibleSet(FeasibleSet):
         self._ms: dict[AnySubnet, float] = {}
         self._listed: list[AnySubnet] | None = None
         self.count = within.count
+        if latency.direct:
+            self.proposals = 2  # each one is measured
         if max_ms is None:
             return
         if not latency.direct and within.count is not None and within.count <= LISTABLE:

@@ -77,9 +77,11 @@ class FeasibleSet(ABC):
 
     Attributes:
         count: how many subnets there are; None where they are too many to be counted.
+        proposals: subnets that are proposed for each one that a predictor chooses.
     """
 
     count: int | None
+    proposals: int = 10
 
     def __init__(self, space: Space, num_classes: int, limits: Limits) -> None:
         self.space, self.num_classes, self.limits = space, num_classes, limits

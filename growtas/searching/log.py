@@ -1,9 +1,10 @@
 """The append-only log of a search: one JSON object per line. No torch.
 
-The first line, the header, says which search this is; then one line per evaluation, in the order in which
-they were asked for, and at the end one line with the result. A line is handed to the operating system as soon
-as it is complete, so that a killed process loses no evaluation, and flushed to the disk once per generation,
-against a power cut. A last line without its line end was being written when the process died: it is cut off.
+The first line, the header, says which search this is; with a predictor, the next one may hold what it knew
+from other searches. Then comes one line per evaluation, in the order in which they were asked for, and at the
+end one line with the result. A line is handed to the operating system as soon as it is complete, so that a
+killed process loses no evaluation, and flushed to the disk once per generation, against a power cut. A last
+line without its line end was being written when the process died: it is cut off.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 
 from growtas.errors import GrowtasError, UsageError
 from growtas.locks import lock
-from growtas.searching.result import Evaluation, ParetoResult, SearchResult, front_of
+from growtas.searching.result import Evaluation, ParetoResult, Ranking, SearchResult, front_of
+from growtas.subnet import AnySubnet, subnet_from_json
 
 FORMAT = 1
 LOG_NAME = "search.jsonl"
@@ -37,6 +39,11 @@ class SearchLog:
         UsageError: the file is no search log or that of another search (it is left as it is), or it cannot
             be opened.
         GrowtasError: another process writes the log, or a line of it is damaged.
+
+    Attributes:
+        evaluations: the records of the evaluations.
+        result: the record of the result, or None.
+        prior: top1 of the subnets that a predictor knew from other searches when this one began.
     """
 
     def __init__(self, path: str | os.PathLike, identity: dict[str, Any], notes: dict[str, Any]) -> None:
@@ -44,6 +51,7 @@ class SearchLog:
         identity = plain(identity)
         self.evaluations: list[dict[str, Any]] = []
         self.result: dict[str, Any] | None = None
+        self.prior: dict[AnySubnet, float] = {}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a+b", buffering=0)  # a failed write must not linger in a buffer
@@ -71,6 +79,13 @@ class SearchLog:
         if not self._file.closed:
             self.sync()
             self._file.close()
+
+    def add_prior(self, top1: Mapping[AnySubnet, float]) -> None:
+        """Append what a predictor knows from other searches, the first line after the header."""
+        if top1:
+            subnets = [[subnet.to_json(), value] for subnet, value in top1.items()]
+            self._append({"record": "prior", "evaluations": subnets})
+            self.prior = dict(top1)
 
     def add_evaluation(self, values: dict[str, Any]) -> None:
         """Append one evaluation. Raises: GrowtasError if the device is full; what stands in the log stays."""
@@ -115,6 +130,9 @@ class SearchLog:
         if torn:
             self._file.truncate(len(whole) + 1)
         self.evaluations = _evaluations(records)
+        for record in records:
+            if record["record"] == "prior":
+                self.prior = {subnet_from_json(subnet): top1 for subnet, top1 in record["evaluations"]}
         results = [record for record in records if record["record"] == "result"]
         self.result = results[-1] if results else None
 
@@ -215,7 +233,8 @@ def read_log(path: Path) -> SearchResult | ParetoResult | None:
     if result["record"] != "result":
         return None
     history = tuple(map(Evaluation.from_json, _evaluations(records)))
-    ends = (result["test_top1"], result["feasible"], path)
+    ranking = Ranking(**result["predictor"]) if "predictor" in result else None
+    ends = (result["test_top1"], result["feasible"], path, ranking)
     if header.get("pareto"):
         pareto = header["pareto"]
         return ParetoResult(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from growtas.training.run import Run
 
 SEARCHED = ("best", "pareto")
+MS = "ms"
 
 
 def named_subnet(subnet: AnySubnet | str, space: Space, run: Run | None = None) -> AnySubnet:
@@ -23,10 +25,10 @@ def named_subnet(subnet: AnySubnet | str, space: Space, run: Run | None = None) 
     Args:
         subnet: one of
 
-            - ``best`` of the run's finished search; where several have finished, ``best:6e6`` of those with
-              the limit 6e6, the most accurate one's;
+            - ``best`` of the run's finished search; where several have finished, ``best:6e6`` (or
+              ``best:15ms``) of those with this limit, the most accurate one's;
             - ``pareto:3``, point 3 of the run's front, or ``pareto:6e6``, the most accurate point that costs
-              at most 6e6; where there are several fronts, ``pareto-macs:3``;
+              at most 6e6; where there are several fronts, ``pareto-macs:3``, ``pareto-latency:15ms``;
             - the name of a search's log in the run's folder in place of these, such as
               ``search-seed-1.jsonl`` or ``pareto-macs-seed-1.jsonl:3``;
             - ``smallest``, ``largest``, sizes such as ``d24-h2,2,3-r2,3,2``, or a subnet.
@@ -57,10 +59,10 @@ def reference_to(found: SearchResult | ParetoResult) -> str:
             return "pareto"
         alike = [each for each in fronts if each.objective == found.objective]
         return f"pareto-{found.objective}" if len(alike) == 1 else found.path.name
-    for name, which in (("best", ""), *(("best", str(limit)) for limit in _limits(header_of(found.path)))):
+    for which in ("", *_limits(header_of(found.path))):
         try:
-            if _found(found.path.parent, name, which) == found.best:
-                return f"{name}:{which}" if which else name
+            if _found(found.path.parent, "best", which) == found.best:
+                return f"best:{which}" if which else "best"
         except GrowtasError:
             continue
     return found.path.name
@@ -94,7 +96,7 @@ def _best(folder: Path, results: list[SearchResult], which: str) -> Evaluation:
     headers = {result.path: header_of(result.path) for result in results}
     limits = {result.path: _limits(headers[result.path]) for result in results}
     if which:
-        asked = int(_number(which, f"best:{which}"))
+        asked = _limit(which, f"best:{which}")
         chosen = [result for result in results if asked in limits[result.path]]
     else:
         chosen = results
@@ -104,7 +106,7 @@ def _best(folder: Path, results: list[SearchResult], which: str) -> Evaluation:
         raise GrowtasError(f"{folder} has no finished search under the limit {which}{known}.")
     for key, title in (("limits", "limits"), ("latency", "limits of latency"), ("weights", "weights")):
         if any(headers[each.path].get(key) != headers[chosen[0].path].get(key) for each in chosen):
-            names = [*(named if key == "limits" and not which else ()), *(each.path.name for each in chosen)]
+            names = [*(named if key != "weights" and not which else ()), *(each.path.name for each in chosen)]
             raise GrowtasError(
                 f"{folder} has {len(chosen)} finished searches of different {title}: name one of "
                 f"{', '.join(names)}."
@@ -112,8 +114,17 @@ def _best(folder: Path, results: list[SearchResult], which: str) -> Evaluation:
     return best_of([result.best for result in chosen])
 
 
-def _limits(header: dict) -> list[int]:
-    return [limit for limit in (header.get("limits") or {}).values() if limit is not None]
+def _limits(header: dict) -> list[str]:
+    """The limits of a search, as they are named: a whole number, or milliseconds with their unit."""
+    counts = [str(limit) for limit in (header.get("limits") or {}).values() if limit is not None]
+    max_ms = (header.get("latency") or {}).get("max_ms")
+    return counts if max_ms is None else [*counts, f"{max_ms:.12g}{MS}"]
+
+
+def _limit(text: str, asked: str) -> str:
+    """A limit as :func:`_limits` writes it."""
+    number = _number(text.removesuffix(MS), asked)
+    return f"{number:.12g}{MS}" if text.endswith(MS) else str(int(number))
 
 
 def _point(front: ParetoResult, which: str) -> Evaluation:
@@ -126,9 +137,11 @@ def _point(front: ParetoResult, which: str) -> Evaluation:
 
 def _number(text: str, asked: str, points: int = 0) -> float:
     try:
-        return float(text)
+        if not math.isfinite(number := float(text)):
+            raise ValueError(text)
+        return number
     except ValueError as error:
         numbered = f"the number of a point, 1 to {points}, or " if points else ""
         raise UsageError(
-            f"{asked!r} names no subnet: after the colon stands {numbered}a limit such as 6e6."
+            f"{asked!r} names no subnet: after the colon stands {numbered}a limit such as 6e6 or 15ms."
         ) from error

@@ -18,7 +18,8 @@ class Objective:
     Args:
         name: one word, for file names and columns.
         unit: of its values.
-        measure: the cost of a subnet; called once per subnet, and what it gave stands in the log.
+        measure: the cost of a subnet; called once per evaluated subnet, and what it gave stands in the log.
+            A search with a predictor calls it for its proposals too.
 
     Example:
         >>> depth = Objective("depth", "blocks", lambda subnet: subnet.depth)

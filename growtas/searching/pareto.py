@@ -42,6 +42,7 @@ class ParetoEvolution(Generations):
         super().__init__(feasible, config, seeded_rng("pareto", seed))
         _check_pymoo()
         self._nsga2, self._seed = None, seed
+        self._evaluations: list[Evaluation] = []
 
     def _next(self) -> list[AnySubnet]:
         if self._nsga2 is not None:
@@ -49,8 +50,7 @@ class ParetoEvolution(Generations):
         ends = (self.feasible.space.smallest(), self.feasible.space.largest())
         return [subnet for subnet in ends[: self.config.population] if self._accept(subnet)]
 
-    def rank(self, evaluations: Sequence[Evaluation]) -> None:
-        """Take in the generation last asked for. Args: evaluations: one per candidate, in order."""
+    def _rank(self, evaluations: Sequence[Evaluation]) -> None:
         import numpy as np
         from pymoo.core.population import Population
         from pymoo.problems.static import StaticProblem
@@ -63,14 +63,36 @@ class ParetoEvolution(Generations):
         problem = StaticProblem(self._nsga2.problem, F=np.array(costs, float))
         self._nsga2.evaluator.eval(problem, individuals)
         self._nsga2.tell(infills=individuals)
+        self._evaluations += evaluations
         self._candidates = ()
+
+    def _best_predicted(self, wanted: int, pool: Sequence[AnySubnet]) -> list[AnySubnet]:
+        """One after the other, the subnet that is predicted to rise highest above the front; then it counts
+        as a point of the front, with its prediction."""
+        import numpy as np
+
+        costs = np.array([self.predictor.size.measure(subnet) for subnet in pool], float)
+        guesses = np.array(self.predictor.predict(pool))
+        front = front_of(self._evaluations)
+        heights = np.array([-np.inf, *(point.top1 for point in front)])
+        below = heights[np.searchsorted([point.objective for point in front], costs, side="right")]
+        below = np.maximum(below, min(heights[1:]))
+        found: list[AnySubnet] = []
+        for _ in range(min(wanted, len(pool))):
+            best = int(np.argmax(guesses - below))
+            found.append(pool[best])
+            below = np.where(costs >= costs[best], np.maximum(below, guesses[best]), below)
+            guesses[best] = -np.inf
+        return found
 
     def status(self, history: Sequence[Evaluation]) -> tuple[str, ...]:
         """How far the search has come, the most important first."""
         return f"front of {len(front_of(history))}", f"generation {self.generation}"
 
     def _children(self) -> list[AnySubnet]:
+        self._nsga2.mating.n_max_iterations = 10 * self._tries
         children = self._nsga2.ask()
+        self._nsga2.termination.force_termination = False  # set where there was no new child
         return [] if children is None else [child.X[0] for child in children]
 
     def _start(self, first: Sequence[AnySubnet]) -> Any:

@@ -93,6 +93,42 @@ class Evaluation:
         return cls(subnet=subnet_from_json(data["subnet"]), **fields)
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """How well a predictor ranks subnets that it did not choose, predicted before they were evaluated.
+
+    Args:
+        tau: Kendall's tau-b of predicted and evaluated top1, over the pairs within each generation; None
+            where no two subnets differ.
+        by_size: the same, of the subnets' size in place of the prediction.
+        size: unit of that size, such as parameters.
+        subnets: how many were held out, in the latest generations.
+        bar: the predictor is used while tau is at least this.
+        generations: how many generations it chose from.
+    """
+
+    tau: float | None
+    by_size: float | None
+    size: str
+    subnets: int
+    bar: float
+    generations: int
+
+    @property
+    def good(self) -> bool:
+        """True where tau reaches the bar."""
+        return self.tau is not None and self.tau >= self.bar
+
+    def __str__(self) -> str:
+        if not self.subnets:
+            return "no subnet has been predicted before its evaluation yet: not used"
+        tau, by_size = ("unknown" if tau is None else f"{tau:.2f}" for tau in (self.tau, self.by_size))
+        return (
+            f"Kendall's tau {tau} on {self.subnets} held-out subnets ({by_size} by {self.size} alone), bar "
+            f"{self.bar}: {'used' if self.good else 'not used'} (generations so far: {self.generations})"
+        )
+
+
 @dataclass(frozen=True, repr=False)
 class SearchResult:
     """A finished search.
@@ -104,6 +140,7 @@ class SearchResult:
         test_top1: per cent of the test split's images that the best subnet classifies correctly.
         feasible: how many subnets of the space meet the limits; None where they are too many to count.
         path: the log, from which the same result can be read again.
+        ranking: how well the predictor ranked at the end; None in a search without one.
     """
 
     best: Evaluation
@@ -111,6 +148,7 @@ class SearchResult:
     test_top1: float
     feasible: int | None
     path: Path
+    ranking: Ranking | None = None
 
     @property
     def standard_error(self) -> float | None:
@@ -165,6 +203,7 @@ class ParetoResult:
         test_top1: per cent of the test split's images, for each subnet of the front.
         feasible: how many subnets of the space meet the limits; None where they are too many to count.
         path: the log; the table and the figure of the front lie beside it.
+        ranking: how well the predictor ranked at the end; None in a search without one.
     """
 
     objective: str
@@ -174,6 +213,7 @@ class ParetoResult:
     test_top1: tuple[float, ...]
     feasible: int | None
     path: Path
+    ranking: Ranking | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -49,7 +49,10 @@ def block_parameters(block: Block) -> int:
 
 
 def macs(
-    subnet: MobileNetSubnet, space: MobileNetSpace, num_classes: int = 1000, image_size: int | None = None
+    subnet: MobileNetSubnet,
+    space: MobileNetSpace,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] | None = None,
 ) -> int:
     """Multiply-accumulates of one image's forward pass: convolutions and linear maps.
 
@@ -57,22 +60,19 @@ def macs(
         subnet: the architecture.
         space: gives the widths and strides.
         num_classes: outputs of the classifier.
-        image_size: pixels of the square image; the space's where None.
+        image_size: pixels of the square image, or its height and width; the space's where None.
     """
-    size = -(-(image_size or space.image_size) // space.stem_stride)
-    total = size**2 * space.stem_width * (9 * space.in_channels + 9 + space.first_width)
+    image_size = image_size or space.image_size
+    height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    height, width = -(-height // space.stem_stride), -(-width // space.stem_stride)
+    total = height * width * space.stem_width * (9 * space.in_channels + 9 + space.first_width)
     for block in space.blocks(subnet):
-        total += block_macs(block, size)
-        size = -(-size // block.stride)
-    total += size**2 * space.widths[-1] * space.final_width
+        mid, before = block.mid_width, height * width
+        height, width = -(-height // block.stride), -(-width // block.stride)
+        total += before * block.in_width * mid + height * width * mid * (block.kernel**2 + block.out_width)
+        total += 2 * mid * block.squeeze_width
+    total += height * width * space.widths[-1] * space.final_width
     return total + space.feature_width * (space.final_width + num_classes)
-
-
-def block_macs(block: Block, size: int) -> int:
-    """Multiply-accumulates of one block whose input is ``size`` pixels wide and high."""
-    mid, after = block.mid_width, -(-size // block.stride)
-    total = size**2 * block.in_width * mid + after**2 * mid * (block.kernel**2 + block.out_width)
-    return total + 2 * mid * block.squeeze_width
 
 
 def cheapest(space: MobileNetSpace, groups: Sequence[int] | None, measure: Measure) -> MobileNetSubnet:

@@ -18,12 +18,14 @@ class ModelSpace(PlainSpace):
         name: as the user wrote it.
         architecture: timm's name of it.
         args: further arguments of ``timm.create_model``.
-        image_size: pixels of the square images that it takes.
+        image_size: pixels of the images that it takes; their height, where ``image_width`` is given.
         in_channels: of the images.
         mean, std: per channel, with which it expects pixels of 0 to 1 normalised.
         scale, shift: per channel; ``images * scale + shift`` is normalised as the model expects it, where the
             images are as the data normalises them.
-        crop_pct: share of a resized image's shorter side that evaluation takes.
+        crop_pct: share of a resized image's side that evaluation takes.
+        crop_mode: timm's: ``center``, ``squash`` or ``border``.
+        image_width: where images are not square, which only evaluation takes.
     """
 
     name: str
@@ -36,6 +38,8 @@ class ModelSpace(PlainSpace):
     scale: tuple[float, ...]
     shift: tuple[float, ...]
     crop_pct: float
+    crop_mode: str = "center"
+    image_width: int | None = None
 
     family: ClassVar[str] = "model"
     required: ClassVar[tuple[str, ...]] = ("architecture", "image_size", "in_channels")
@@ -46,6 +50,11 @@ class ModelSpace(PlainSpace):
     def __post_init__(self) -> None:
         for name in ("mean", "std", "scale", "shift"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return self.image_size, self.image_width or self.image_size
 
     def smallest(self, groups: Sequence[int] | None = None) -> str:
         """The only subnet."""

@@ -31,7 +31,8 @@ def latency(
 
     Args:
         space: a training run or its folder, a search space, the name of a preset or a YAML file.
-        on: cpu or cuda (plain PyTorch), or onnxruntime (ONNX Runtime on the CPU); in float32.
+        on: cpu or cuda (plain PyTorch), cpu-compiled or cuda-compiled (torch.compile, block by block), or
+            onnxruntime (ONNX Runtime on the CPU); in float32.
         batch: images of one call.
         threads: of the processor; as many as torch takes where None.
         validate: subnets that are measured end to end; 0 for none.

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +16,20 @@ from typing import Any
 from growtas import atomic, cost
 from growtas.errors import UsageError
 from growtas.ops import records
-from growtas.progress import Progress
+from growtas.progress import Progress, say
 from growtas.space import Space, seeded_rng
 from growtas.subnet import AnySubnet
 from growtas.timing import pieces, targets
+from growtas.timing.estimates import line, rank_correlation, repeatability, typical
 
-FORMAT = 1
+FORMAT = 2
 LEAST_RANK_CORRELATION = 0.98
 LARGEST_ERROR = 0.05
 LEAST_ROUNDS, MOST_ROUNDS = 15, 200
-SECONDS = 10.0  # of the rounds, as far as the least and the most allow
+PIECES_SECONDS = 20.0  # of all rounds, as far as the least and the most allow
+SUBNETS_SECONDS = 10.0
+VALIDATION_SECONDS = 120.0  # as long as its ranks do not repeat
+WRITE_EVERY = 1.0  # seconds
 AT_ONCE = 4 * 10**9  # bytes of weights of whole subnets in memory
 _TRIES = 100  # per subnet that the validation draws
 
@@ -39,12 +44,14 @@ class Validation:
         error: median of the relative errors.
         repeatability: Spearman's between the subnets' times in every other round and in the others; where the
             machine is so busy that this is low, no prediction can do better.
+        rounds: in which the subnets were timed.
     """
 
     subnets: int
     rank_correlation: float
     error: float
     repeatability: float
+    rounds: int
 
     @property
     def good(self) -> bool:
@@ -55,7 +62,8 @@ class Validation:
         return (
             f"rank correlation {self.rank_correlation:.3f} (at least {LEAST_RANK_CORRELATION}), median error "
             f"{100 * self.error:.1f} % (at most {100 * LARGEST_ERROR:.0f} %) on {self.subnets} subnets "
-            f"measured end to end, whose own rank correlation from round to round is {self.repeatability:.3f}"
+            f"measured end to end in {self.rounds} rounds; the measured ranks of every other round correlate "
+            f"at {self.repeatability:.3f} with those of the others"
         )
 
 
@@ -64,15 +72,15 @@ class LatencyTable:
 
     All pieces are timed in turns, round by round, so that a slower machine is slower for all of them and the
     weights of a piece are not left in the cache since its last turn; so are the smallest, the largest and
-    three random subnets, end to end. The median of the rounds counts. A subnet's latency is predicted as the
-    sum of its pieces', times a scale and plus an offset, which those five subnets give by least squares of
-    the relative error: a call of the whole has a cost of its own, and within a network the next piece finds
-    its input in the cache.
+    three random subnets, end to end. Each round is divided by its level, and the median of the rounds counts
+    (:func:`growtas.timing.estimates.typical`). A subnet's latency is predicted as the sum of its pieces',
+    times a scale and plus an offset, which those five subnets give by least squares of the relative error: a
+    call of the whole has a cost of its own, and within a network the next piece finds its input in the cache.
 
     Args:
         space: the search space.
         num_classes: outputs of the head.
-        on: ``cpu``, ``cuda`` or ``onnxruntime``.
+        on: one of :data:`growtas.timing.targets.TARGETS`.
         batch: images of one call.
         threads: of the processor.
     """
@@ -88,10 +96,11 @@ class LatencyTable:
             "threads": threads,
             "space": hashlib.sha256(content.encode()).hexdigest()[:12],
         }
-        digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps([FORMAT, self.key], sort_keys=True).encode()).hexdigest()[:12]
         name = re.sub(r"[^a-z0-9]+", "-", f"{self.key['device']} {on} {space.name}".lower()).strip("-")
         self.path = records.cache_folder() / "latency" / f"{name}-{digest}.json"
         self._data = self._read()
+        self._typical: dict[tuple[int, int, int], dict[str, float]] = {}  # of series that are done
 
     # -- measuring ---------------------------------------------------------------------------------------
 
@@ -101,31 +110,42 @@ class LatencyTable:
         return self._names <= set(self._data["pieces"]["samples"]) and _is_done(self._data["pieces"])
 
     def finish(self) -> None:
-        """Measure what is missing; each round is kept as soon as it is complete."""
+        """Measure what is missing; complete rounds are kept, whatever ends it."""
         if self.finished:
             return
-        with targets.ready(self.threads):
-            runs = {}
+        total = len(self._names) - len(self._anchors)
+        if targets.is_compiled(self.on):
+            say(f"latency: {total} pieces are compiled first; torch keeps what is compiled for the next time")
+        with targets.ready(self.threads), Progress(total, "prepare", "piece", leave=False) as progress:
+            runs: dict[str, targets.Run] = {}
             for subnet in pieces.covering(self.space):
-                names = pieces.pieces_of(self.space, subnet)
-                if set(names) <= set(runs):
+                parts = self._parts(subnet)
+                if {name for name, _ in parts} <= set(runs):
                     continue
-                x = pieces.images(self.space, self.batch)
-                modules = pieces.modules_of(pieces.plain_model(self.space, self.num_classes, subnet))
-                for name, module in zip(names, modules, strict=True):
-                    following = module(x)
-                    if name not in runs:
-                        runs[name] = self._prepared(module, x)
-                    x = following
+                inputs = [pieces.images(self.space, self.batch)]
+                for _, module in parts:
+                    inputs.append(module(inputs[-1]))
+                for part, x in zip(parts, inputs[:-1], strict=True):  # which may move the model to a GPU
+                    if part[0] not in runs:
+                        runs[part[0]] = targets.prepare([part], x, self.on, self.threads)
+                        progress.update()
             runs |= {str(subnet): self._whole(subnet) for subnet in self._anchors}
-            self._rounds(self._data["pieces"], runs)
+            self._rounds(self._data["pieces"], runs, PIECES_SECONDS)
 
-    def measure(self, subnets: Sequence[AnySubnet]) -> list[float]:
+    def measure(self, subnets: Sequence[AnySubnet], validation: bool = False) -> list[float]:
         """Milliseconds of subnets, end to end; each is measured once and then read from the file.
 
         Beside them the smallest subnet is timed again. Where it takes longer than it did for the table, the
         machine is slower than it was, and the other times are divided by as much.
+
+        Args:
+            subnets: of the space.
+            validation: for up to two minutes, until the ranks of every other round correlate at 0.98 with
+                those of the others; else for ten seconds.
         """
+        seconds, steady = SUBNETS_SECONDS, None
+        if validation:
+            seconds, steady = VALIDATION_SECONDS, LEAST_RANK_CORRELATION
         measured, series = self._measured(), self._data["whole"]
         left = [subnet for subnet in dict.fromkeys(subnets) if str(subnet) not in measured]
         weights = 4 * cost.parameters(self.space.largest(), self.space, self.num_classes)
@@ -138,7 +158,7 @@ class LatencyTable:
                     series.pop()
                 if not series or _is_done(series[-1]):
                     series.append({"rounds": 0, "samples": {}})
-                self._rounds(series[-1], runs)
+                self._rounds(series[-1], runs, seconds, steady)
         measured = self._measured() if left else measured
         return [measured[str(subnet)] for subnet in subnets]
 
@@ -157,7 +177,7 @@ class LatencyTable:
             if len(drawn) == subnets:
                 break
         if len(drawn) > 2:
-            measured = self.measure(list(drawn))
+            measured = self.measure(list(drawn), validation=True)
             predicted = [self.predict(subnet) for subnet in drawn]
             errors = [abs(a - b) / b for a, b in zip(predicted, measured, strict=True)]
             halves = [
@@ -168,39 +188,63 @@ class LatencyTable:
                 rank_correlation(predicted, measured),
                 statistics.median(errors),
                 rank_correlation(*halves),
+                min(series["rounds"] for series in self._data["whole"]),
             )
             self._data["validation"] = dataclasses.asdict(found)
             self._write()
 
-    def _prepared(self, module: Any, x: Any) -> targets.Run:
-        return targets.prepare(module, x, self.on, self.threads)
+    def _parts(self, subnet: AnySubnet) -> targets.Parts:
+        """The pieces of a subnet's model."""
+        modules = pieces.modules_of(pieces.plain_model(self.space, self.num_classes, subnet))
+        return list(zip(pieces.pieces_of(self.space, subnet), modules, strict=True))
 
     def _whole(self, subnet: AnySubnet) -> targets.Run:
-        model = pieces.plain_model(self.space, self.num_classes, subnet)
-        return self._prepared(model, pieces.images(self.space, self.batch))
+        if targets.is_compiled(self.on):
+            parts = self._parts(subnet)
+        else:
+            parts = [(str(subnet), pieces.plain_model(self.space, self.num_classes, subnet))]
+        return targets.prepare(parts, pieces.images(self.space, self.batch), self.on, self.threads)
 
-    def _rounds(self, series: dict[str, Any], runs: dict[str, targets.Run]) -> None:
+    def _rounds(
+        self,
+        series: dict[str, Any],
+        runs: dict[str, targets.Run],
+        seconds: float,
+        steady: float | None = None,
+    ) -> None:
         samples, wanted = series["samples"], series["rounds"] or LEAST_ROUNDS
-        done = min(len(samples.get(name, ())) for name in runs)
-        with Progress(wanted, "latency", "round", done=done, leave=False) as progress:
-            while done < wanted:
-                order = list(runs) if done % 2 else list(reversed(runs))
-                new = {name: targets.milliseconds(name, runs[name], self.on, self.threads) for name in order}
-                if not done:  # the first round tells how many are worth their time
-                    wanted = int(1e3 * SECONDS / sum(new.values()))
-                    progress.total = wanted = min(max(wanted, LEAST_ROUNDS), MOST_ROUNDS)
-                series["rounds"] = wanted
-                for name, taken in new.items():
-                    samples[name] = [*samples.get(name, ()), round(taken, 6)]
-                self._write()
-                done += 1
-                progress.update()
+        done, written = min(len(samples.get(name, ())) for name in runs), time.monotonic()
+        try:
+            with Progress(wanted, "latency", "round", done=done, leave=False) as progress:
+                while done < wanted:
+                    order = list(runs) if done % 2 else list(reversed(runs))
+                    new = {n: targets.milliseconds(n, runs[n], self.on, self.threads) for n in order}
+                    if not done:  # the first round tells how many are worth their time
+                        wanted = int(1e3 * seconds / sum(new.values()))
+                        progress.total = wanted = min(max(wanted, LEAST_ROUNDS), MOST_ROUNDS)
+                    for name, taken in new.items():
+                        samples.setdefault(name, []).append(round(taken, 6))
+                    done += 1
+                    if steady is not None and done >= LEAST_ROUNDS and repeatability(samples) >= steady:
+                        wanted = done
+                    series["rounds"] = wanted
+                    if time.monotonic() > written + WRITE_EVERY:
+                        self._write()
+                        written = time.monotonic()
+                    progress.update()
+        finally:
+            self._write()
 
     def _measured(self, first: int = 0, step: int = 1) -> dict[str, float]:
         """Milliseconds of the subnets that were measured end to end. Args: first, step: of the rounds."""
         found, reference = {}, str(self._anchors[0])
-        for series in filter(_is_done, self._data["whole"]):
-            taken = {name: statistics.median(each[first::step]) for name, each in series["samples"].items()}
+        for number, series in enumerate(self._data["whole"]):
+            if not _is_done(series):
+                continue
+            key = number, first, step
+            if key not in self._typical:
+                self._typical[key] = typical(series["samples"], first, step)
+            taken = self._typical[key]
             slower = taken[reference] / self.times[reference]
             found |= {name: each / slower for name, each in taken.items()}
         return found
@@ -230,14 +274,14 @@ class LatencyTable:
     @functools.cached_property
     def times(self) -> dict[str, float]:
         """Milliseconds of each piece, and of the subnets that gave the fit."""
-        return {name: statistics.median(taken) for name, taken in self._data["pieces"]["samples"].items()}
+        return typical(self._data["pieces"]["samples"])
 
     @functools.cached_property
     def fit(self) -> tuple[float, float]:
         """Offset (in ms) and scale of the sum of the pieces."""
         whole = [self.times[str(subnet)] for subnet in self._anchors]
         sums = [self._sum(subnet) for subnet in self._anchors]
-        return _line(sums, whole)
+        return line(sums, whole)
 
     @property
     def digest(self) -> str:
@@ -279,7 +323,8 @@ class LatencyTable:
     # -- the file ----------------------------------------------------------------------------------------
 
     def _read(self) -> dict[str, Any]:
-        fresh = {"format": FORMAT, "key": self.key, "pieces": {"rounds": 0, "samples": {}}, "whole": []}
+        fresh = {"format": FORMAT, "key": self.key, "space": self.space.name}
+        fresh |= {"pieces": {"rounds": 0, "samples": {}}, "whole": []}
         try:
             found = json.loads(self.path.read_text())
         except (FileNotFoundError, NotADirectoryError):
@@ -297,31 +342,3 @@ class LatencyTable:
 
 def _is_done(series: dict[str, Any]) -> bool:
     return series["rounds"] > 0 and all(len(s) >= series["rounds"] for s in series["samples"].values())
-
-
-def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Offset and scale of ``y`` by ``x``, of least squares of the relative error; neither is negative."""
-    weights = [1 / value**2 for value in y]
-    total = sum(weights)
-    mean_x, mean_y = (sum(w * v for w, v in zip(weights, values, strict=True)) / total for values in (x, y))
-    both = list(zip(weights, x, y, strict=True))
-    variance = sum(w * (a - mean_x) ** 2 for w, a, _ in both)
-    scale = sum(w * (a - mean_x) * (b - mean_y) for w, a, b in both) / variance if variance else 0.0
-    offset = mean_y - scale * mean_x
-    if scale > 0 and offset >= 0:
-        return offset, scale
-    inverse = [a / b for a, b in zip(x, y, strict=True)]
-    return 0.0, sum(inverse) / sum(value**2 for value in inverse)
-
-
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's, with the mean rank of equal values; 0 where all values of one are equal."""
-    try:
-        return statistics.correlation(_ranks(a), _ranks(b))
-    except statistics.StatisticsError:
-        return 0.0
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    ordered = sorted(values)
-    return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,36 @@ KEYS = (
     "generator",
     "versions",
 )
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Args:
+        step: updates done.
+        skipped: of them without effect.
+        skipped_in_a_row: the last ones of those.
+        checkpoint_step: of the last checkpoint, if there is one.
+        checkpoint_time: when it was written, or the process began.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    checkpoint_step: int | None = None
+    checkpoint_time: float = field(default_factory=time.monotonic)
+
+    def checkpoint_due(self, config: TrainConfig) -> bool:
+        """Return whether the settings ask for a checkpoint within an epoch."""
+        waited = time.monotonic() - self.checkpoint_time
+        since = self.step - (self.checkpoint_step or 0)
+        steps, seconds = config.checkpoint_every_steps, config.checkpoint_every_seconds
+        return bool(steps and since >= steps or seconds and waited >= seconds)
+
+    def saved(self) -> None:
+        """Note that a checkpoint was written."""
+        self.checkpoint_step, self.checkpoint_time = self.step, time.monotonic()
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:

@@ -130,6 +130,8 @@ class TrainConfig:
         tune: ``auto`` races backends first where a GPU has no tuning record of what the run needs, once;
             ``off`` takes what records there are. See growtas tune.
         workers: processes that load images; as many as fit where None.
+        rank_timeout: seconds that one exchange between several ranks may take, after which a rank that hangs
+            ends the run; one that died does at once.
         data_folder: where timm data sets are stored.
         download: let timm download the data set into ``data_folder``.
         bad_images: ``error`` stops at an image that cannot be read; ``skip`` decodes all images before the
@@ -216,6 +218,7 @@ class TrainConfig:
     device: str = setting("auto", runtime=True)
     tune: str = setting("auto", choices("auto", "off"), runtime=True)
     workers: int | None = setting(None, at_least(0), runtime=True)
+    rank_timeout: float = setting(600.0, ABOVE_ZERO, runtime=True)
     data_folder: str | None = setting(None, runtime=True)
     download: bool = False
     bad_images: str = setting("error", choices("error", "skip"))

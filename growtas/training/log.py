@@ -111,6 +111,11 @@ class RunLog:
             raise disk_error(error, self.path) from error
         return os.fstat(self._file.fileno()).st_size
 
+    def discard(self) -> None:
+        """Remove the file of a run that did not begin: nothing was written to it."""
+        if not os.fstat(self._file.fileno()).st_size:
+            self.path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Close the file and release the lock. Never raises: the records that count were flushed."""
         with suppress(OSError):

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 import signal
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -45,17 +43,6 @@ from growtas.training.trackers import Trackers
 from growtas.training.update import Update
 
 MOST_SKIPPED_IN_A_ROW = 10
-
-
-@dataclass
-class Progress:
-    """Where a run stands. Args: step: updates done; skipped: of them without effect, in all and in a row."""
-
-    step: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    checkpoint_step: int | None = None
-    checkpoint_time: float = field(default_factory=time.monotonic)
 
 
 class Trainer:
@@ -102,7 +89,7 @@ class Trainer:
             self.net,
             self.optimizer,
             device,
-            draw_images=partial(draw_images, splits, config.seed, device),
+            draw_images=partial(draw_images, splits, config.seed, device, ranks, self.workers),
             autocast=partial(precision, config.amp, device),
             restart_average=self._restart_average,
             calibrate=self.calibrate,
@@ -111,7 +98,8 @@ class Trainer:
         self.update = Update(run, self.method, self.context, self.ema, ranks.world, teacher)
         self.interference = InterferenceMonitor(run, self.context)
         self.watched = watched_subnets(run.space, config.eval_subnets)
-        self.progress = Progress()
+        self.progress = checkpoint.Progress()
+        self._unassessed = False
         if state is not None:
             self._restore(state)
 
@@ -131,9 +119,11 @@ class Trainer:
             raise GrowtasError(
                 f"{path} does not fit the optimizer of config.yaml ({error}). Nothing was changed."
             ) from error
-        self.progress = Progress(
+        self.progress = checkpoint.Progress(
             state["step"], state["skipped"], state["skipped_in_a_row"], checkpoint_step=state["step"]
         )
+        self._unassessed = state.get("to_assess", False)
+        self._note()
 
     def _restart_average(self) -> None:
         if self.ema is not None:
@@ -150,12 +140,14 @@ class Trainer:
         """
         self.log, self.curves = log, curves
         progress, run = self.progress, self.run
-        if progress.step == run.steps:
-            return
-        self.method.prepare(self.context)
-        batches = self.loader.batches(progress.step, self.device)
         self.display = Display(run.steps, "train", "step", progress.step, self.config.batch_size)
         with self.display, stop_signals() as signals:
+            if self._unassessed:  # first: what else is prepared may draw random numbers
+                self._assess()
+            if progress.step == run.steps:
+                return
+            self.method.prepare(self.context)
+            batches = self.loader.batches(progress.step, self.device)
             while progress.step < run.steps:
                 stage = self.method.begins_at(progress.step)
                 if stage is not None:
@@ -175,44 +167,50 @@ class Trainer:
             if not signals:
                 raise
             self._save()
-            raise self._interrupted(signals[0]) from None
+            saved = self._saved() if self.ranks.first else f"what was saved is in {self.run.path}."
+            raise self._interrupted(signals[0], saved) from None  # other ranks may be in the middle of a step
 
-    def _interrupted(self, received: int) -> Interrupted:
+    def _interrupted(self, received: int, saved: str) -> Interrupted:
         return Interrupted(
-            f"Interrupted after step {self.progress.step} of {self.run.steps}; {self._saved()} "
+            f"Interrupted after step {self.progress.step} of {self.run.steps}; {saved} "
             f"Continue with: {self.run.resume_command}",
             received,
         )
 
     def _after_step(self, received: int) -> None:
         """Evaluate, save and stop as it is due; ``received`` is a signal's number, or 0."""
-        progress, config = self.progress, self.config
+        progress = self.progress
         ends_epoch = progress.step % self.run.steps_per_epoch == 0
         ends_run = progress.step == self.run.steps
-        epoch = progress.step // self.run.steps_per_epoch
         if progress.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             self._give_up()
         if ends_epoch:
             self.display.line()
-        self._measure_interference()
-        if ends_run or ends_epoch and config.eval_every and epoch % config.eval_every == 0:
-            self._evaluate(epoch)
-        if ends_run and self.log is not None:
-            self.log.write("finish", progress.step, epoch, skipped=progress.skipped)
-        waited = time.monotonic() - progress.checkpoint_time
-        since = progress.step - (progress.checkpoint_step or 0)
-        due = (
-            ends_epoch
-            or received
-            or config.checkpoint_every_steps
-            and since >= config.checkpoint_every_steps
-            or config.checkpoint_every_seconds
-            and waited >= config.checkpoint_every_seconds
-        )
-        if due:
+        self._unassessed = self._evaluates() or self.interference.due(progress.step)
+        if ends_epoch or received or progress.checkpoint_due(self.config):
             self._save()
-        if received and not ends_run:
-            raise self._interrupted(received)
+        if received and (self._unassessed or not ends_run):
+            raise self._interrupted(received, self.ranks.on_first(self._saved))
+        if self._unassessed:
+            self._assess()
+
+    def _evaluates(self) -> bool:
+        """Return whether an evaluation is due after this step."""
+        every = self.config.eval_every
+        epoch, rest = divmod(self.progress.step, self.run.steps_per_epoch)
+        return self.progress.step == self.run.steps or not rest and every and epoch % every == 0
+
+    def _assess(self) -> None:
+        """Measure and evaluate what is due; a checkpoint that was saved before has a resume do it again."""
+        step, epoch = self.progress.step, self.progress.step // self.run.steps_per_epoch
+        self._measure_interference()
+        if self._evaluates():
+            self._evaluate(epoch)
+        self._unassessed = False
+        if step == self.run.steps:
+            if self.log is not None:
+                self.log.write("finish", step, epoch, skipped=self.progress.skipped)
+            self._save()
 
     def _begin_stage(self, number: int) -> None:
         done = self.method.begin_stage(number, self.context)
@@ -238,16 +236,16 @@ class Trainer:
         step = progress.step
         self._set_learning_rate(step)
         subnets, mean_loss = self.update.gradients(step, images, labels, self.ranks.rank)
-        total = torch.zeros(3, dtype=torch.float64, device=self.device)
+        total = torch.zeros(4, dtype=torch.float64, device=self.device)
         total[0] = mean_loss
-        total[1] = signals[0] if signals else 0
+        total[1], total[3] = (number in signals for number in (signal.SIGINT, signal.SIGTERM))
         self.ranks.sum(total)
         self.update.unscale()
         method.before_update(step, self.context)
         gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         total[2] = norm  # of the averaged gradients: the same on every rank
-        summed, received, norm_value = total.tolist()  # the step's only wait for the device
+        summed, interrupted, norm_value, terminated = total.tolist()  # the step's only wait for the device
         mean = summed / self.ranks.world
         skipped = not math.isfinite(mean) or not math.isfinite(norm_value)
         if skipped:
@@ -266,7 +264,7 @@ class Trainer:
         if done and self.log is not None:
             self.log.write("method", step, step // self.run.steps_per_epoch, **done)
         progress.step += 1
-        return mean, int(received > 0 and (signals[0] if signals else signal.SIGINT))
+        return mean, signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0
 
     def _set_learning_rate(self, step: int) -> None:
         set_schedule(self.scheduler, self.config.sched_step, step, self.run.steps_per_epoch)
@@ -360,6 +358,8 @@ class Trainer:
             "method": self.method.state_dict(),
             "generator": torch.get_rng_state(),
             "versions": versions(),
+            "ranks": self.ranks.world,
+            "to_assess": self._unassessed,
         }
         if self.ema is not None:
             state["ema"] = self.ema.module.state_dict()
@@ -367,14 +367,14 @@ class Trainer:
             state["scaler"] = self.update.scaler.state_dict()
         checkpoint.save(self.run.checkpoint_path, state)
         self.curves.flush()
-        progress.checkpoint_step = progress.step
-        progress.checkpoint_time = time.monotonic()
+        progress.saved()
+        self._note()
 
     def _give_up(self) -> None:
-        step = self.progress.step
+        step, saved = self.progress.step, self.ranks.on_first(self._saved)
         raise GrowtasError(
             f"The loss or its gradient was not finite in {MOST_SKIPPED_IN_A_ROW} updates in a row (steps "
-            f"{step - MOST_SKIPPED_IN_A_ROW} to {step - 1}); the run is stopped and {self._saved()} "
+            f"{step - MOST_SKIPPED_IN_A_ROW} to {step - 1}); the run is stopped and {saved} "
             "Start again with a lower lr, a longer warm-up, or amp='none'."
         )
 
@@ -382,3 +382,6 @@ class Trainer:
         if self.progress.checkpoint_step is None:
             return "no checkpoint was written yet."
         return f"the checkpoint of step {self.progress.checkpoint_step} is in {self.run.path}."
+
+    def _note(self) -> None:
+        self.ranks.note(f"{self._saved()} Continue with: {self.run.resume_command}")

@@ -13,6 +13,8 @@ from torch import nn
 from growtas.errors import UsageError
 from growtas.space import ModelSpace
 from growtas.training.data import Splits, preprocessing
+from growtas.training.data.evaluation_crop import MODES
+from growtas.training.embedded import EMBEDDED
 from growtas.training.external import PREFIX
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
@@ -32,11 +34,18 @@ def model_space(name: str, model: nn.Module, data: str, image_size: int | None =
     """
     cfg = resolve_data_config({}, model=model)
     channels, height, width = cfg["input_size"]
-    if height != width or cfg["crop_mode"] != "center" or cfg["interpolation"] not in INTERPOLATIONS:
+    if cfg["crop_mode"] not in MODES or cfg["interpolation"] not in INTERPOLATIONS:
         raise UsageError(
-            f"{name} takes images of {height} x {width} pixels with crop_mode={cfg['crop_mode']!r} and "
-            f"interpolation={cfg['interpolation']!r}; growtas prepares square images by 'center' crops with "
+            f"{name} takes images with crop_mode={cfg['crop_mode']!r} and interpolation="
+            f"{cfg['interpolation']!r}; growtas has the modes {', '.join(MODES)} and the interpolations "
             f"{', '.join(INTERPOLATIONS)}. Set these in the pretrained_cfg of the model's config.json."
+        )
+    if image_size is not None:
+        height = width = image_size
+    if height != width and data.partition(":")[0] in EMBEDDED:
+        raise UsageError(
+            f"{name} takes images of {height} x {width} pixels, and the embedded {data} are square: give "
+            "other data."
         )
     if len(cfg["mean"]) != channels:
         raise UsageError(
@@ -50,13 +59,15 @@ def model_space(name: str, model: nn.Module, data: str, image_size: int | None =
         name=name,
         architecture=model.pretrained_cfg["architecture"],
         args=args,
-        image_size=height if image_size is None else image_size,
+        image_size=height,
         in_channels=channels,
         mean=cfg["mean"],
         std=cfg["std"],
         scale=(1.0,) * channels,
         shift=(0.0,) * channels,
         crop_pct=cfg["crop_pct"],
+        crop_mode=cfg["crop_mode"],
+        image_width=None if width == height else width,
     )
     prepared = preprocessing(data, space)
     moments = list(zip(prepared["mean"], prepared["std"], cfg["mean"], cfg["std"], strict=True))

@@ -17,6 +17,7 @@ from growtas import atomic
 from growtas.errors import GrowtasError, UsageError
 from growtas.space import ModelSpace, Space, space_from_dict
 from growtas.training.config import RUNTIME, TrainConfig
+from growtas.training.log import LOG_NAME
 from growtas.version import __version__, commit
 
 if TYPE_CHECKING:
@@ -78,10 +79,13 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Return whether the checkpoint holds the last step."""
+        """Return whether the checkpoint holds the last step, and the log the evaluation after it."""
         from growtas.training import checkpoint
 
-        return self.checkpoint_path.exists() and checkpoint.load(self.checkpoint_path)["step"] == self.steps
+        if not self.checkpoint_path.exists():
+            return False
+        state = checkpoint.load(self.checkpoint_path)
+        return state["step"] == self.steps and not state.get("to_assess")
 
     @property
     def resume_command(self) -> str:
@@ -284,9 +288,9 @@ def check_free(path: Path) -> None:
             "folder. Nothing was changed."
         )
     held = sorted(entry.name for entry in path.iterdir() if not is_leftover(entry))
-    if held == [INITIAL_NAME]:  # a run that was killed while its folder was made: config.yaml comes last
-        return
-    if held:
+    if LOG_NAME in held and not (path / LOG_NAME).stat().st_size:  # a run that was killed while its folder
+        held.remove(LOG_NAME)  # was made: config.yaml comes last
+    if held and held != [INITIAL_NAME]:
         raise UsageError(
             f"{path} is not empty (it holds {', '.join(held[:3])}); choose another folder for the run. "
             "Nothing was changed."

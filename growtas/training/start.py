@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growtas import threads
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.ops import dispatch
 from growtas.space import ModelSpace, Space, load_space
@@ -28,6 +29,7 @@ from growtas.training.guards import preserved_generators
 from growtas.training.log import RunLog
 from growtas.training.loop import Trainer
 from growtas.training.precision import described, resolved, tf32
+from growtas.training.restart import own_run, restarted
 from growtas.training.run import Run, check_free, read_config, remove_leftovers, versions
 from growtas.training.trackers import Trackers, check_installed
 from growtas.tuning import tune_before_training
@@ -110,6 +112,7 @@ def begin(
     space = space or load_space(config.space)
     config = dataclasses.replace(config, data=data_for(space.name, config.data))
     config = config.resolved(convolutional=isinstance(space, MobileNetSpace))
+    threads.fit(space)
     if config.out is None and not dry_run:
         raise UsageError("Give out=FOLDER: where the run is written.")
     check_installed(config.trackers, config.tensorboard)
@@ -119,9 +122,13 @@ def begin(
     device = choose_device(config.device)
     config = dataclasses.replace(config, amp=resolved(config.amp, device))
     config = initial.adopted(config, source)
-    ranks = Ranks.start(device)
-    try:
+    with Ranks.joined(device, config.rank_timeout) as ranks:
         if not dry_run:
+            # a machine whose own ranks did not fail may count no restart
+            if ranks.sum(torch.tensor(float(restarted()), device=device)).item():
+                own = ranks.on_first(lambda: own_run(path, config, space))
+                if own is not None:
+                    return _continued(own, device, ranks)
             ranks.on_first(lambda: check_free(path))
         splits = _load_data(lambda: splits_of(config, space), config, device, ranks)
         loader = TrainingLoader(splits.train, config, ranks.rank, ranks.world)
@@ -145,24 +152,35 @@ def begin(
                 with tf32(config.amp, device):
                     return estimate(trainer)
             _tune(run, device, ranks)
-            ranks.on_first(lambda: _create(run, weights))
             with _locked(run, ranks) as log:
-                _run(trainer, run, log, 0)
+                ranks.on_first(lambda: _create(run, log, weights))
+                _run(trainer, run, log)
         return run
-    finally:
-        ranks.stop()
 
 
-def _create(run: Run, weights: Mapping[str, Tensor] | None) -> None:
-    """Write what a run begins with. Args: weights: of another run; the folder is a run once all is there."""
+def _create(run: Run, log: RunLog, weights: Mapping[str, Tensor] | None) -> None:
+    """Write what a run begins with; the folder is a run once all is there.
+
+    Args:
+        run: that begins.
+        log: its lock; another process may have had the folder since it was looked at.
+        weights: of another run.
+    """
     try:
-        run.path.mkdir(parents=True, exist_ok=True)
+        check_free(run.path)
         remove_leftovers(run.path)
         if weights is not None:
             initial.write(run, weights)
         run.write_config()
-    except OSError as error:
-        raise GrowtasError(f"The run folder {run.path} could not be written: {error.strerror}.") from error
+    except BaseException as error:
+        log.discard()
+        if isinstance(error, OSError):
+            raise _unwritable(run, error) from error
+        raise
+
+
+def _unwritable(run: Run, error: OSError) -> GrowtasError:
+    return GrowtasError(f"The run folder {run.path} could not be written: {error.strerror}.")
 
 
 def _tune(run: Run, device: torch.device, ranks: Ranks) -> None:
@@ -204,24 +222,27 @@ def resumed(run: Run, given: Mapping[str, Any]) -> Run:
                 "to change others, start a new run."
             )
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, **given))
+    threads.fit(run.space)
     check_installed(run.config.trackers, run.config.tensorboard)
     device = choose_device(run.config.device)
-    ranks = Ranks.start(device)
-    try:
-        with _locked(run, ranks) as log, preserved_generators():
-            state = ranks.on_first(lambda: _load_checkpoint(run))
-            if state is None or state["step"] < run.steps:
-                weights = initial.read(run) if state is None else None
-                splits = _load_data(run.splits, run.config, device, ranks)
-                teacher = load_teacher(run, splits, device)
-                trainer = Trainer(run, splits, device, ranks, state, weights, teacher)
-                _tune(run, device, ranks)
-                _run(trainer, run, log, state["log_offset"] if state else 0)
-            else:
-                checkpoint.check_belongs(state, run.identity(), run.checkpoint_path)
-        return run
-    finally:
-        ranks.stop()
+    with Ranks.joined(device, run.config.rank_timeout) as ranks:
+        return _continued(run, device, ranks)
+
+
+def _continued(run: Run, device: torch.device, ranks: Ranks) -> Run:
+    """Train a run from where it stands to its end."""
+    with _locked(run, ranks) as log, preserved_generators():
+        state = ranks.on_first(lambda: _load_checkpoint(run))
+        if state is None or state["step"] < run.steps or state.get("to_assess"):
+            weights = initial.read(run) if state is None else None
+            splits = _load_data(run.splits, run.config, device, ranks)
+            teacher = load_teacher(run, splits, device)
+            trainer = Trainer(run, splits, device, ranks, state, weights, teacher)
+            _tune(run, device, ranks)
+            _run(trainer, run, log, state)
+        else:
+            checkpoint.check_belongs(state, run.identity(), run.checkpoint_path)
+    return run
 
 
 def _load_checkpoint(run: Run) -> dict | None:
@@ -233,7 +254,15 @@ def _load_checkpoint(run: Run) -> dict | None:
 def _locked(run: Run, ranks: Ranks) -> Iterator[RunLog | None]:
     """The run's log, on rank 0, locked against other processes."""
     held: list[RunLog] = []
-    ranks.on_first(lambda: held.append(RunLog(run.path)))
+
+    def hold() -> None:
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(run, error) from error
+        held.append(RunLog(run.path))
+
+    ranks.on_first(hold)
     try:
         yield held[0] if held else None
     finally:
@@ -241,15 +270,22 @@ def _locked(run: Run, ranks: Ranks) -> Iterator[RunLog | None]:
             log.close()
 
 
-def _run(trainer: Trainer, run: Run, log: RunLog | None, log_offset: int) -> None:
+def _run(trainer: Trainer, run: Run, log: RunLog | None, state: Mapping[str, Any] | None = None) -> None:
     curves = None
     try:
         if log is not None:
             print(trainer.splits, flush=True)
-            log.keep(log_offset)
+            log.keep(state["log_offset"] if state else 0)
             remove_leftovers(run.path)
             curves = Trackers(run, trainer.progress.step)
             print(f"training on {described(run.config.amp, trainer.device)}", flush=True)
+            world = trainer.ranks.world
+            if state is not None and state.get("ranks", world) != world:
+                print(
+                    f"The number of ranks changed from {state['ranks']} to {world}: the result will be as "
+                    "good as that of an undisturbed run, but not the same bit for bit.",
+                    flush=True,
+                )
         with tf32(run.config.amp, trainer.device):
             trainer.train(log, curves)
     finally:

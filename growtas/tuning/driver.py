@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from growtas.errors import GrowtasError, UsageError, nearest
+from growtas.locks import locked
 from growtas.ops import dispatch, records
 from growtas.space import SearchSpace, load_space
 from growtas.tuning import compiling
@@ -32,6 +33,9 @@ KINDS = {"cpu": ("cpu",), "cuda": ("cublas", "cuda", "triton")}
 
 REPEATS = {"cuda": 100, "cpu": 8}
 """Runs that must give equal bits before a backend may win."""
+
+WAIT = 1800.0
+"""Seconds to wait for another process that tunes the same device: two at once would measure each other."""
 
 COMPILE_SECONDS = 150.0
 """That all kernels of one class may take to compile."""
@@ -75,18 +79,20 @@ def tune(
         if value < 0:
             raise UsageError(f"{name}={value:g} is not possible; it must be 0 or more.")
     path = records.path_of(records.key(place))
-    session = Session(path, place, Path(out) if out else None)
-    rest = todo if again else [case for case in todo if not session.finished(case)]
-    names = {case: rivals(case, place) for case in rest}
-    rest = [case for case in rest if names[case]]
-    print(f"{len(todo) - len(rest)} of {len(todo)} classes need no race; the record: {path}")
-    try:
-        if rest:
-            session.race(rest, names, seconds, patience)
-        elif session.copy:
-            session.write()
-    finally:
-        dispatch.changed()
+    busy = f"Another process is tuning for {path}; its record is waited for."
+    with locked(path.with_suffix(".lock"), busy, WAIT):
+        session = Session(path, place, Path(out) if out else None)
+        rest = todo if again else [case for case in todo if not session.finished(case)]
+        names = {case: rivals(case, place) for case in rest}
+        rest = [case for case in rest if names[case]]
+        print(f"{len(todo) - len(rest)} of {len(todo)} classes need no race; the record: {path}")
+        try:
+            if rest:
+                session.race(rest, names, seconds, patience)
+            elif session.copy:
+                session.write()
+        finally:
+            dispatch.changed()
     print(table(summaries(session.record)))
     return path
 

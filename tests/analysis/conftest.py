@@ -15,7 +15,7 @@ from comparisons import forked
 import growtas
 from growtas.analysis import charts
 from growtas.comparing import figure
-from growtas.jobs import runner
+from growtas.jobs import job
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,7 @@ def single(tmp_path_factory):
 @pytest.fixture
 def fork_work(monkeypatch):
     """Networks and parts are made in forked processes: the same work, without importing torch again."""
-    monkeypatch.setattr(runner, "_start", forked)
+    monkeypatch.setattr(job, "start_process", forked)
     monkeypatch.setattr(figure, "draw", lambda path, *shown: path)  # the comparisons' tests have it drawn
 
 

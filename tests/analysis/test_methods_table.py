@@ -18,6 +18,7 @@ from growtas.comparing.limits import read_limits
 from growtas.comparing.plan import Plan, Recorded, write_plan
 from growtas.comparing.specs import read_methods
 from growtas.errors import UsageError
+from growtas.jobs import Placement
 from growtas.jobs.folder import write_json
 from growtas.space import load_space, space_from_dict
 from growtas.training.config import TrainConfig
@@ -169,7 +170,7 @@ def test_a_report_compares_every_method(tmp_path, fork_work, monkeypatch):
     for name, value in {"SUBNETS": 1, "POPULATION": 3, "GENERATIONS": 2}.items():
         monkeypatch.setattr(methods_comparison, name, value)
     own = workspace(tmp_path, "small", epochs=2, batch_size=384, lr=2e-3)
-    compared = compare_for(own, jobs=2)
+    compared = compare_for(own, Placement.of(2, "cpu"))
     assert not compared.failed and not compared.summary.missing
     plan = json.loads((own.comparison / "compare.json").read_text())
     assert plan["methods"] == ["uniform", "growtas", "growtas+", "prenas", "focusformer"]

@@ -51,11 +51,11 @@ def small(tmp_path_factory):
     """A small report of one figure that trains two networks, not to be changed."""
     from comparisons import forked
 
-    from growtas.jobs import runner
+    from growtas.jobs import job
 
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "_start", forked)
+        patch.setattr(job, "start_process", forked)
         return growtas.report(
             out=folder / "out", space=space_file(folder), data="digits", only=["figure-1"], **SMALL
         )

@@ -11,10 +11,10 @@ DEPTH = 13
 
 
 @pytest.fixture(scope="module")
-def found(compiled) -> dict:
+def found(run_script) -> dict:
     """One measurement of T, in a process whose Triton kernels are not interpreted."""
     script = Path(__file__).resolve().parents[2] / "benchmarks" / "host.py"
-    done = compiled(script, "--spaces", "T", "--seconds", "0.01", "--json")
+    done = run_script(script, "--spaces", "T", "--seconds", "0.01", "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])[0]
 

@@ -17,11 +17,11 @@ SCRIPT = Path(__file__).with_name("count_step_bytes.py")
 
 
 @pytest.mark.parametrize("preferred", step_bytes.BACKENDS)
-def test_the_model_agrees_with_what_each_kernel_is_given(preferred, compiled):
+def test_the_model_agrees_with_what_each_kernel_is_given(preferred, run_script):
     """Launches, bytes and FLOPs of a step of T at batch 128, kernel by kernel."""
     space = growtas.load_space("autoformer-tiny")
     model = step_bytes.step_bytes(space, steps.pick_subnet(space, "middle"), 128, preferred)
-    done = compiled(SCRIPT, preferred)
+    done = run_script(SCRIPT, preferred)
     assert done.returncode == 0, done.stderr
     counted = json.loads(done.stdout.splitlines()[-1])
     whole = sum(moved for _, moved, _ in counted.values())

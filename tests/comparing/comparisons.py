@@ -20,7 +20,7 @@ import yaml
 from tqdm import tqdm
 
 from growtas.errors import GrowtasError
-from growtas.jobs import Job, worker
+from growtas.jobs import worker
 from growtas.training.log import RunLog
 
 SPACE = {
@@ -120,10 +120,10 @@ class Fork:
             time.sleep(0.002)
 
 
-def forked(job: Job, threads: int) -> Fork:
-    """In place of ``runner._start``."""
-    job.output.parent.mkdir(parents=True, exist_ok=True)
-    return Fork(lambda: worker.main(job.worker_arguments()), job.output)
+def forked(arguments: list[str], output: Path, *rest: object) -> Fork:
+    """In place of ``job.start_process``."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return Fork(lambda: worker.main(arguments), output)
 
 
 def children(process: Fork) -> list[int]:

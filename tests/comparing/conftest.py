@@ -8,13 +8,13 @@ from comparisons import SMALL, forked, space_file
 
 import growtas
 from growtas.comparing import figure
-from growtas.jobs import runner
+from growtas.jobs import job
 
 
 @pytest.fixture
 def fork_cells(monkeypatch):
     """Cells are forked instead of started anew: the same processes, without importing torch again."""
-    monkeypatch.setattr(runner, "_start", forked)
+    monkeypatch.setattr(job, "start_process", forked)
     monkeypatch.setattr(figure, "draw", lambda path, *shown: path)  # half a second; `made` is drawn
 
 
@@ -24,5 +24,5 @@ def made(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("compared")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "_start", forked)
+        patch.setattr(job, "start_process", forked)
         return growtas.compare(folder / "out", space_file(folder), **SMALL)

@@ -32,7 +32,7 @@ from growtas import cli
 from growtas.comparing import driver, figure
 from growtas.comparing.plan import MOST_FURTHER_RATES, RATE_SEED, Plan, read_plan
 from growtas.errors import UsageError
-from growtas.jobs import Runner, runner
+from growtas.jobs import Runner, job
 from growtas.searching import read_result
 from growtas.searching.evaluate import Evaluator
 from growtas.training import Run
@@ -173,7 +173,7 @@ def copied(made, tmp_path, fork_cells):
 
 
 def test_nothing_is_trained_again(made, copied, monkeypatch):
-    monkeypatch.setattr(runner, "_start", lambda *job: pytest.fail("a cell was started"))
+    monkeypatch.setattr(job, "start_process", lambda *given: pytest.fail("a cell was started"))
     before = fingerprints(copied)
     again = growtas.compare(copied, device="cpu")
     assert fingerprints(copied) == before
@@ -317,7 +317,7 @@ def test_learning_rates_beyond_the_best_at_an_end(tmp_path, monkeypatch, peak, t
     plan = Plan(tmp_path, growtas.load_space("digits"), "digits", 1, "auto", {}, (), 1, 1, 1, {})
     reached = lambda plan, rates, *rest: {rate: -abs(math.log(rate / peak)) for rate in rates}  # noqa: E731
     monkeypatch.setattr(driver, "_try_rates", reached)
-    driver._choose_rate(plan, Runner(1, 1, "cpu", ""))
+    driver._choose_rate(plan, Runner(None, ""), {})
     chosen = read(tmp_path / "rate.json")
     assert [each["lr"] for each in chosen["tried"]] == pytest.approx(tried)
     assert plan.rate() == pytest.approx(min(peak, tried[-1]))

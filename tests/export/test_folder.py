@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -67,7 +65,7 @@ def models():
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-def test_both_families_load_where_growtas_cannot_be_imported(models, tmp_path):
+def test_both_families_load_where_growtas_cannot_be_imported(models, tmp_path, run_script):
     expected = {}
     for name, model in models.items():
         folder = export.save(model, tmp_path / name)
@@ -87,7 +85,8 @@ def test_both_families_load_where_growtas_cannot_be_imported(models, tmp_path):
         torch.jit.script(model).save(tmp_path / f"{name}.ts")
         with torch.inference_mode():
             expected[name] = model(images)
-    subprocess.run([sys.executable, "-c", WITHOUT_GROWTAS, str(tmp_path)], check=True, timeout=600)
+    done = run_script(WITHOUT_GROWTAS, str(tmp_path))
+    assert done.returncode == 0, done.stderr
     for name, logits in torch.load(tmp_path / "logits.pt", weights_only=True).items():
         for found in logits:
             torch.testing.assert_close(found, expected[name], rtol=0, atol=1e-6)

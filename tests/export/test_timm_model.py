@@ -51,6 +51,8 @@ def test_the_configuration_says_what_the_subnet_is_and_costs(model, tmp_path):
     assert content["growtas"]["parameters"] == cost.parameters(SUBNET, DIGITS, 10)
     assert content["growtas"]["macs"] == cost.macs(SUBNET, DIGITS, 10)
     assert content["growtas"]["extraction_error"] < 1e-6
+    oblong = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=(8, 12))
+    assert export.files.config(oblong)["growtas"]["macs"] == cost.macs(SUBNET, DIGITS, 10, (8, 12))
 
 
 def test_timms_preprocessing_is_the_models(model, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -14,19 +15,26 @@ import timm
 import torch
 import yaml
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    create_transform,
+    resolve_model_data_config,
+)
 
 import growtas
 from growtas import export
 from growtas.errors import UsageError
 from growtas.export import card
 from growtas.training import checkpoint
+from growtas.training.data import load_splits
 from growtas.training.guards import Interrupted
 from growtas.training.log import read_log
 from growtas.training.loop import Trainer
+from growtas.training.model import model_space
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from runs import SPACE, assert_same_result  # noqa: E402
+from runs import SPACE, Child, assert_same_result  # noqa: E402
 
 SETTINGS = {"epochs": 2, "batch_size": 96, "device": "cpu", "tensorboard": False, "lr": 3e-3, "workers": 0}
 
@@ -128,6 +136,35 @@ def test_an_interrupted_transfer_ends_bit_for_bit_alike(vit, transferred, tmp_pa
         assert (tmp_path / "out" / name).read_bytes() == (transferred.path / name).read_bytes()
 
 
+def test_two_ranks_that_are_interrupted_end_bit_for_bit_alike(vit, tmp_path):
+    settings = {**SETTINGS, "model": vit, "data": "digits", "epochs": 1, "batch_size": 256}
+    after_step, ports = Trainer._after_step, []
+    for _ in range(3):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(str(probe.getsockname()[1]))
+
+    def interrupting(self, received):
+        after_step(self, signal.SIGINT if self.progress.step == 2 else received)
+
+    def work(rank):
+        os.environ.update(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", RANK=str(rank), LOCAL_RANK=str(rank))
+        os.environ["MASTER_PORT"] = ports[0]
+        growtas.transfer(**settings, out=tmp_path / "whole")
+        os.environ["MASTER_PORT"], Trainer._after_step = ports[1], interrupting
+        with pytest.raises(Interrupted):
+            growtas.transfer(**settings, out=tmp_path / "cut")
+        os.environ["MASTER_PORT"], Trainer._after_step = ports[2], after_step
+        growtas.transfer(resume=tmp_path / "cut")
+
+    children = [Child(lambda rank=rank: work(rank), tmp_path / f"output-{rank}") for rank in range(2)]
+    statuses, outputs = zip(*(child.finish() for child in children), strict=True)
+    assert statuses == (0, 0), outputs
+    assert_same_result(tmp_path / "whole", tmp_path / "cut")
+    for name in ("model.safetensors", "config.json", "README.md"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_a_timm_model_with_batch_norm_gets_a_new_head_and_its_average_is_saved(
     convolutional, image_folder, tmp_path
 ):
@@ -174,11 +211,34 @@ def test_a_supernet_has_no_layer_decay(tmp_path):
 # -- evaluate --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("size", [(32, 32), (32, 20)], ids=["square", "oblong"])
+@pytest.mark.parametrize(
+    "crop", [("center", 1.0), ("center", 0.8), ("squash", 0.9), ("border", 1.0)], ids=str
+)
+def test_an_image_is_prepared_as_timm_would(image_folder, tmp_path, crop, size):
+    model = timm.create_model("test_efficientnet", num_classes=2)
+    mode, share = crop
+    cfg = {"input_size": (3, *size), "mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bilinear"}
+    model.pretrained_cfg = {**model.pretrained_cfg, **cfg, "crop_mode": mode, "crop_pct": share}
+    transform = create_transform(**resolve_model_data_config(model))
+    data = f"folder:{image_folder}"
+    space = model_space("timm:any", model, data)
+    split = load_splits(data, space, interpolation="bilinear").test
+    paths = sorted((image_folder / "val").glob("*/*.png"))
+    imagenet = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
+    mean, std = (each.view(3, 1, 1) for each in imagenet)
+    for number, path in enumerate(paths):
+        own = split[number][0] * std + mean
+        theirs = transform(Image.open(path).convert("RGB")) * 0.25 + 0.5
+        assert own.shape == theirs.shape == (3, *size)
+        assert (own - theirs).abs().max() < 1.01 / 255  # torch and Pillow round in different ways
+
+
 def test_a_model_is_evaluated_as_timm_would(image_folder, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model("test_efficientnet", num_classes=2)
-    cfg = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 1.0}
-    model.pretrained_cfg = {**model.pretrained_cfg, **cfg}
+    cfg = {"input_size": (3, 32, 24), "mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 1.0}
+    model.pretrained_cfg = {**model.pretrained_cfg, **cfg, "crop_mode": "squash"}
     folder = tmp_path / "model"
     timm.models.save_for_hf(
         model, folder, model_config={"label_names": ["ant", "bee"]}, safe_serialization=True
@@ -192,6 +252,10 @@ def test_a_model_is_evaluated_as_timm_would(image_folder, tmp_path):
     assert found.top1 == 100 * right.float().mean().item() and found.params == sum(
         p.numel() for p in model.parameters()
     )
+    with pytest.raises(UsageError, match="32 x 24 pixels, and growtas trains on square ones"):
+        growtas.transfer(folder, f"folder:{image_folder}", out=tmp_path / "out")
+    with pytest.raises(UsageError, match="the embedded digits are square"):
+        growtas.evaluate(folder, data="digits")
 
 
 def test_evaluation_refuses_other_classes_and_no_data(vit, transferred, image_folder, tmp_path):

@@ -7,10 +7,11 @@ import json
 import pytest
 
 from growtas.errors import GrowtasError, UsageError
-from growtas.jobs import Job, Runner, runner, worker
+from growtas.jobs import Job, Runner, worker
 from growtas.jobs.folder import FORMAT, check_counts, locked, read_plan
+from growtas.jobs.local import Local
 
-RUNNER = Runner(2, 3, "cpu", "")
+RUNNER = Runner(Local(2, 3), "")
 
 
 def write(folder, name, after=None, done=False, path=None):
@@ -35,16 +36,6 @@ def test_jobs_run_in_processes_of_their_own(tmp_path, capsys):
     assert not (tmp_path / "first").exists(), "it was done earlier"
     said = capsys.readouterr().err
     assert "4 of 4: " in said and "second is done" in said and "third failed: broken" in said
-
-
-def test_each_process_has_its_share_of_the_threads(tmp_path):
-    job = Job("env", "json:detect_encoding", {"b": "not bytes"}, tmp_path / "output")
-    process = runner._start(job, 3)
-    environment = open(f"/proc/{process.pid}/environ").read()
-    assert process.wait() == 1 and "Traceback" in job.output.read_text()
-    process.stdin.close()
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        assert f"{name}=3\0" in environment
 
 
 def test_a_worker_says_why_it_failed(tmp_path, capsys):

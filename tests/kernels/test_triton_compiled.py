@@ -50,11 +50,11 @@ COPYING = {name for name in MATRIX_KERNELS if name.split(".")[0].split("_")[0] i
 
 
 @pytest.fixture
-def run(compiled, tmp_path):
+def run(run_script, tmp_path):
     """Runs a script in a process where Triton compiles, and reads the JSON that it prints."""
 
     def run(script: str) -> dict:
-        done = compiled(script, TRITON_CACHE_DIR=str(tmp_path / "triton"))
+        done = run_script(script, TRITON_CACHE_DIR=str(tmp_path / "triton"))
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -64,16 +62,14 @@ def test_no_global_generator_is_touched(name):
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 
-def test_subnets_are_the_same_in_another_process():
+def test_subnets_are_the_same_in_another_process(run_script):
     code = (
         "from growtas.methods import *; from growtas.space import load_space\n"
         "m = create_method('growtas', MethodSettings(load_space('digits'), 10, 9, 400, seed=5))\n"
         "print(*(m.subnets(s)[0] for s in range(1500, 1520)))"
     )
-    environment = {"PYTHONHASHSEED": "1", "PATH": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = run_script(code)
+    assert done.returncode == 0, done.stderr
     method = create_method("growtas", settings(seed=5))
     assert done.stdout == " ".join(str(method.subnets(s)[0]) for s in range(1500, 1520)) + "\n"
 

@@ -9,13 +9,14 @@ import torch
 from test_search import DIGITS, SMALL, FakeRun
 
 import growtas
+from growtas import doctor
 from growtas.cli import main
-from growtas.errors import UsageError
+from growtas.errors import GrowtasError, UsageError
 from growtas.searching import Limits, feasible_set, read_result
 from growtas.searching.latency import LatencyFeasibleSet
-from growtas.searching.named import named_subnet
+from growtas.searching.named import named_subnet, reference_to
 from growtas.space import load_space
-from growtas.timing import LatencyTable, Validation, pieces, targets
+from growtas.timing import LatencyTable, Validation, estimates, pieces, targets
 from growtas.timing import table as tables
 from growtas.training.run import Run
 
@@ -48,7 +49,8 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setenv("GROWTAS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(targets, "milliseconds", milliseconds)
     monkeypatch.setattr(targets, "prepare", lambda module, x, on, threads: lambda: None)
-    monkeypatch.setattr(tables, "SECONDS", 0.0)  # the least rounds
+    for name in ("PIECES", "SUBNETS", "VALIDATION"):
+        monkeypatch.setattr(tables, f"{name}_SECONDS", 0.0)  # the least rounds
     return Machine
 
 
@@ -123,6 +125,25 @@ def test_a_limit_holds_for_every_evaluated_subnet_and_resuming_uses_the_same_num
     assert other.path != found.path
 
 
+def test_several_limits_give_a_result_each_and_milliseconds_name_it(machine, tmp_path):
+    run = FakeRun(tmp_path)
+    table = growtas.latency(run, validate=3, threads=1)
+    times = sorted(table.predict(subnet) for subnet in feasible_set(DIGITS, 10, Limits()))
+    limits = [round(times[len(times) // part], 1) for part in (4, 2)]
+    found = growtas.search(run, max_latency_ms=limits, latency=table, **SMALL)
+    for limit, each in zip(limits, found, strict=True):
+        assert each.best.latency_ms <= limit and f"max-latency-ms-{limit}-" in each.path.name
+        assert named_subnet(f"best:{limit}ms", DIGITS, run) == each.best.subnet
+        assert reference_to(each) == f"best:{limit:g}ms"
+        assert growtas.search(run, max_latency_ms=limit, latency=table, **SMALL) == each
+    names = ", ".join(f"best:{limit:g}ms" for limit in sorted(limits))
+    for name, message in (("best", f"limits of latency: name one of {names}"), ("best:9e6ms", "limit 9e6ms")):
+        with pytest.raises(GrowtasError, match=message):
+            named_subnet(name, DIGITS, run)
+    with pytest.raises(UsageError, match="Give several max_macs or several max_latency_ms, not both"):
+        growtas.search(run, max_macs=[1e6, 2e6], max_latency_ms=limits, latency=table, **SMALL)
+
+
 def test_a_front_of_latency(machine, tmp_path):
     run = FakeRun(tmp_path)
     table = growtas.latency(run, validate=3, threads=1)
@@ -154,6 +175,36 @@ def test_subnets_are_measured_where_predictions_are_bad(machine, tmp_path, capsy
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="search in one process"):
         growtas.latency(run, validate=4, threads=1)
+
+
+def test_the_level_of_a_round_is_taken_out():
+    rng = random.Random(0)
+    levels = [rng.uniform(1, 2) for _ in range(8)]
+    samples = {
+        name: [base * level for level in levels] for name, base in (("a", 1), ("b", 1.01), ("c", 1.02))
+    }
+    found = estimates.typical(samples)
+    assert found["b"] / found["a"] == pytest.approx(1.01) and found["c"] / found["a"] == pytest.approx(1.02)
+    assert estimates.repeatability(samples) == pytest.approx(1)
+    samples["a"][3] = 100  # a round in which one was disturbed
+    assert estimates.typical(samples)["b"] / estimates.typical(samples)["a"] == pytest.approx(1.01, rel=0.05)
+
+
+def test_the_validation_goes_on_until_its_ranks_repeat(machine, monkeypatch):
+    monkeypatch.setattr(tables, "VALIDATION_SECONDS", 1e6)
+    table = growtas.latency(DIGITS, validate=4, threads=1)
+    assert table.validation.rounds == tables.LEAST_ROUNDS
+    rng = random.Random(0)
+    machine.noise = lambda name: rng.uniform(0, 300)
+    noisy = growtas.latency(DIGITS, validate=4, threads=1, batch=2)
+    assert noisy.validation.rounds > tables.LEAST_ROUNDS and noisy.direct
+    assert f"in {noisy.validation.rounds} rounds" in str(noisy)
+    cpu, other = doctor.collect()["latency"]
+    assert {cpu["batch"], other["batch"]} == {1, 2} and cpu["space"] == "digits"
+    (tables.records.cache_folder() / "latency" / "old.json").write_text("[]")
+    lines = doctor.report(doctor.collect(), []).partition("latency tables\n")[2].splitlines()
+    assert "cpu, batch 1, 1 thread: predictions with rank correlation 1.000" in "".join(lines[:2])
+    assert "old.json: damaged" in lines[2]
 
 
 def test_sentences(machine, tmp_path, capsys, monkeypatch):
@@ -198,7 +249,8 @@ def test_a_large_space_is_led_to_the_limit(machine):
 
 
 def test_a_real_measurement(monkeypatch):
-    monkeypatch.setattr(tables, "SECONDS", 0.0)
+    for name in ("PIECES", "SUBNETS", "VALIDATION"):
+        monkeypatch.setattr(tables, f"{name}_SECONDS", 0.0)
     space = load_space("digits")
     small = type(space).from_dict({**space.to_dict(), "embed_dim": [24], "mlp_ratio": [2], "depth": [3, 4]})
     table = growtas.latency(small, threads=1, validate=3)
@@ -211,9 +263,46 @@ def test_onnxruntime_runs_a_piece():
     block = pieces.modules_of(pieces.plain_model(DIGITS, 10, DIGITS.smallest()))[1]
     x = torch.randn(2, 17, 24)
     with targets.ready(1):
-        run = targets.prepare(block, x, "onnxruntime", 1)
+        run = targets.prepare([("block", block)], x, "onnxruntime", 1)
         torch.testing.assert_close(torch.from_numpy(run()[0]), block(x), atol=1e-5, rtol=1e-5)
     assert targets.milliseconds("block", run, "onnxruntime", 1) > 0
+
+
+def compiled_run(counted, monkeypatch, **options):
+    """The largest subnet of the digits on the target cpu-compiled, and its logits in plain PyTorch."""
+    compile_ = torch.compile
+
+    def counting(function, **given):
+        counted.append(function.__name__)
+        return compile_(function, **given, **options)
+
+    monkeypatch.setattr(torch, "compile", counting)
+    targets._compiled.cache_clear()
+    table, subnet = LatencyTable(DIGITS, 10, "cpu-compiled", 2, 1), DIGITS.largest()
+    plain, x = pieces.plain_model(DIGITS, 10, subnet), pieces.images(DIGITS, 2)
+    monkeypatch.setattr(pieces, "plain_model", lambda *sizes: plain)
+    with targets.ready(1):
+        run = table._whole(subnet)
+        torch.testing.assert_close(run(), plain(x), atol=1e-5, rtol=1e-5)
+    assert len(counted) == len(set(pieces.pieces_of(DIGITS, subnet))) == 3
+    targets._compiled.cache_clear()
+
+
+def test_equal_pieces_are_compiled_once(monkeypatch):
+    compiled_run([], monkeypatch, backend="eager")
+
+
+@pytest.mark.slow
+def test_the_compiler_runs_a_subnet(monkeypatch):
+    compiled_run([], monkeypatch)
+
+
+def test_a_compiler_that_is_missing_is_named(monkeypatch):
+    def failing(graph, inputs):
+        raise RuntimeError("no g++")
+
+    with pytest.raises(UsageError, match=r"'cpu-compiled'.*no g\+\+.*C\+\+ compiler"):
+        compiled_run([], monkeypatch, backend=failing)
 
 
 def test_the_command_measures_what_its_options_name(monkeypatch):

@@ -151,9 +151,9 @@ def search_on(rank: int, world: int, port: str, folder) -> None:
         WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), LOCAL_RANK=str(rank)
     )
     torch.set_num_threads(1)
-    ranks = Ranks.start(torch.device("cpu"))
-    (folder / f"batchnorm-{rank}").write_text(repr(list(batchnorm_evaluator(ranks).score(CONVOLUTIONAL))))
-    found = growtas.search(RacingRun(folder), max_params=24_000, **SEARCH)
+    with Ranks.joined(torch.device("cpu")) as ranks:
+        (folder / f"batchnorm-{rank}").write_text(repr(list(batchnorm_evaluator(ranks).score(CONVOLUTIONAL))))
+        found = growtas.search(RacingRun(folder), max_params=24_000, **SEARCH)
     (folder / f"found-{rank}").write_text(repr((found.best, found.history, found.test_top1)))
 
 

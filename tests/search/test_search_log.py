@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from growtas.errors import GrowtasError, UsageError
-from growtas.searching.driver import evolve
 from growtas.searching.evolution import Evolution, EvolutionConfig
 from growtas.searching.feasible import feasible_set
 from growtas.searching.folder import read_result
 from growtas.searching.limits import Limits
 from growtas.searching.log import SearchLog
+from growtas.searching.loop import evolve
 from growtas.searching.result import Evaluation, Score, best_of
 from growtas.space import Subnet, load_space
 

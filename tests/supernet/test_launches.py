@@ -9,8 +9,8 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def counts(compiled) -> dict[str, dict[str, int]]:
-    done = compiled(Path(__file__).with_name("count_launches.py"))
+def counts(run_script) -> dict[str, dict[str, int]]:
+    done = run_script(Path(__file__).with_name("count_launches.py"))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

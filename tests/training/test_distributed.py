@@ -2,69 +2,144 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import socket
 
 import pytest
-from runs import Child, same
+import torch
+from ranks import free_ports, launch
+from runs import SMALL, SPACE, same
+from test_mobilenet_run import SPACE as TINY_MOBILENET
 
 import growtas
-from growtas.training import checkpoint
+from growtas.methods import method_names
+from growtas.training import Run, checkpoint, inputs
+from growtas.training.data import load_splits
+from growtas.training.distributed import Ranks
 from growtas.training.log import read_log
+from growtas.training.loop import Trainer
 
 PLAIN = {"mixup": 0, "cutmix": 0, "drop_path": 0, "epochs": 2, "new_region": "keep"}
+FEW = {"batch_size": 288, "eval_every": 0}  # 6 updates
+METHODS = {
+    "growtas": {"subnets_per_step": 2, "new_region_moments": "reset"},
+    "growtas+": {"clip_grad": 0.5},
+    "uniform": {"sandwich": True, "distill": "ema", "accumulate": 2},
+    "focusformer": {"method_options": "update_every=2,images=32,samples=2,uniform=0.2"},
+    "prenas": {"method_options": "images=4"},
+    "single": {"method_options": "subnet=largest", "distill": "ema"},
+    "shrinking": {"space": TINY_MOBILENET, "epochs": 4, "batch_size": 576},
+}
+"""Every method, and between them what it may be combined with."""
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def train_each(folder, settings, ports):
+    for (name, given), port in zip(METHODS.items(), ports, strict=True):
+        os.environ["MASTER_PORT"] = port  # rank 0 may not have left the last one yet
+        values = {**settings, **PLAIN, **FEW, "ema_decay": 0.9, "method": name, **given, "out": folder / name}
+        if name == "growtas+":
+            values = {key: values[key] for key in ("method", "ema_decay", "clip_grad", "out")}
+            growtas.finetune(folder / "growtas", epochs=1, lr=1e-3, **values)
+        else:
+            growtas.train(**values)
 
 
-def launch(folder, world=2, **settings):
-    """Train on every rank, each in a process of its own. Returns: exit statuses and outputs."""
-    port = str(free_port())
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Every method on two ranks and on one: the folder of each."""
+    folder = tmp_path_factory.mktemp("methods")
+    torch.set_num_threads(1)
+    (folder / "one").mkdir(), (folder / "two").mkdir()
+    ports, original = free_ports(len(METHODS)), Trainer.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASTER_PORT", "")
+        train_each(folder / "one", SMALL, ports)
 
     def work(rank):
-        os.environ.update(
-            WORLD_SIZE=str(world),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-        )
-        growtas.train(**settings)
+        def train(self, *arguments):
+            original(self, *arguments)
+            state = {
+                "weights": dict(self.net.named_parameters()),
+                "optimizer": self.optimizer.state_dict(),
+                "averages": dict(self.ema.module.named_parameters()),
+                "method": self.method.state_dict(),
+            }
+            torch.save(state, folder / f"{self.config.method}-{rank}.pt")
 
-    ranks = [Child(lambda rank=rank: work(rank), folder / f"output-{rank}") for rank in range(world)]
-    results = [rank.finish() for rank in ranks]
-    return [status for status, _ in results], [output for _, output in results]
+        Trainer.train = train  # in this forked process alone
+        train_each(folder / "two", SMALL, ports)
 
-
-def test_two_ranks_do_what_one_does(small, tmp_path):
-    statuses, outputs = launch(tmp_path, **{**small, **PLAIN}, out=tmp_path / "two")
+    statuses, outputs = launch(folder, work)
     assert statuses == [0, 0], outputs
-    growtas.train(**{**small, **PLAIN}, out=tmp_path / "one")
-    two, one = (list(read_log(tmp_path / name, "step")) for name in ("two", "one"))
-    assert [r["subnets"] for r in two] == [r["subnets"] for r in one] and len(two) == 22
-    assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-3)
-    evaluations = [list(read_log(tmp_path / name, "eval"))[0]["results"] for name in ("two", "one")]
-    for first, second in zip(*evaluations, strict=True):
-        assert first["loss"] == pytest.approx(second["loss"], rel=1e-2)
-    # a run of two ranks may be continued by one
-    before = checkpoint.load(tmp_path / "two" / "checkpoint.pt")
-    assert growtas.train(resume=tmp_path / "two").finished
-    assert same(before, checkpoint.load(tmp_path / "two" / "checkpoint.pt"))
+    return folder
 
-    # an error of rank 0 is the error of every rank, and nobody waits
-    statuses, outputs = launch(tmp_path, **{**small, **PLAIN}, out=tmp_path / "two")
+
+def test_every_method_is_tried():
+    assert set(METHODS) == set(method_names())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_do_what_one_does(trained, method):
+    one, two = ([*read_log(trained / ranks / method, "step")] for ranks in ("one", "two"))
+    assert [record["subnets"] for record in two] == [record["subnets"] for record in one]
+    first, second = (torch.load(trained / f"{method}-{rank}.pt") for rank in range(2))
+    for part, value in first.items():
+        assert same(value, second[part]), f"{part} of the two ranks differ"
+    if method == "shrinking":  # BatchNorm normalises by each rank's own share of the batch
+        near = {"rel": 0.1}
+    else:
+        near = {"rel": 1e-3}
+        alone = checkpoint.load(trained / "one" / method / "checkpoint.pt")["weights"]
+        for name, value in first["weights"].items():
+            torch.testing.assert_close(value.detach(), alone[name], rtol=1e-2, atol=1e-3)
+    assert [record["loss"] for record in two] == pytest.approx([record["loss"] for record in one], **near)
+
+
+def test_a_run_of_two_ranks_goes_on_with_one(trained, tmp_path):
+    run = Run.open(trained / "two" / "uniform")
+    before = checkpoint.load(run.checkpoint_path)
+    assert growtas.train(resume=run).finished
+    assert same(before, checkpoint.load(run.checkpoint_path))
+
+
+def test_an_error_of_rank_0_is_that_of_every_rank(trained, small, tmp_path):
+    statuses, outputs = launch(tmp_path, lambda _: growtas.train(**small, out=trained / "two" / "uniform"))
     assert statuses == [2, 2] and all("holds another run" in output for output in outputs)
 
 
 def test_two_ranks_open_a_stage_together(small, tmp_path):
     learning = {"epochs": 8, "lr": 2e-2, "warmup_epochs": 1, "eval_every": 0, "interference_every": 4}
     settings = {**small, **PLAIN, **learning, "transition": "interference", "method_options": "window=1"}
-    statuses, outputs = launch(tmp_path, **settings, out=tmp_path / "run")
+    statuses, outputs = launch(tmp_path, lambda _: growtas.train(**settings, out=tmp_path / "run"))
     assert statuses == [0, 0], outputs
     second = list(read_log(tmp_path / "run", "stage"))[1]
     assert second["opened_by"] == "interference" and 2 <= second["epoch"] < 6
     assert [record["epoch"] for record in read_log(tmp_path / "run", "interference")] == [0, 4, 8]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_the_decoding_of_drawn_images(image_folder, tmp_path, monkeypatch, world):
+    space = dataclasses.replace(SPACE, name="rgb", in_channels=3, image_size=16)
+    splits, cpu = load_splits(f"folder:{image_folder}", space), torch.device("cpu")
+    monkeypatch.setattr(inputs, "DECODED_AT_ONCE", 3)
+    count = 7 if world == 2 else 2  # not a multiple; fewer than there are ranks
+
+    def draw(ranks, workers):
+        return inputs.draw_images(splits, 0, cpu, ranks, workers, "train", count, "x")
+
+    def work(rank):
+        taken, pixels = [], type(splits.train).pixels
+        type(splits.train).pixels = lambda *given: (taken.append(given[1]), pixels(*given))[1]
+        with Ranks.joined(cpu) as ranks:
+            torch.save((*draw(ranks, 0), len(taken)), tmp_path / f"{rank}.pt")
+            torch.save(draw(ranks, 2), tmp_path / f"loaded-{rank}.pt")
+
+    expected = draw(Ranks(), 0)
+    drawn = [splits.train[index] for index in range(len(splits.train))]
+    assert all(any(torch.equal(image, each) for each, _ in drawn) for image in expected[0])
+    statuses, outputs = launch(tmp_path, work, world)
+    assert statuses == [0] * world, outputs
+    for rank in range(world):
+        *found, taken = torch.load(tmp_path / f"{rank}.pt")
+        assert same([*expected], found) and same([*expected], [*torch.load(tmp_path / f"loaded-{rank}.pt")])
+        assert taken <= -(-count // world)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from ranks import launch
 from runs import assert_same_result
-from test_distributed import launch
 from test_resume import Stop, stop_at
 
 import growtas
@@ -77,10 +77,11 @@ def test_frozen_weights_of_a_second_phase(small, tmp_path, cast_each_time):
 
 def test_two_ranks(small, tmp_path, cast_each_time):
     settings = {**small, **SHORT, "mixup": 0, "cutmix": 0}
-    statuses, outputs = launch(tmp_path, **settings, out=tmp_path / "shadows")
+    statuses, outputs = launch(tmp_path, lambda _: growtas.train(**settings, out=tmp_path / "shadows"))
     assert statuses == [0, 0], outputs
     statuses, outputs = trained_without(
-        cast_each_time, lambda: launch(tmp_path, **settings, out=tmp_path / "slices")
+        cast_each_time,
+        lambda: launch(tmp_path, lambda _: growtas.train(**settings, out=tmp_path / "slices")),
     )
     assert statuses == [0, 0], outputs
     assert_same_result(tmp_path / "shadows", tmp_path / "slices")

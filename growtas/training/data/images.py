@@ -7,7 +7,6 @@ whose augmentation depends on the seed, the epoch and the number of the image al
 from __future__ import annotations
 
 import functools
-import math
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from growtas.space import SearchSpace, seeded_rng
+from growtas.space import ModelSpace, SearchSpace, seeded_rng
 from growtas.training.data import augment
 from growtas.training.data.augment import Draws
 from growtas.training.data.draws import Row, TrainingDraws
+from growtas.training.data.evaluation_crop import EvaluationCrop
 from growtas.training.data.resize import in_batches, resized, resized_crops
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ class FileImages(Dataset):
         source: gives each by number, as 8-bit RGB.
         indices: which of its images belong to the split.
         labels: of those images.
-        space: gives the size and the channels (3, or 1 for the mean of the three); one model's, its crop.
+        space: gives the size and the channels (3, or 1 for the mean of the three); one model's, its crop and
+            what else evaluation needs.
         interpolation: of the evaluation's resize.
     """
 
@@ -145,8 +146,13 @@ class FileImages(Dataset):
         self.labels = list(labels)
         self.size = space.image_size
         self.channels = space.in_channels
-        self.crop = getattr(space, "crop_pct", EVALUATION_CROP)
-        self._interpolation = "bilinear" if interpolation == "random" else interpolation
+        interpolation = "bilinear" if interpolation == "random" else interpolation
+        self.crop = EvaluationCrop(self.size, self.size, EVALUATION_CROP, interpolation=interpolation)
+        if isinstance(space, ModelSpace):
+            fill = tuple(round(255 * mean) for mean in space.mean)
+            self.crop = EvaluationCrop(
+                *space.input_size, space.crop_pct, space.crop_mode, interpolation, fill
+            )
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -157,18 +163,10 @@ class FileImages(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Cropped]:
         """Images still to be normalised, by :func:`evaluation_batch`."""
-        return [Cropped(self._evaluated(index), int(self.labels[index]), self.channels) for index in indices]
-
-    def _evaluated(self, index: int) -> Tensor:
-        """The middle of an image whose shorter side was made ``size / crop``, as in timm."""
-        pixels = self.pixels(index)
-        height, width = pixels.shape[:2]
-        side = math.floor(self.size / self.crop)
-        longer = int(side * max(height, width) / min(height, width))
-        shape = (longer, side) if height > width else (side, longer)
-        top, left = (round((length - self.size) / 2) for length in shape)
-        pixels = resized(pixels, *shape, self._interpolation)
-        return pixels[top : top + self.size, left : left + self.size]
+        return [
+            Cropped(self.crop(self.pixels(index)), int(self.labels[index]), self.channels)
+            for index in indices
+        ]
 
     def pixels(self, index: int, box: Box | None = None) -> Tensor:
         """One image.
@@ -187,7 +185,7 @@ class FileImages(Dataset):
 
 
 class Cropped(NamedTuple):
-    """An image of an evaluation. Args: pixels: (S, S, 3) uint8; label; channels: that the space takes."""
+    """An image of an evaluation. Args: pixels: (H, W, 3) uint8; label; channels: that the space takes."""
 
     pixels: Tensor
     label: int
@@ -198,17 +196,17 @@ def evaluation_batch(items: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """A batch of items of an evaluation: those of files are normalised, others stacked as they are.
 
     Args:
-        items: :class:`Cropped`, or (image (C, S, S), label).
+        items: :class:`Cropped`, or (image (C, H, W), label).
 
     Returns:
-        (B, C, S, S) float32 and (B,) int64.
+        (B, C, H, W) float32 and (B,) int64.
     """
     images, labels = stored(items)
     return from_stored(images, items[0].channels) if isinstance(items[0], Cropped) else images, labels
 
 
 def stored(items: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """A batch of items of an evaluation as it is kept: (B, 3, S, S) uint8 of files, else as they are."""
+    """A batch of items of an evaluation as it is kept: (B, 3, H, W) uint8 of files, else as they are."""
     if not isinstance(items[0], Cropped):
         return default_collate(items)
     pixels, labels, _ = zip(*items, strict=True)
@@ -216,12 +214,12 @@ def stored(items: Sequence[Any]) -> tuple[Tensor, Tensor]:
 
 
 def from_stored(images: Tensor, channels: int) -> Tensor:
-    """(B, C, S, S) float32 of what :func:`stored` gave, on any device; float32 is left as it is."""
+    """(B, C, H, W) float32 of what :func:`stored` gave, on any device; float32 is left as it is."""
     return as_input(augment.normalise(images), channels) if images.dtype == torch.uint8 else images
 
 
 def as_input(images: Tensor, channels: int) -> Tensor:
-    """(B, C, S, S) of normalised (B, 3, S, S) images: for one channel the mean of the three."""
+    """(B, C, H, W) of normalised (B, 3, H, W) images: for one channel the mean of the three."""
     return images.mean(1, keepdim=True) if channels == 1 else images
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from growtas import atomic
 from growtas.errors import UsageError, nearest
+from growtas.locks import locked
 from growtas.progress import Progress
 from growtas.training.data.files import read_files, unreadable_images
 from growtas.training.data.packed import COLUMNS, INDEX, PARTS, key, table_path
@@ -24,7 +25,7 @@ from growtas.training.data.workers import begin_loading, worker_count
 FORMATS = ("raw", "jpeg")
 JPEG_QUALITY = 95
 SHARD_IMAGES = 2048
-SETTINGS = "packing.json"
+SETTINGS, LOCK = "packing.json", ".lock"
 
 
 def data_pack(
@@ -71,26 +72,29 @@ def data_pack(
     bad = unreadable_images(files, bad_images)
     settings = {"digest": files.digest, "size": size, "format": format, "left_out": len(bad)}
     settings["shard_images"] = shard_images
-    _claim(out, settings)
-    for part, source in zip(PARTS, (files.train, files.test), strict=True):
-        which = "train" if part == "train" else "test"
-        numbers = [number for number in range(len(source)) if (which, number) not in bad]
-        (out / part).mkdir(exist_ok=True)
-        shards = _Shards(out / part, source, numbers, size, format, shard_images)
-        _write(shards, part, worker_count(workers))
-        lines = {
-            "wids_version": 1,
-            "name": f"{out.name} {part}",
-            "shardlist": shards.listing(),
-            "classes": list(source.classes or files.train.classes),
-            "digest": f"{files.digest} {size} {format} {len(bad)}",
-        }
-        atomic.write_text(out / part / INDEX, json.dumps(lines, indent=1))
+    _check_free(out, settings)
+    with locked(out / LOCK, f"Another process is packing images into {out}; wait for it.", remove=True):
+        if not _check_free(out, settings):
+            atomic.write_text(out / SETTINGS, json.dumps(settings))
+        for part, source in zip(PARTS, (files.train, files.test), strict=True):
+            which = "train" if part == "train" else "test"
+            numbers = [number for number in range(len(source)) if (which, number) not in bad]
+            (out / part).mkdir(exist_ok=True)
+            shards = _Shards(out / part, source, numbers, size, format, shard_images)
+            _write(shards, part, worker_count(workers))
+            lines = {
+                "wids_version": 1,
+                "name": f"{out.name} {part}",
+                "shardlist": shards.listing(),
+                "classes": list(source.classes or files.train.classes),
+                "digest": f"{files.digest} {size} {format} {len(bad)}",
+            }
+            atomic.write_text(out / part / INDEX, json.dumps(lines, indent=1))
     return out
 
 
-def _claim(out: Path, settings: dict) -> None:
-    """Note what a folder is for, or see that it was begun for the same."""
+def _check_free(out: Path, settings: dict) -> bool:
+    """Return whether a folder was begun for the same. Raises: UsageError: it holds something else."""
     path = out / SETTINGS
     if path.exists():
         begun = json.loads(path.read_text())
@@ -100,11 +104,10 @@ def _claim(out: Path, settings: dict) -> None:
                 f"{out} holds images that were packed with {other}={begun.get(other)!r} and not "
                 f"{settings[other]!r}; choose another folder, or delete it."
             )
-        return
-    if out.exists() and any(out.iterdir()):
+        return True
+    if out.exists() and any(each.name != LOCK for each in out.iterdir()):
         raise UsageError(f"{out} holds other files; choose a new folder for the packed images.")
-    out.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(path, json.dumps(settings))
+    return False
 
 
 def _write(shards: _Shards, part: str, workers: int) -> None:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 
+PATIENCE = 20  # seconds: less than the 30 after which torchrun kills what it told to end
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -27,11 +28,13 @@ def keep_freed_memory() -> None:
 def _leave_signals_to_training() -> None:
     """A signal often reaches every process of a job; the training process alone decides what it means.
 
-    torch ends training at once, in the middle of whatever it does, when a loading process dies of a signal;
-    one that exits with status 0 is only missed at the next batch.
+    So SIGTERM ends a loading process only when the training process had time to finish its step and to end
+    it. torch ends training at once, in the middle of whatever it does, when a loading process dies of a
+    signal; one that exits with status 0 is only missed at the next batch.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    signal.signal(signal.SIGALRM, lambda number, frame: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(PATIENCE))
 
 
 def worker_count(workers: int | None) -> int:
