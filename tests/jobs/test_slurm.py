@@ -195,8 +195,9 @@ def test_resources_of_a_job(tmp_path, cluster):
     slurm = launcher(tmp_path, "time=60", "requeue=7", jobs=3, space="autoformer-tiny")
     assert (slurm.executor.max_num_timeout, slurm.at_once, slurm.threads) == (7, 3, None)
     assert launcher(tmp_path).at_once > 1000
-    words = Placement.of(None, "cuda", 2, ["time=1:00:00", "partition=a b"]).words()
-    assert words == " --ranks 2 --slurm time=1:00:00 'partition=a b'"
+    words = Placement.of(3, "cuda", 2, ["time=1:00:00", "partition=a b"]).words()
+    assert words == " --jobs 3 --device cuda --ranks 2 --slurm time=1:00:00 'partition=a b'"
+    assert Placement.of(None, "auto").words() == ""
     with pytest.raises(UsageError, match="Slurm chooses the GPUs"):
         launcher(tmp_path, device="cuda:1")
 
