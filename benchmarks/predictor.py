@@ -104,7 +104,7 @@ def glyphs_deep() -> tuple[Accuracy, dict[str, float]]:
 
 
 def _row(subnet: Subnet) -> list[float]:
-    """What the forest is told of a subnet."""
+    """The sizes from which the forest predicts."""
     none = (0,) * (SPACE.depth[-1] - subnet.depth)
     sizes = [count(subnet, SPACE, 62) for count in (cost.parameters, cost.macs)]
     return [subnet.embed_dim, subnet.depth, *subnet.num_heads, *none, *subnet.mlp_ratio, *none, *sizes]

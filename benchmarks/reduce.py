@@ -128,7 +128,7 @@ def ddp(net: nn.Module, **options: bool) -> DistributedDataParallel:
 
 
 def bytes_of_ddp(module: DistributedDataParallel, images: Tensor, subnet: AnySubnet) -> int:
-    """Bytes that its buckets hold in a step; the hook that counts stays with the module."""
+    """The bytes that its buckets hold in a step; the hook that counts stays with the module."""
     sent = []
 
     def count(_, bucket):  # DDP refuses annotations that are strings
@@ -143,7 +143,7 @@ def bytes_of_ddp(module: DistributedDataParallel, images: Tensor, subnet: AnySub
 
 
 def planned_bytes(net: nn.Module, subnets: Sequence[AnySubnet]) -> dict[str, float]:
-    """Bytes that a step sends by the plans of its subnets, the mean, by way."""
+    """The mean bytes that a step sends by the plans of its subnets, by way."""
     sizes = {key: parameter.numel() for key, parameter in net.named_parameters()}
     plans = [plan(list(sizes), [net.subnet_shapes(subnet)]) for subnet in subnets]
     boxes = sum(each.numel for each in plans) / len(plans)

@@ -75,7 +75,9 @@ class Placement:
 
     def words(self) -> str:
         """The options of the command line that choose the same place; empty, or with a space in front."""
-        words = ["--ranks", str(self.ranks)] if self.ranks > 1 else []
+        words = [] if self.jobs is None else ["--jobs", str(self.jobs)]
+        words += ["--device", self.asked] if self.asked != "auto" else []
+        words += ["--ranks", str(self.ranks)] if self.ranks > 1 else []
         if self.slurm is not None:
             words += ["--slurm", *self.slurm]
         return f" {shlex.join(words)}" if words else ""

@@ -113,16 +113,16 @@ def evaluate(
         from growtas.searching.evaluate_model import evaluate_model
 
         return evaluate_model(str(run), data, split, batch_size, amp, device, workers, data_folder)
-    if data is not None:
-        raise UsageError(
-            f"A run is evaluated on its own data; leave out data={data!r}, or extract the subnet and "
-            "evaluate that folder."
-        )
     from growtas.training.calibration import calibration
     from growtas.training.distributed import choose_device
     from growtas.training.run import Run
 
     run = Run.open(run)
+    if data is not None:
+        raise UsageError(
+            f"A run is evaluated on its own data; leave out data={data!r}, or extract the subnet and "
+            "evaluate that folder."
+        )
     threads.fit(run.space)
     chosen = named_subnet(subnet, run.space, run)
     run.space.validate(chosen)

@@ -129,10 +129,16 @@ def _limit(text: str, asked: str) -> str:
 
 def _point(front: ParetoResult, which: str) -> Evaluation:
     """A point of a front by its number, else by a limit."""
-    if which.isdecimal() and 1 <= int(which) <= len(front.front):
+    points, asked = len(front.front), f"{front.path.name}:{which}"
+    if which.isdecimal() and 1 <= int(which) <= points:
         return front.front[int(which) - 1]
-    asked = f"{front.path.name}:{which}"
-    return front.within(_number(which.removesuffix(front.unit), asked, len(front.front)))
+    limit = _number(which.removesuffix(front.unit), asked, points)
+    if which.isdecimal() and limit < front.front[0].objective:  # more likely a number than a limit
+        raise UsageError(
+            f"{asked!r} names no subnet: the front has {points} point{'s' * (points > 1)}, and the cheapest "
+            f"costs {front.front[0].objective:,} {front.unit}."
+        )
+    return front.within(limit)
 
 
 def _number(text: str, asked: str, points: int = 0) -> float:

@@ -259,6 +259,8 @@ def test_a_model_is_evaluated_as_timm_would(image_folder, tmp_path):
 
 
 def test_evaluation_refuses_other_classes_and_no_data(vit, transferred, image_folder, tmp_path):
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        growtas.evaluate(tmp_path / "nowhere", data="digits")
     with pytest.raises(UsageError, match="says which images"):
         growtas.evaluate(vit)
     with pytest.raises(UsageError, match="has 10 classes, and folder.* has 2"):

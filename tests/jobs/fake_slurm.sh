@@ -43,7 +43,8 @@ scontrol)
     ;;
 scancel) # every process of the job's steps gets the signal, not only the first
     signal=${3:-SIGTERM}
-    for file in $(grep -lsz "^SLURM_JOB_ID=$1$" /proc/[0-9]*/environ); do
+    ours=$(grep -lszFx "FAKE_SLURM=$FAKE_SLURM" /proc/[0-9]*/environ)
+    for file in $(grep -lszFx "SLURM_JOB_ID=$1" $ours /dev/null); do
         pid=$(basename "$(dirname "$file")")
         [ "$pid" = "$(cat "$FAKE_SLURM/$1/pid")" ] || kill -s "${signal#SIG}" "$pid"
     done

@@ -150,6 +150,8 @@ def test_points_are_named_by_number_and_by_limit(made):
         assert named_subnet(f"pareto:{point.params}", DIGITS, run) == point.subnet
         assert named_subnet(f"{found.path.name}:{point.params + 1}", DIGITS, run) == point.subnet
     assert reference_to(found) == "pareto"
+    with pytest.raises(UsageError, match=f"the front has {len(found.front)} points, and the cheapest costs"):
+        named_subnet("pareto:500", DIGITS, run)
     with pytest.raises(UsageError, match="No point of the front costs at most 1,000 parameters"):
         named_subnet("pareto:1e3", DIGITS, run)
     with pytest.raises(UsageError, match=f"the number of a point, 1 to {len(found.front)}, or a limit"):
