@@ -191,6 +191,7 @@ class Shadows:
             self._seen = _made
         return True
 
+    @torch.inference_mode(False)  # an evaluation may come first; training could not refresh what it makes
     def _make(self, dtype: torch.dtype) -> list[_Shadow]:
         global _made
         made = []

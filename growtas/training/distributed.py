@@ -73,7 +73,8 @@ class Ranks:
                 raise
             raise failure from error
         finally:
-            dist.destroy_process_group()
+            with suppress(RuntimeError):  # of a group that is broken already
+                dist.destroy_process_group()
             lifeline.close()
 
     @property

@@ -70,7 +70,8 @@ def evaluate(
     totals = torch.zeros(len(subnets), 2, dtype=torch.float64, device=device)
     was_training = net.training
     net.eval()
-    with torch.inference_mode(), kept_statistics(net):
+    # not in inference mode: a resume may evaluate first, and what the network keeps then goes into training
+    with torch.no_grad(), kept_statistics(net):
         own = {}
         if net.needs_calibration:
             for name, subnet in subnets.items():

@@ -128,6 +128,8 @@ def begin(
             if ranks.sum(torch.tensor(float(restarted()), device=device)).item():
                 own = ranks.on_first(lambda: own_run(path, config, space))
                 if own is not None:
+                    if ranks.first:
+                        print(f"This is a restart: the run in {path} goes on.", flush=True)
                     return _continued(own, device, ranks)
             ranks.on_first(lambda: check_free(path))
         splits = _load_data(lambda: splits_of(config, space), config, device, ranks)

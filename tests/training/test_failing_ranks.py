@@ -98,7 +98,9 @@ def test_a_signal_to_one_rank_is_the_same_truth_on_all_and_a_restart_goes_on(
     with pytest.raises(UsageError, match="differs from this restarted command in seed, lr"):
         growtas.train(**small, lr=0.5, seed=3, out=out)
     assert growtas.train(**small, workers=0, out=out).finished
-    assert "number of ranks changed from 2 to 1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"This is a restart: the run in {out} goes on." in said
+    assert "number of ranks changed from 2 to 1" in said
     before = checkpoint.load(out / "checkpoint.pt")["weights"]
     assert growtas.train(**small, out=out).finished  # there is nothing left to do
     assert torch.equal(checkpoint.load(out / "checkpoint.pt")["weights"]["head.bias"], before["head.bias"])
@@ -116,9 +118,10 @@ def test_a_rank_that_cannot_leave_a_collective_is_ended(tmp_path):
     def work(rank):
         lifeline.GRACE = 0.2
         with Ranks.joined(CPU) as ranks:
+            ranks.note("what there is is kept.")
+            ranks.on_first(lambda: None)
             if rank:
                 raise MemoryError("full")
-            ranks.note("what there is is kept.")
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
             signal.sigwait({signal.SIGALRM})  # nobody sends it
 
