@@ -8,6 +8,7 @@ from growtas.space import Space
 from growtas.table import Table
 
 COLUMNS = ("point", "params", "macs", "top1 (%)", "standard error (points)", "images", "test top1 (%)")
+LABELS = {"params": "parameters", "macs": "multiply-accumulates"}
 
 
 def front_table(found: ParetoResult) -> Table:
@@ -48,4 +49,4 @@ def write_front(found: ParetoResult, space: Space) -> None:
     ]
     chosen = [found.history.index(point) for point in found.front]
     for path in pictures:
-        front(path, points, chosen, f"{found.objective} of the subnet ({found.unit})")
+        front(path, points, chosen, LABELS.get(found.objective, f"{found.objective} ({found.unit})"))
