@@ -36,7 +36,7 @@ import growtas
 from growtas.methods.schedule import stage_groups
 from growtas.space import Space, load_space, seeded_rng
 from growtas.subnet import AnySubnet
-from growtas.training.reducer import GradientReducer, plan
+from growtas.training.ranks.reducer import GradientReducer, plan
 
 COUNTED = ("autoformer-tiny", "autoformer-small", "autoformer-base", "ofa-mobilenetv3")
 SUBNETS, CLASSES, BATCH, PIXELS = 200, 1000, 8, 64

@@ -13,7 +13,7 @@ from growtas.analysis.evaluations import top1_of
 from growtas.errors import GrowtasError, UsageError
 from growtas.methods.regions import initialise, used_by
 from growtas.space import Space, seeded_rng
-from growtas.training.distributed import choose_device
+from growtas.training.ranks import choose_device
 from growtas.training.run import Run
 from growtas.training.run_method import create_run_method
 

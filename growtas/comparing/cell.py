@@ -93,7 +93,7 @@ def _made_once(path: Path, make: Callable[[], dict[str, Any]]) -> None:
 def _train(plan: Plan, spec: MethodSpec, seed: int, device: str, ranks: int) -> tuple[Run, dict[str, Any]]:
     """The finished run of a cell, and what training it took: the first phase's time included."""
     from growtas.training.data import splits_of
-    from growtas.training.distributed import choose_device
+    from growtas.training.ranks import choose_device
     from growtas.training.run import Run
 
     path, before = plan.cell_path(spec, seed), []
@@ -148,7 +148,7 @@ def _evaluator(run: Run, split: str) -> Evaluator:
     """Of the trained supernet, on one split."""
     from growtas.searching.evaluate import Evaluator
     from growtas.training.calibration import calibration
-    from growtas.training.distributed import choose_device
+    from growtas.training.ranks import choose_device
 
     net, splits, amp = run.load_net(choose_device(run.config.device)), run.splits(), run.config.amp
     calibrate = calibration(net, splits.train, amp)
@@ -213,7 +213,7 @@ def _search(plan: Plan, run: Run, limit: Any, seed: int, path: Path, evaluator: 
 def _versions(run: Run) -> dict[str, Any]:
     import torch
 
-    from growtas.training.distributed import choose_device
+    from growtas.training.ranks import choose_device
 
     device = choose_device(run.config.device)
     made_by = {

@@ -18,11 +18,11 @@ from growtas.supernet import SingleModel
 from growtas.training.config import TrainConfig
 from growtas.training.data import preprocessing
 from growtas.training.data.images import seed_globally
-from growtas.training.distributed import choose_device
 from growtas.training.embedded import EMBEDDED
 from growtas.training.external import PREFIX, create
 from growtas.training.log import read_log
 from growtas.training.model import label_names, model_space, takes_size
+from growtas.training.ranks import choose_device
 from growtas.training.recipes import REFERENCE_BATCH, TRANSFER, WARMUP_SHARE
 from growtas.training.run import Run
 from growtas.training.start import begin, resumed

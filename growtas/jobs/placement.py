@@ -87,7 +87,7 @@ def _device(name: str) -> tuple[str, tuple[str, ...]]:
     """The device for jobs, and the GPUs that they are spread over. No GPU is touched."""
     import torch
 
-    from growtas.training.distributed import choose_device
+    from growtas.training.ranks import choose_device
 
     kind, _, index = ("cuda" if name == "auto" else name).partition(":")
     if kind != "cuda" or not torch.cuda.is_available():

@@ -32,7 +32,7 @@ from growtas.version import __version__
 
 if TYPE_CHECKING:
     from growtas.searching.evaluate import Evaluator
-    from growtas.training.distributed import Ranks
+    from growtas.training.ranks import Ranks
     from growtas.training.run import Run
 
 _PARETO = {"parents": 1, "mutations": 0, "crossovers": 0, **RATES}  # NSGA-II has its own parents
@@ -140,9 +140,9 @@ def search(
     from growtas.searching.evaluate import Evaluator
     from growtas.training.calibration import calibration
     from growtas.training.data.workers import worker_count
-    from growtas.training.distributed import Ranks, choose_device
     from growtas.training.external import weights_hash
     from growtas.training.precision import resolved
+    from growtas.training.ranks import Ranks, choose_device
 
     device = choose_device(device)
     with Ranks.joined(device) as ranks:

@@ -23,9 +23,9 @@ from growtas.training.calibration import Statistics, set_statistics, statistics
 from growtas.training.data import Split
 from growtas.training.data.kept import NOWHERE, KeptImages
 from growtas.training.data.workers import worker_count
-from growtas.training.distributed import Ranks
 from growtas.training.external import is_external
 from growtas.training.precision import precision, resolved
+from growtas.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from growtas.searching.evaluate_model import ModelAccuracy
@@ -114,7 +114,7 @@ def evaluate(
 
         return evaluate_model(str(run), data, split, batch_size, amp, device, workers, data_folder)
     from growtas.training.calibration import calibration
-    from growtas.training.distributed import choose_device
+    from growtas.training.ranks import choose_device
     from growtas.training.run import Run
 
     run = Run.open(run)

@@ -13,9 +13,9 @@ from growtas.searching.evaluate import Evaluator
 from growtas.space import ModelSpace
 from growtas.supernet import SingleModel
 from growtas.training.data import Splits, load_splits
-from growtas.training.distributed import choose_device
 from growtas.training.external import create
 from growtas.training.model import check_classes, model_space
+from growtas.training.ranks import choose_device
 from growtas.training.run import CONFIG_NAME, Run
 
 

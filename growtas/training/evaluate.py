@@ -18,8 +18,8 @@ from growtas.subnet import AnySubnet
 from growtas.training.calibration import kept_statistics, set_statistics, statistics
 from growtas.training.data import Split, evaluation_loader
 from growtas.training.data.images import MemoryImages
-from growtas.training.distributed import Ranks
 from growtas.training.precision import precision
+from growtas.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from growtas.supernet import AnySupernet

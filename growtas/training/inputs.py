@@ -14,7 +14,7 @@ from growtas.space import SearchSpace, seeded_rng
 from growtas.training.data import Splits
 from growtas.training.data.images import MemoryImages, from_stored, stored
 from growtas.training.data.workers import begin_loading
-from growtas.training.distributed import Ranks
+from growtas.training.ranks import Ranks
 from growtas.training.run import Run
 
 DECODED_AT_ONCE = 16  # images: fewer are not worth a loading process

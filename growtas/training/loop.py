@@ -27,7 +27,6 @@ from growtas.training.data import Splits
 from growtas.training.data.images import seed_globally
 from growtas.training.data.loader import TrainingLoader
 from growtas.training.data.workers import worker_count
-from growtas.training.distributed import Ranks
 from growtas.training.evaluate import evaluate, watched_subnets
 from growtas.training.external import Teacher
 from growtas.training.guards import Interrupted, stop_signals
@@ -37,6 +36,7 @@ from growtas.training.interference import InterferenceMonitor
 from growtas.training.log import RunLog
 from growtas.training.optimizer import create_optimizer, create_scheduler, set_schedule
 from growtas.training.precision import precision
+from growtas.training.ranks import Ranks
 from growtas.training.run import Run, versions
 from growtas.training.run_method import create_run_method
 from growtas.training.trackers import Trackers

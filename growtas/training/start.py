@@ -20,7 +20,6 @@ from growtas.training import checkpoint, initial
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.data import Splits, splits_of
 from growtas.training.data.loader import TrainingLoader
-from growtas.training.distributed import Ranks, choose_device
 from growtas.training.dry_run import DryRun
 from growtas.training.dry_run import dry_run as estimate
 from growtas.training.embedded import data_for
@@ -29,7 +28,8 @@ from growtas.training.guards import preserved_generators
 from growtas.training.log import RunLog
 from growtas.training.loop import Trainer
 from growtas.training.precision import described, resolved, tf32
-from growtas.training.restart import own_run, restarted
+from growtas.training.ranks import Ranks, choose_device
+from growtas.training.ranks.restart import own_run, restarted
 from growtas.training.run import Run, check_free, read_config, remove_leftovers, versions
 from growtas.training.trackers import Trackers, check_installed
 from growtas.tuning import tune_before_training

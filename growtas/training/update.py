@@ -19,7 +19,7 @@ from growtas.training.inputs import at_resolution, checked_resolutions
 from growtas.training.objective import Objective, create_mixup
 from growtas.training.optimizer import fill_momentum
 from growtas.training.precision import precision, resolved
-from growtas.training.reducer import GradientReducer
+from growtas.training.ranks.reducer import GradientReducer
 from growtas.training.run import Run
 
 

@@ -12,8 +12,8 @@ from growtas.comparing.plan import RATE_SEED, Plan
 from growtas.comparing.specs import MethodSpec
 from growtas.space import load_space, space_from_dict
 from growtas.training.data import load_splits
-from growtas.training.distributed import Ranks
 from growtas.training.loop import Trainer
+from growtas.training.ranks import Ranks
 from growtas.training.run import Run
 
 

@@ -20,7 +20,7 @@ from growtas.searching.racing import Bar, behind, rungs, stratified_order
 from growtas.space import load_space, seeded_rng
 from growtas.training.calibration import calibration
 from growtas.training.data import load_splits
-from growtas.training.distributed import Ranks
+from growtas.training.ranks import Ranks
 
 IMAGES = 4800
 KEPT = 800  # for evaluations

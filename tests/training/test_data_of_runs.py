@@ -19,7 +19,7 @@ from growtas.training import checkpoint, start
 from growtas.training.config import TrainConfig
 from growtas.training.data import load_splits
 from growtas.training.data.decode import UnreadableImage
-from growtas.training.distributed import Ranks
+from growtas.training.ranks import Ranks
 from growtas.training.run import Run
 
 SETTINGS = {

@@ -15,9 +15,9 @@ import growtas
 from growtas.methods import method_names
 from growtas.training import Run, checkpoint, inputs
 from growtas.training.data import load_splits
-from growtas.training.distributed import Ranks
 from growtas.training.log import read_log
 from growtas.training.loop import Trainer
+from growtas.training.ranks import Ranks
 
 PLAIN = {"mixup": 0, "cutmix": 0, "drop_path": 0, "epochs": 2, "new_region": "keep"}
 FEW = {"batch_size": 288, "eval_every": 0}  # 6 updates

@@ -13,9 +13,9 @@ from growtas.space import SearchSpace
 from growtas.training import Run, TrainConfig
 from growtas.training.data import Splits
 from growtas.training.data.images import MemoryImages
-from growtas.training.distributed import Ranks
 from growtas.training.dry_run import dry_run
 from growtas.training.loop import Trainer
+from growtas.training.ranks import Ranks
 
 SPACE = SearchSpace(
     "six-blocks",

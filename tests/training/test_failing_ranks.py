@@ -16,11 +16,11 @@ from torch.distributed import TCPStore
 
 import growtas
 from growtas.errors import GrowtasError, UsageError
-from growtas.training import Run, checkpoint, lifeline, meeting
-from growtas.training.distributed import Ranks, choose_device
-from growtas.training.lifeline import Lifeline, RankFailed
+from growtas.training import Run, checkpoint
 from growtas.training.loop import Trainer
-from growtas.training.restart import restarted
+from growtas.training.ranks import Ranks, choose_device, lifeline, meeting
+from growtas.training.ranks.lifeline import Lifeline, RankFailed
+from growtas.training.ranks.restart import restarted
 
 CPU = torch.device("cpu")
 

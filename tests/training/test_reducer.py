@@ -17,11 +17,11 @@ from growtas.errors import GrowtasError
 from growtas.methods import method_names
 from growtas.space import load_space, seeded_rng
 from growtas.spaces.model import ModelSpace
-from growtas.training import Run, TrainConfig, reducer
+from growtas.training import Run, TrainConfig
 from growtas.training.data import load_splits
-from growtas.training.distributed import Ranks
 from growtas.training.loop import Trainer
-from growtas.training.reducer import GradientReducer, plan
+from growtas.training.ranks import Ranks, reducer
+from growtas.training.ranks.reducer import GradientReducer, plan
 
 MODEL = ModelSpace("model", "test_resnet", {"in_chans": 1}, 16, 1, (0.5,), (0.5,), (1.0,), (0.0,), 1.0)
 LITTLE = {

@@ -16,8 +16,8 @@ from growtas.methods import method_names
 from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.training import Run, TrainConfig
 from growtas.training.data import load_splits
-from growtas.training.distributed import Ranks
 from growtas.training.loop import Trainer
+from growtas.training.ranks import Ranks
 
 SPACES = {"vit": SPACE, "convolutional": CONVOLUTIONAL}
 SPLITS = {family: load_splits("digits", space) for family, space in SPACES.items()}

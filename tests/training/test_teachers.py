@@ -9,9 +9,9 @@ from test_training_loop import CPU
 
 import growtas
 from growtas.training import Run
-from growtas.training.distributed import Ranks
 from growtas.training.initial import of_source
 from growtas.training.loop import Trainer
+from growtas.training.ranks import Ranks
 
 
 @pytest.fixture(scope="module")

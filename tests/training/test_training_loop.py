@@ -16,11 +16,11 @@ from growtas.space import Subnet
 from growtas.supernet import Supernet
 from growtas.training import Run, TrainConfig, checkpoint
 from growtas.training.data import Splits, load_splits
-from growtas.training.distributed import Ranks
 from growtas.training.evaluate import evaluate, watched_subnets
 from growtas.training.log import read_log
 from growtas.training.loop import Trainer
 from growtas.training.optimizer import create_optimizer
+from growtas.training.ranks import Ranks
 from growtas.version import __version__, commit
 
 CPU = torch.device("cpu")

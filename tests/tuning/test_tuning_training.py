@@ -13,7 +13,7 @@ from growtas import cli, doctor, load_space
 from growtas.errors import GrowtasError, UsageError
 from growtas.ops import dispatch, records
 from growtas.training import start
-from growtas.training.distributed import Ranks
+from growtas.training.ranks import Ranks
 from growtas.tuning import before_training, children, ptxas
 from growtas.tuning.before_training import tune_before_training
 

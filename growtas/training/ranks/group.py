@@ -1,6 +1,6 @@
 """Several processes on one run, as torchrun starts them: they agree, and rank 0 writes.
 
-Gradients are averaged by :mod:`growtas.training.reducer`.
+Gradients are averaged by :mod:`growtas.training.ranks.reducer`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from growtas.errors import GrowtasError, UsageError
-from growtas.training.lifeline import GRACE, Lifeline, RankFailed
-from growtas.training.meeting import fresh_store
+from growtas.training.ranks.lifeline import GRACE, Lifeline, RankFailed
+from growtas.training.ranks.meeting import fresh_store
 
 TIMEOUT = 600.0  # seconds of one exchange; a rank that died is noticed long before
 
