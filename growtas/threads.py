@@ -1,7 +1,7 @@
 """Threads of the processes that growtas starts: how many, and how they wait.
 
 The rules follow from the measurement of benchmarks/threads.py, in docs/distributed.md. Variables that the
-user has set are never changed, nor is a process in which growtas is a library. No torch until it is used.
+user has set are never changed, nor is a process in which growtas is a library. Imports nothing until it is used.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from growtas import cost
-from growtas.space import MobileNetSpace, SearchSpace, Space
+if TYPE_CHECKING:
+    from growtas.space import Space
 
 SMALL_NET = 1_000_000
 """Parameters of a space's largest subnet below which a net computes on one thread."""
@@ -29,6 +30,9 @@ def cores() -> int:
 
 def is_small(space: Space) -> bool:
     """Return whether the nets of a space are so small that they compute on one thread."""
+    from growtas import cost
+    from growtas.space import MobileNetSpace, SearchSpace
+
     searched = isinstance(space, SearchSpace | MobileNetSpace)
     return searched and cost.parameters(space.largest(), space, num_classes=0) < SMALL_NET
 

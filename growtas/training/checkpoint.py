@@ -34,6 +34,8 @@ KEYS = (
     "generator",
     "versions",
 )
+LATER_KEYS = ("ranks", "to_assess")
+"""Keys that the checkpoints of earlier versions lack."""
 
 
 @dataclass

@@ -210,7 +210,7 @@ def test_run_is_opened_from_its_folder(finished):
 
 def test_checkpoint_is_complete_and_holds_no_code(finished):
     state = torch.load(finished.checkpoint_path, weights_only=True)
-    assert set(state) == set(checkpoint.KEYS)
+    assert set(state) == {*checkpoint.KEYS, *checkpoint.LATER_KEYS}
     assert state["step"] == 33 and state["log_offset"] == (finished.path / "log.jsonl").stat().st_size
 
 
