@@ -1,5 +1,6 @@
 """Latency: the table of pieces, its predictions, and the search under a limit of it."""
 
+import functools
 import inspect
 import json
 import random
@@ -21,6 +22,7 @@ from growtas.timing import table as tables
 from growtas.training.run import Run
 
 ON = {"on": "cpu", "batch": 1, "threads": 1}
+plain_model = functools.cache(pieces.plain_model)
 
 
 def cost_of(name: str) -> float:
@@ -47,6 +49,7 @@ def machine(monkeypatch, tmp_path):
 
     Machine.timed = []
     monkeypatch.setenv("GROWTAS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pieces, "plain_model", plain_model)  # the imagined machine runs none of them
     monkeypatch.setattr(targets, "milliseconds", milliseconds)
     monkeypatch.setattr(targets, "prepare", lambda module, x, on, threads: lambda: None)
     for name in ("PIECES", "SUBNETS", "VALIDATION"):
