@@ -1,7 +1,7 @@
 """Threads of the processes that growtas starts: how many, and how they wait.
 
 The rules follow from the measurement of benchmarks/threads.py, in docs/distributed.md. Variables that the
-user has set are never changed, nor is a process in which growtas is a library. Imports nothing until it is used.
+user has set are never changed, nor is a process in which growtas is a library. Imports come when it is used.
 """
 
 from __future__ import annotations
