@@ -319,9 +319,9 @@ def _tuning_lines(told: Sequence[dict[str, Any]]) -> list[str]:
 def _latency_line(one: dict[str, Any]) -> str:
     if "damaged" in one:
         return f"  {one['path']}: damaged, or of an older version; remove it"
-    threads = f"{one['threads']} thread{'s' * (one['threads'] > 1)}"
+    count = f"{one['threads']} thread{'s' * (one['threads'] > 1)}"
     measured, found = f"  {one['space']} on {one['device']}, ", one["validation"]
-    measured += f"{one['on']}, batch {one['batch']}, {threads}: "
+    measured += f"{one['on']}, batch {one['batch']}, {count}: "
     if found is None:
         return f"{measured}predictions not validated"
     return (

@@ -17,7 +17,8 @@ from growtas.analysis.plan import workspace_for, write_plan
 from growtas.analysis.workspace import SEEDS, SUBNETS, Workspace
 from growtas.errors import UsageError
 from growtas.jobs import Job, Placement, Runner
-from growtas.jobs.folder import finished, locked
+from growtas.jobs.folder import finished
+from growtas.locks import locked
 from growtas.space import preset_names
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.run import Run

@@ -17,8 +17,9 @@ from growtas.comparing import timing
 from growtas.comparing.plan import RATE_SEED, RESULT_NAME, Plan, check_recipe, comparison_in
 from growtas.comparing.specs import MethodSpec
 from growtas.errors import GrowtasError
-from growtas.jobs.folder import QUIET, finished, locked, read_json, train_once, write_json
+from growtas.jobs.folder import QUIET, finished, read_json, train_once, write_json
 from growtas.jobs.ranks import call_on_ranks
+from growtas.locks import locked
 
 if TYPE_CHECKING:
     from growtas.searching.evaluate import Evaluator
@@ -59,9 +60,10 @@ def run_cell(out: str, method: str, seed: int, device: str, ranks: int = 1) -> N
 
 def try_rate(out: str, rate: float, device: str, ranks: int = 1) -> None:
     """Train the uniform method with a learning rate and evaluate it on the search split."""
+    from growtas.training.run import Run
+
     plan = _plan(out)
     path = plan.rate_path(rate)
-    from growtas.training.run import Run
 
     def make() -> dict[str, Any]:
         call_on_ranks(f"{__name__}:train_rate", {"out": out, "rate": rate, "device": device}, ranks)

@@ -27,7 +27,8 @@ from growtas.comparing.report import Comparison, make_report
 from growtas.comparing.specs import MethodSpec, check_known, common_settings, read_methods
 from growtas.errors import GrowtasError, UsageError
 from growtas.jobs import Job, Placement, Runner
-from growtas.jobs.folder import check_counts, check_method, locked, read_json, space_and_data, write_json
+from growtas.jobs.folder import check_counts, check_method, read_json, space_and_data, write_json
+from growtas.locks import locked
 from growtas.space import MobileNetSpace, load_space
 
 if TYPE_CHECKING:

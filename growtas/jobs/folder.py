@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from growtas import atomic
 from growtas.errors import GrowtasError, UsageError
-from growtas.locks import locked as locked
 from growtas.space import Space, load_space, preset_names
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.embedded import data_for

@@ -26,9 +26,7 @@ from growtas.subnet import AnySubnet
 
 # Sets of at most this many subnets are listed in full when drawing no longer finds new ones.
 _LISTABLE = 20_000
-_HELD_OUT = (
-    5  # of so many candidates, one is not chosen by the predictor, so that its ranking can be measured
-)
+_HELD_OUT = 5  # of so many candidates the predictor leaves one alone, on which its ranking is measured
 _TRIES_PER_CANDIDATE = 10  # as published: ten attempts per wanted child, over all children
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from growtas.errors import GrowtasError, UsageError
 from growtas.jobs import Job, Runner, worker
-from growtas.jobs.folder import FORMAT, check_counts, locked, read_plan
+from growtas.jobs.folder import FORMAT, check_counts, read_plan
 from growtas.jobs.local import Local
+from growtas.locks import locked
 
 RUNNER = Runner(Local(2, 3), "")
 
