@@ -45,9 +45,10 @@ def main(arguments: list[str]) -> int:
         folder.mkdir(exist_ok=True)
         flags = ["-O1", "-g", "-fno-omit-frame-pointer", *FLAGS[kind]]
         binary, _ = build_cpu(folder, sysconfig.get_config_var("EXT_SUFFIX"), flags)
-    runtime = {"address": "libasan.so", "thread": "libtsan.so"}[kind]
-    library = output_of([*find_cxx()[0], f"-print-file-name={runtime}"])
-    environment = {**os.environ, **OPTIONS, "LD_PRELOAD": (library or runtime).strip()}
+    # The C++ library comes along: the sanitizer looks for its throw before anything else has loaded it.
+    preloaded = [{"address": "libasan.so", "thread": "libtsan.so"}[kind], "libstdc++.so"]
+    found = [output_of([*find_cxx()[0], f"-print-file-name={name}"]) or name for name in preloaded]
+    environment = {**os.environ, **OPTIONS, "LD_PRELOAD": " ".join(name.strip() for name in found)}
     environment |= {"GROWTAS_SANITIZED": str(binary), "PYTHONPATH": str(ROOT / "tests")}
     command = [sys.executable, "-m", "pytest", "-p", "sanitized", "-n", "0", "-m", "not cuda"]
     return subprocess.run([*command, *(arguments or TESTS[kind])], cwd=ROOT, env=environment).returncode
