@@ -35,7 +35,7 @@ KEYS = (
     "generator",
     "versions",
 )
-LATER_KEYS = ("ranks", "to_assess")
+LATER_KEYS = ("ranks", "to_assess", "log_check", "environment")
 """Keys that the checkpoints of earlier versions lack."""
 
 

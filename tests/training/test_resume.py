@@ -188,7 +188,7 @@ def test_a_log_that_was_cut_is_noticed(monkeypatch, small, tmp_path):
         with pytest.raises(Stop):
             growtas.train(**small, out=out)
     (out / "log.jsonl").write_bytes((out / "log.jsonl").read_bytes()[:100])
-    with pytest.raises(GrowtasError, match="log was cut"):
+    with pytest.raises(GrowtasError, match="log.jsonl was cut or changed"):
         growtas.train(resume=out)
     assert (out / "log.jsonl").stat().st_size == 100
 

@@ -15,7 +15,7 @@ from runs import SPACE, assert_same_result, records
 import growtas
 from growtas import GrowtasError, UsageError
 from growtas.training import Run, checkpoint
-from growtas.training.log import Curves
+from growtas.training.curves import Curves
 from growtas.training.loop import Trainer
 
 
