@@ -170,8 +170,8 @@ def check_numbers(name: str, value: Tensor, dtype: torch.dtype, source: str) -> 
     bad = (~value.detach().to(dtype).isfinite()).sum().item()
     if bad:
         raise UsageError(
-            f"{name} has {bad:,} of {value.numel():,} numbers in {source} that are not finite in {dtype} (NaN "
-            "or infinite): the weights are damaged or their training has diverged. Use others."
+            f"{name} has {bad:,} of {value.numel():,} numbers in {source} that are not finite in {dtype} "
+            "(NaN or infinite): the weights are damaged or their training has diverged. Use others."
         )
     if name.endswith("running_var") and (value < 0).any():
         raise UsageError(f"{name} has negative variances in {source}: the weights are damaged. Use others.")
