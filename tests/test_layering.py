@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 # Lower layers first; a module may import from its own layer's package and from the layers before it.
 LAYERS = [
     {"errors", "version", "progress"},
-    {"atomic", "locks"},
+    {"atomic", "files", "locks"},
     {"plotting", "table"},
     {"spaces"},
     {"subnet"},
@@ -50,7 +50,7 @@ KERNEL_LAYERS = [{"common"}, {"layer_norm"}, {"linear", "qkv", "relative_attenti
 COMMANDS = {"kernels.compile_ahead": "warmup"}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 SPACES = sorted(f"spaces/{path.stem}" for path in (ROOT / "growtas" / "spaces").glob("*.py"))
-TORCH_FREE = ("errors", "version", "atomic", "subnet", "space", "cost", "listing", *SPACES)
+TORCH_FREE = ("errors", "version", "atomic", "files", "subnet", "space", "cost", "listing", *SPACES)
 
 
 def modules() -> dict[str, Path]:

@@ -268,4 +268,7 @@ def _try_rates(
     ]
     for name, reason in runner.run(jobs, "learning rate", "cell").items():
         raise GrowtasError(f"The trial of {name} failed: {reason} Give lr=NUMBER to do without trials.")
-    return {rate: read_json(plan.rate_path(rate) / RESULT_NAME)["top1"] for rate in rates}
+    return {
+        rate: read_json(plan.rate_path(rate) / RESULT_NAME, lambda trial: float(trial["top1"]))
+        for rate in rates
+    }

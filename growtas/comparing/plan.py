@@ -121,7 +121,7 @@ class Plan:
         if len(rates) == 1:
             return rates[0]
         file = self.path / RATE_NAME
-        return read_json(file)["lr"] if file.exists() else None
+        return read_json(file, lambda chosen: float(chosen["lr"])) if file.exists() else None
 
     # -- subnets -----------------------------------------------------------------------------------------
 
