@@ -495,15 +495,17 @@ def check_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
             f"The head of the weights has {rows:,} classes, but config.json says num_classes={declared}, and "
             f"{saved} in model_args. Save the model again; for a head of other classes, pass num_classes."
         )
-    own = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
-    given = {name for name in weights if not name.endswith("num_batches_tracked")}
+    lost = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")} - set(weights)
+    unknown = set(weights) - set(model.state_dict())
     if model.num_classes != declared:
-        own, given = ({name for name in names if not name.startswith(f"{head}.")} for names in (own, given))
-    if own != given:
-        lost, unknown = sorted(own - given), sorted(given - own)
+        lost, unknown = (
+            {name for name in names if not name.startswith(f"{head}.")} for names in (lost, unknown)
+        )
+    if lost or unknown:
+        missing, others = (", ".join(sorted(names)[:3]) for names in (lost, unknown))
         raise ValueError(
-            f"The weights are not those of this model: {len(lost):,} tensors are missing "
-            f"({', '.join(lost[:3])}) and {len(unknown):,} are unknown ({', '.join(unknown[:3])})."
+            f"The weights are not those of this model: {len(lost):,} tensors are missing ({missing}) and "
+            f"{len(unknown):,} are unknown ({others:.200})."
         )
     for name, value in weights.items():
         if not value.isfinite().all():

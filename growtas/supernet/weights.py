@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from growtas.errors import GrowtasError, UsageError
+from growtas.files import damaged_record
 
 CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema")
 """Entries of a checkpoint that hold a state dict, the first one first."""
@@ -50,16 +51,16 @@ def read(path: str | os.PathLike) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """Raises: ValueError: the checksum of a part of torch's zip file is wrong; torch.load checks none."""
+    """Raises: ValueError: a part of torch's zip file is damaged; torch.load looks at no checksum."""
     if not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as archive:
-        packed = [each.filename for each in archive.infolist() if each.compress_type != zipfile.ZIP_STORED]
-        if packed:
-            raise ValueError(f"{packed[0]!r} is compressed, and torch compresses nothing")
-        damaged = archive.testzip()
+    with open(path, "rb") as file:
+        with zipfile.ZipFile(file) as archive:
+            if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
+                raise ValueError("its records are compressed, and torch compresses none")
+        damaged = damaged_record(file)
     if damaged is not None:
-        raise ValueError(f"the checksum of {damaged!r} is wrong: the file is damaged")
+        raise ValueError(f"{damaged} is damaged: its checksum is wrong")
 
 
 def first_line(error: Exception) -> str:

@@ -17,6 +17,7 @@ import growtas.architectures  # noqa: F401 - registers growtas' own with timm
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.supernet import weights
 from growtas.supernet.pretrained import PlainViT
+from growtas.supernet.saved import open_model
 from growtas.training.data import Splits, preprocessing
 from growtas.training.precision import precision
 from growtas.training.run import Run
@@ -43,13 +44,8 @@ def create(name: str, **args: Any) -> nn.Module:
         GrowtasError: the weights cannot be downloaded or read.
     """
     chosen = name.removeprefix(PREFIX)
-    if not name.startswith(PREFIX):
-        if not (Path(name) / "config.json").is_file():
-            raise UsageError(
-                f"{name} holds no model: it has no config.json. Write timm:NAME, or the folder of a model "
-                "that timm or growtas extract saved."
-            )
-        chosen = f"local-dir:{Path(name).absolute()}"
+    if not name.startswith(PREFIX) or chosen.startswith("local-dir:"):
+        return open_model(chosen.removeprefix("local-dir:"), **args)
     architecture = chosen.partition(".")[0]
     if ":" not in chosen and not timm.is_model(architecture):
         known = nearest(architecture, timm.list_models())

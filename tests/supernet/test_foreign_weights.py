@@ -194,5 +194,7 @@ def test_a_flipped_bit_in_a_file_of_torch_is_noticed(tmp_path):
     data = bytearray(path.read_bytes())
     data[data.index(torch.tensor([1500.0, 1501.0]).numpy().tobytes())] ^= 1
     path.write_bytes(data)
-    with pytest.raises(GrowtasError, match="cannot be read as weights .the checksum of .* is wrong"):
+    with pytest.raises(
+        GrowtasError, match="cannot be read as weights .the record .* is damaged: its checksum is wrong"
+    ):
         foreign.read(path)
