@@ -18,6 +18,9 @@ class UsageError(GrowtasError, ValueError):
     exit_status = 2
 
 
+MOST_NAMED = 40  # names in a sentence; timm has a thousand
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """The end of an error sentence about an unknown name.
 
@@ -26,9 +29,10 @@ def nearest(name: str, names: Iterable[str]) -> str:
         names: what would have been known.
 
     Returns:
-        ``" Did you mean 'x'?"`` where a name is close, and the list of the known names.
+        ``" Did you mean 'x'?"`` where a name is close, and the list of the known names, 40 at most.
     """
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
-    return f"{hint} Known: {', '.join(known)}."
+    more = f" and {len(known) - MOST_NAMED:,} more" if len(known) > MOST_NAMED else ""
+    return f"{hint} Known: {', '.join(known[:MOST_NAMED])}{more}."
