@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
+
+from growtas.bounds import check_text
+from growtas.errors import MOST_CHARACTERS, UsageError, brief, quoted
+
+MOST_ARGUMENT = 4096  # characters; the longest path of Linux
 
 
 def options(
@@ -66,7 +74,31 @@ def parse(
     collect.__annotations__ = {p.name: p.annotation for p in parameters}
     collect.__doc__ = help_text
     config = (tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
-    return tyro.cli(collect, args=args, prog=f"growtas {verb}", config=config)
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(collect, args=args, prog=f"growtas {verb}", config=config)
+    finally:  # tyro repeats what it was given
+        print(brief(told.getvalue(), MOST_CHARACTERS - 100), end="", file=sys.stderr)
+
+
+def check_arguments(args: Sequence[str]) -> None:
+    """Check what holds for every argument.
+
+    Raises:
+        UsageError: one is too long, is no text or holds a null byte, or the working directory is gone.
+    """
+    for place, arg in enumerate(args, 1):
+        if len(arg) > MOST_ARGUMENT:
+            raise UsageError(
+                f"Argument {place} has {len(arg):,} characters, and {MOST_ARGUMENT:,} is the most that is "
+                f"read: {quoted(arg)}."
+            )
+        check_text(f"argument {place}", arg)
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError("The working directory was removed; change to a folder that exists.") from error
 
 
 def positional(kind: Any) -> Any:
