@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from growtas.bounds import check_text
-from growtas.errors import MOST_CHARACTERS, UsageError, brief, quoted
+from growtas.errors import UsageError, brief, quoted
 
 MOST_ARGUMENT = 4096  # characters; the longest path of Linux
 
@@ -31,7 +31,8 @@ def options(
         One value per parameter.
 
     Raises:
-        SystemExit: after ``--help`` (status 0) or wrong usage (2); tyro has printed it.
+        SystemExit: after ``--help``; tyro has printed it.
+        UsageError: an argument is unknown, missing or no value of its option.
     """
     return parse(parameters_of(function, types or {}), help_text_of(function), args, verb)
 
@@ -78,8 +79,19 @@ def parse(
     try:
         with contextlib.redirect_stderr(told):
             return tyro.cli(collect, args=args, prog=f"growtas {verb}", config=config)
-    finally:  # tyro repeats what it was given
-        print(brief(told.getvalue(), MOST_CHARACTERS - 100), end="", file=sys.stderr)
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise UsageError(f"{_sentence(told.getvalue())} See growtas {verb} --help.") from None
+
+
+def _sentence(box: str) -> str:
+    """The problem that tyro draws a box around: a title, a rule, the problem, a rule, what helps."""
+    lines = [line.strip() for line in box.splitlines()]
+    parts = "\n".join("\f" if set(line) == {"-"} else line for line in lines).split("\f")
+    problem = parts[1] if len(parts) > 1 else box
+    sentence = brief(" ".join(problem.partition("Got errors:")[0].split()), 400)
+    return sentence if sentence.endswith((".", "?")) else f"{sentence}."
 
 
 def check_arguments(args: Sequence[str]) -> None:
