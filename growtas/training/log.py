@@ -33,7 +33,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from growtas.errors import GrowtasError, UsageError
+from growtas.errors import GrowtasError, UsageError, command
 from growtas.locks import lock
 
 LOG_NAME = "log.jsonl"
@@ -50,7 +50,7 @@ def disk_error(error: OSError, path: Path) -> GrowtasError:
     folder = path.parent.parent if path.parent.name == "tensorboard" else path.parent
     return GrowtasError(
         f"{path} could not be written: {reason}. The last checkpoint is intact. {remedy}, then resume with: "
-        f"growtas train --resume {folder}"
+        f"{command('train', '--resume', folder)}"
     )
 
 
