@@ -17,8 +17,18 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from growtas import threads
-from growtas.cli_options import given, help_text_of, optional, options, parameters_of, parse, positional
-from growtas.errors import GrowtasError, UsageError, nearest
+from growtas.bounds import bounded
+from growtas.cli_options import (
+    check_arguments,
+    given,
+    help_text_of,
+    optional,
+    options,
+    parameters_of,
+    parse,
+    positional,
+)
+from growtas.errors import GrowtasError, UsageError, command, nearest
 from growtas.progress import silent
 from growtas.version import __version__
 
@@ -93,6 +103,7 @@ def _dispatch(argv: list[str]) -> int:
     if verb == "--version":
         print(f"growtas {__version__}")
         return 0
+    check_arguments(argv)
     if verb not in VERBS:
         raise UsageError(f"There is no verb {verb!r}.{nearest(verb, VERBS)}")
     with nullcontext() if verb in MEASURING else threads.chosen():
@@ -150,7 +161,7 @@ def _transfer(args: list[str]) -> int:
     run = growtas.transfer(**_with_settings(growtas.transfer, args, "transfer", types, SETTINGS))
     if os.environ.get("RANK", "0") == "0":
         print(f"wrote {run.path / 'model.safetensors'}, config.json and README.md")
-        print(f"next: growtas evaluate {run.path}")
+        print(f"next: {command('evaluate', run.path)}")
     return 0
 
 
@@ -184,7 +195,7 @@ def _report_training(run: Run) -> None:
             f"  {result['name']:<9} {result['subnet']}: {result['params']:,} parameters, "
             f"top-1 {result['top1']:.2f} % on the search split"
         )
-    print(f"next: growtas search {run.path} --max-params N")
+    print(f"next: {command('search', run.path, '--max-params', 'N')}")
 
 
 def _search(args: list[str]) -> int:
@@ -233,7 +244,7 @@ def _search(args: list[str]) -> int:
         print(found)
         for file in (found.path, *found.files):
             print(f"wrote {file}")
-        print(f"next: growtas extract {values['run']} --subnet {reference_to(found)}:1 --out FOLDER")
+        _report_next(values["run"], f"{reference_to(found)}:1")
     return 0
 
 
@@ -244,7 +255,11 @@ def _report_search(run: str, found: SearchResult) -> None:
     if found.certainty:
         print(found.certainty)
     print(f"log: {found.path}")
-    print(f"next: growtas extract {run} --subnet {reference_to(found)} --out FOLDER")
+    _report_next(run, reference_to(found))
+
+
+def _report_next(run: str, subnet: str) -> None:
+    print(f"next: {command('extract', run, '--subnet', subnet, '--out', 'FOLDER')}")
 
 
 def _latency(args: list[str]) -> int:
@@ -268,10 +283,11 @@ def _emit(args: list[str]) -> int:
     subnet, run = emit(**values), Run.open(values["run"])
     parameters, macs = (count(subnet, run.space, run.num_classes) for count in (cost.parameters, cost.macs))
     print(f"{subnet}: {parameters:,} parameters, {macs:,} MACs")
-    print(f"next: growtas evaluate {run.path} --subnet {subnet}")
+    print(f"next: {command('evaluate', run.path, '--subnet', subnet)}")
     return 0
 
 
+@bounded()
 def extract(
     run: str,
     out: str,
@@ -303,8 +319,8 @@ def extract(
     for name in ("model.safetensors", "config.json", f"{model.architecture}.py", "README.md"):
         print(f"wrote {folder / name}")
     print(
-        f"load it: growtas.export.load('{folder}'), or where growtas is not installed: "
-        f"import {model.architecture} from that folder, {model.architecture}.load('{folder}')"
+        f"load it: growtas.export.load({str(folder)!r}), or where growtas is not installed: "
+        f"import {model.architecture} from that folder, {model.architecture}.load({str(folder)!r})"
     )
 
 
@@ -375,7 +391,7 @@ def _demo(args: list[str]) -> int:
     from growtas.demo import demo
 
     values = options(demo, args, "demo")
-    again = f"What was done is kept: growtas demo --out {values['out']} continues."
+    again = f"What was done is kept: {command('demo', '--out', values['out'])} continues."
     try:
         demo(**values)
     except KeyboardInterrupt as stop:

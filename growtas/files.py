@@ -10,11 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
+from growtas import plain_yaml
 from growtas.errors import GrowtasError
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a thousand class names take Python 0.2 s
 _CHUNK = 2**20  # bytes that are checked at a time
 
 
@@ -42,7 +40,6 @@ def reading(path: Path, kind: str, remedy: str) -> Iterator[None]:
             "it readable and repeat the command."
         ) from error
     except (
-        yaml.YAMLError,
         ValueError,
         LookupError,
         TypeError,
@@ -68,8 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; call it within :func:`reading`."""
-    text = path.read_text(encoding="utf-8")
-    return _mapping(yaml.load(text, Loader=_LOADER))  # noqa: S506 - safe, both of them
+    return _mapping(plain_yaml.read(path))
 
 
 def _mapping(data: Any) -> dict[str, Any]:

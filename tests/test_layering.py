@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 # Lower layers first; a module may import from its own layer's package and from the layers before it.
 LAYERS = [
     {"errors", "version", "progress"},
+    {"bounds", "plain_yaml"},
     {"atomic", "chain", "files", "locks"},
     {"plotting", "table"},
     {"spaces"},
@@ -50,7 +51,20 @@ KERNEL_LAYERS = [{"common"}, {"layer_norm"}, {"linear", "qkv", "relative_attenti
 COMMANDS = {"kernels.compile_ahead": "warmup"}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 SPACES = sorted(f"spaces/{path.stem}" for path in (ROOT / "growtas" / "spaces").glob("*.py"))
-TORCH_FREE = ("errors", "version", "atomic", "chain", "files", "subnet", "space", "cost", "listing", *SPACES)
+TORCH_FREE = (
+    "errors",
+    "version",
+    "bounds",
+    "plain_yaml",
+    "atomic",
+    "chain",
+    "files",
+    "subnet",
+    "space",
+    "cost",
+    "listing",
+    *SPACES,
+)
 
 
 def modules() -> dict[str, Path]:

@@ -14,7 +14,7 @@ import yaml
 from growtas import atomic
 from growtas.comparing.limits import Limit, read_limits
 from growtas.comparing.specs import MethodSpec, read_methods
-from growtas.errors import UsageError
+from growtas.errors import UsageError, command
 from growtas.jobs import folder
 from growtas.jobs.folder import FORMAT, QUIET, read_json, write_json
 from growtas.space import MobileNetSpace, load_space, seeded_rng
@@ -199,7 +199,7 @@ def comparison_in(path: Path) -> Recorded:
     """The comparison of a folder. Raises: UsageError: it holds none."""
     recorded = read_plan(path)
     if recorded is None:
-        raise UsageError(f"{path} holds no comparison; make one with: growtas compare {path}")
+        raise UsageError(f"{path} holds no comparison; make one with: {command('compare', path)}")
     return recorded
 
 

@@ -10,12 +10,13 @@ from typing import Any
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
+from growtas.bounds import PIXELS, bounded
 from growtas.errors import UsageError, nearest
 from growtas.export import card, files
 from growtas.progress import silent
 from growtas.searching.evaluate import Evaluator
 from growtas.supernet import SingleModel
-from growtas.training.config import TrainConfig
+from growtas.training.config import BOUNDS, TrainConfig
 from growtas.training.data import preprocessing
 from growtas.training.data.images import seed_globally
 from growtas.training.embedded import EMBEDDED
@@ -41,6 +42,7 @@ OF_ARCHITECTURE = ("architecture", "fixed_input_size", "crop_mode", "first_conv"
 SETTINGS = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name not in OF_SUPERNETS)
 
 
+@bounded(image_size=PIXELS, **BOUNDS)
 def transfer(
     model: str | Path | None = None,
     data: str | None = None,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from growtas import atomic
-from growtas.errors import GrowtasError, UsageError
+from growtas.errors import GrowtasError, UsageError, command
 from growtas.methods import Method
 from growtas.progress import silent
 from growtas.space import SearchSpace
@@ -78,7 +78,7 @@ def of_source(source: Source, run: Run) -> Mapping[str, Tensor]:
     if done < source.steps:
         raise UsageError(
             f"The run {source.path} is not finished: its checkpoint holds {done:,} of {source.steps:,} "
-            f"steps. Finish it first, with: growtas train --resume {source.path}"
+            f"steps. Finish it first, with: {command('train', '--resume', source.path)}"
         )
     return state["weights"]
 

@@ -39,7 +39,7 @@ from typing import IO, Any
 
 from growtas import atomic
 from growtas.chain import Chain, read_lines
-from growtas.errors import GrowtasError, UsageError
+from growtas.errors import GrowtasError, UsageError, command
 from growtas.files import reading
 from growtas.locks import lock
 from growtas.progress import say
@@ -62,7 +62,7 @@ def disk_error(error: OSError, path: Path) -> GrowtasError:
     folder = path.parent.parent if path.parent.name == "tensorboard" else path.parent
     return GrowtasError(
         f"{path} could not be written: {reason}. The last checkpoint is intact. {remedy}, then resume with: "
-        f"growtas train --resume {folder}"
+        f"{command('train', '--resume', folder)}"
     )
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from growtas import atomic, files
-from growtas.errors import GrowtasError, UsageError
+from growtas.bounds import CLASSES, Bound
+from growtas.errors import GrowtasError, UsageError, command, quoted
 from growtas.space import ModelSpace, Space, space_from_dict
 from growtas.training.config import RUNTIME, TrainConfig
 from growtas.training.log import LOG_NAME
@@ -91,7 +92,7 @@ class Run:
     @property
     def resume_command(self) -> str:
         """The command that continues the run."""
-        return f"growtas {self._verb} --resume {self.path}"
+        return command(self._verb, "--resume", self.path)
 
     @property
     def _verb(self) -> str:
@@ -115,7 +116,9 @@ class Run:
         file = path / CONFIG_NAME
         if not file.is_file():
             state = "holds no run: it has no config.yaml" if path.is_dir() else "does not exist"
-            raise UsageError(f"The run folder {path} {state}. Start one with: growtas train --out {path}")
+            raise UsageError(
+                f"The run folder {path} {state}. Start one with: {command('train', '--out', path)}"
+            )
         with files.reading(file, "the configuration of a run", "Nothing was changed; put a good copy back."):
             data = files.read_yaml(file)
             if data["format"] != FORMAT:
@@ -133,10 +136,35 @@ class Run:
                 classes=tuple(data.get("classes", ())),
                 teacher_digest=data.get("teacher_digest"),
             )
+            run._check()
         if isinstance(run.space, ModelSpace) != of_model:
             kind = "trains a supernet" if of_model else "fine-tunes one model, which has no subnets"
             raise UsageError(f"The run {path} {kind}. Continue it with: {run.resume_command}")
         return run
+
+    def _check(self) -> None:
+        """Raises: ValueError: a field of config.yaml is not what growtas writes there."""
+        CLASSES("num_classes", self.num_classes)
+        for name in ("images", "versions"):
+            values = getattr(self, name)
+            if not isinstance(values, dict) or not all(
+                isinstance(each, int | str) for each in values.values()
+            ):
+                raise UsageError(f"{name} must be names and values, not {quoted(values)}")
+        if self.classes and len(self.classes) != self.num_classes:
+            raise UsageError(f"it has {len(self.classes):,} classes, but num_classes={self.num_classes:,}")
+        if not all(isinstance(each, str) for each in self.classes):
+            raise UsageError(f"classes must be names, not {quoted(self.classes)}")
+        if not isinstance(self.teacher_digest, str | None):
+            raise UsageError(f"teacher_digest must be text, not {quoted(self.teacher_digest)}")
+        images, batch, steps = self.images["train"], self.config.batch_size, self.steps_per_epoch
+        for name, value in (("images: train", images), ("batch_size", batch), ("epochs", self.config.epochs)):
+            Bound(1, 10**12)(name, value)
+        if isinstance(steps, bool) or steps != images // batch:
+            raise UsageError(
+                f"steps_per_epoch={quoted(steps)}, but {images:,} images in batches of {batch:,} make "
+                f"{images // batch:,}"
+            )
 
     def write_config(self) -> None:
         """Write config.yaml. Raises: GrowtasError: it could not be written."""
@@ -283,8 +311,8 @@ def check_free(path: Path) -> None:
         return
     if (path / CONFIG_NAME).exists():
         raise UsageError(
-            f"{path} holds another run. Continue it with: growtas train --resume {path} - or choose another "
-            "folder. Nothing was changed."
+            f"{path} holds another run. Continue it with: {command('train', '--resume', path)} - or choose "
+            "another folder. Nothing was changed."
         )
     held = sorted(entry.name for entry in path.iterdir() if not is_leftover(entry))
     if LOG_NAME in held and not (path / LOG_NAME).stat().st_size:  # a run that was killed while its folder

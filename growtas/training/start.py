@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from growtas import threads
+from growtas.bounds import bounded
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.ops import dispatch
 from growtas.space import ModelSpace, Space, load_space
 from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.training import checkpoint, initial
-from growtas.training.config import RUNTIME, TrainConfig
+from growtas.training.config import BOUNDS, RUNTIME, TrainConfig
 from growtas.training.data import Splits, splits_of
 from growtas.training.data.loader import TrainingLoader
 from growtas.training.dry_run import DryRun
@@ -36,6 +37,7 @@ from growtas.training.trackers import Trackers, check_installed
 from growtas.tuning import tune_before_training
 
 
+@bounded(**BOUNDS)
 def train(
     space: str | Path | Space | None = None,
     data: str | None = None,

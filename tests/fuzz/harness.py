@@ -85,8 +85,7 @@ def complaint(error: BaseException) -> str | None:
         if error.status not in (1, 2):
             return f"exit status {error.status}: {text}"
         told = [line for line in text.splitlines() if line.startswith("growtas: ")]
-        boxed = "Parsing error" in text or "Required options" in text or "Unrecognized options" in text
-        if len(told) + boxed != 1:
+        if len(told) != 1:
             return f"{len(told)} sentences on standard error: {text}"
         return None
     if not isinstance(error, GrowtasError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cli_targets
 import yaml_targets
 
-TARGETS = {target.name: target for target in (*yaml_targets.TARGETS,)}
+TARGETS = {target.name: target for target in (*yaml_targets.TARGETS, *cli_targets.TARGETS)}

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from growtas import atomic
+from growtas.bounds import IMAGES, PIXELS, PROCESSES, bounded
 from growtas.errors import UsageError, nearest
 from growtas.files import read_json, reading
 from growtas.locks import locked
@@ -30,6 +31,7 @@ SHARD_IMAGES = 2048
 SETTINGS, LOCK = "packing.json", ".lock"
 
 
+@bounded(size=PIXELS, workers=PROCESSES, shard_images=IMAGES)
 def data_pack(
     data: str | Path,
     out: str | Path,
