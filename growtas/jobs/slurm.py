@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growtas import threads
-from growtas.errors import GrowtasError, UsageError
+from growtas.errors import GrowtasError, UsageError, quoted
 from growtas.jobs.job import Job, outcome, start_process
 
 if TYPE_CHECKING:
@@ -67,8 +67,10 @@ class Options:
                 "slurm needs time=MINUTES (or HH:MM:SS, D-HH:MM:SS), the time limit of a job. A job that "
                 "reaches it is saved and queued again."
             )
-        if not str(requeues).isdigit():
-            raise UsageError(f"slurm has requeue={requeues}; it must be a whole number, 0 or more.")
+        if not str(requeues).isdecimal() or len(str(requeues)) > 6:
+            raise UsageError(
+                f"slurm has requeue={quoted(requeues)}; it must be a whole number from 0 to 999,999."
+            )
         return cls(_minutes(str(limit)), int(requeues), given)
 
 
