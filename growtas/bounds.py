@@ -9,7 +9,7 @@ import functools
 import inspect
 import numbers
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ class Bound:
         whole: only whole numbers.
         above: ``least`` itself is not allowed.
         below: ``most`` itself is not allowed.
+        words: text passes, which has a meaning and a check of its own.
     """
 
     least: float
@@ -36,6 +37,7 @@ class Bound:
     whole: bool = True
     above: bool = False
     below: bool = False
+    words: bool = False
 
     def __call__(self, name: str, value: Any) -> None:
         """Raises: UsageError: the value, or one of a list, is no such number."""
@@ -44,6 +46,8 @@ class Bound:
                 raise UsageError(f"{name} has {len(value):,} entries; give at most {MOST_ENTRIES:,}.")
             for each in value:
                 self(name, each)
+            return
+        if self.words and isinstance(value, str):
             return
         kind = numbers.Integral if self.whole else numbers.Real
         if isinstance(value, bool) or not isinstance(value, kind):
@@ -99,6 +103,14 @@ def check_text(name: str, value: Any) -> None:
             check_text(name, each)
 
 
+def check(bounds: Mapping[str, Bound], values: Mapping[str, Any]) -> None:
+    """Raises: UsageError: a number is not within its bound, or a text or path is none."""
+    for name, value in values.items():
+        check_text(name, value)
+        if name in bounds and value is not None:
+            bounds[name](name, value)
+
+
 def bounded(**bounds: Bound) -> Callable[[Function], Function]:
     """Check the arguments of a public function before anything else happens.
 
@@ -115,10 +127,7 @@ def bounded(**bounds: Bound) -> Callable[[Function], Function]:
         @functools.wraps(function)
         def checked(*args: Any, **values: Any) -> Any:
             given = signature.bind(*args, **values).arguments
-            for name, value in {**given, **given.get(others, {})}.items():
-                check_text(name, value)
-                if name in bounds and value is not None:
-                    bounds[name](name, value)
+            check(bounds, {**given, **given.get(others, {})})
             return function(*args, **values)
 
         checked.bounds = bounds

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from growtas import threads
+from growtas import bounds, threads
 from growtas.bounds import bounded
 from growtas.cli_options import (
     check_arguments,
@@ -222,6 +222,8 @@ def _search(args: list[str]) -> int:
     help_text += "\n    latency_batch: images of one call."
     help_text += "\n    latency_threads: of the processor; as many as torch takes where None."
     values = parse(parameters, help_text, args, "search")
+    of_latency = {f"latency_{name}": bound for name, bound in latency.bounds.items()}
+    bounds.check({**of_latency, **search.bounds}, values)
     measured = {name: values.pop(f"latency_{name}") for name in ("on", "batch", "threads")}
     values["latency"] = None
     for name in several:

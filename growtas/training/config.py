@@ -16,6 +16,7 @@ from typing import Any
 from growtas.bounds import COST, EPOCHS, IMAGES, PIXELS, PROCESSES, SEED, SUBNETS, Bound
 from growtas.errors import UsageError, nearest, quoted
 from growtas.methods.schedule import MAX_PARAMS
+from growtas.spaces.choices import MOST_CHOICES
 from growtas.training.embedded import data_for
 from growtas.training.recipes import (
     CONVOLUTIONAL,
@@ -161,7 +162,7 @@ class TrainConfig:
     space: str
     data: str | None = None
     method: str = "growtas"
-    stages: int | str = 2
+    stages: int | str = setting(2, Bound(1, MOST_CHOICES, words=True))
     transition: str = "size-aware"
     new_region: str = setting("keep", choices("keep", "standard", "near_zero", "pretrained"))
     new_region_moments: str = setting("keep", choices("keep", "reset"))
