@@ -61,14 +61,19 @@ class Bound:
         raise UsageError(f"{name}={quoted(value)} is not possible; it must be {allowed}.")
 
     def _least(self) -> str:
-        return f"more than {self.least:,}" if self.above else f"{self.least:,} or more"
+        return f"more than {_words(self.least)}" if self.above else f"{_words(self.least)} or more"
 
     def _range(self) -> str:
+        least, most = _words(self.least), _words(self.most)
         if self.below:
-            return f"at least {self.least:,} and below {self.most:,}"
+            return f"at least {least} and below {most}"
         if self.above:
-            return f"more than {self.least:,} and at most {self.most:,}"
-        return f"between {self.least:,} and {self.most:,}"
+            return f"more than {least} and at most {most}"
+        return f"between {least} and {most}"
+
+
+def _words(number: float) -> str:
+    return f"{number:,}" if abs(number) < 10**12 else f"{number:.3g}"
 
 
 SEED = Bound(-(2**63), 2**63 - 1)

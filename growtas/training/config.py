@@ -185,7 +185,7 @@ class TrainConfig:
     transition_max_params: float = setting(MAX_PARAMS, COST)
     transition_beta: float | None = setting(None, Bound(-EPOCHS.most, EPOCHS.most, whole=False))
     opt: str | None = None
-    lr: float | None = setting(None, at_least(0, 10**30))
+    lr: float | None = setting(None, at_least(0, 1e30))
     min_lr: float | None = setting(None, at_least(0))
     warmup_lr: float | None = setting(None, at_least(0))
     warmup_epochs: float | None = setting(None, at_least(0))
