@@ -42,6 +42,9 @@ class UsageError(GrowtasError, ValueError):
     exit_status = 2
 
 
+MOST_NAMED = 40  # names in a sentence; timm has a thousand
+
+
 def command(*words: object) -> str:
     """A command line of growtas as it can be pasted into a shell: paths with spaces are quoted."""
     return shlex.join(["growtas", *map(str, words)])
@@ -55,9 +58,10 @@ def nearest(name: str, names: Iterable[str]) -> str:
         names: what would have been known.
 
     Returns:
-        ``" Did you mean 'x'?"`` where a name is close, and the list of the known names.
+        ``" Did you mean 'x'?"`` where a name is close, and the list of the known names, 40 at most.
     """
     known = sorted(names)
     close = difflib.get_close_matches(name[:200], known, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
-    return f"{hint} Known: {', '.join(known)}."
+    more = f" and {len(known) - MOST_NAMED:,} more" if len(known) > MOST_NAMED else ""
+    return f"{hint} Known: {', '.join(known[:MOST_NAMED])}{more}."

@@ -21,7 +21,17 @@ def read(path, use=lambda data: data):
 @pytest.mark.parametrize("kind", READERS)
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xff\xfe", b"{", b"[1]", b"7", b"null", b'"text"', b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"],
+    [
+        b"",
+        b"\xff\xfe",
+        b"{",
+        b"[1]",
+        b"7",
+        b"null",
+        b'"text"',
+        b"[" * 100_000,
+        b'{"a": ' + b"9" * 5000 + b"}",
+    ],
 )
 def test_content_that_is_no_object(tmp_path, kind, content):
     path = tmp_path / f"file.{kind}"

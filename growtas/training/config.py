@@ -147,6 +147,8 @@ class TrainConfig:
         interference_every: epochs between measurements of how far the gradients of the smallest and the
             largest group agree on the weights that they share; 0 for none.
         log_every: steps between step records in log.jsonl.
+        log_steps: of them that are complete in a run of more, evenly spread; of the others the log keeps the
+            subnets alone, packed. 0 for all.
         checkpoint_every_steps: steps between checkpoints within an epoch; 0 for none.
         checkpoint_every_seconds: seconds between checkpoints within an epoch; 0 for none.
         tensorboard: write TensorBoard curves, where ``trackers`` is not given.
@@ -230,6 +232,7 @@ class TrainConfig:
     eval_subnets: int = setting(2, at_least(0, SUBNETS.most))
     interference_every: int = setting(0, at_least(0), runtime=True)
     log_every: int = setting(1, at_least(1))
+    log_steps: int = setting(20_000, at_least(0), runtime=True)
     checkpoint_every_steps: int = setting(0, at_least(0), runtime=True)
     checkpoint_every_seconds: float = setting(600.0, at_least(0), runtime=True)
     tensorboard: bool = setting(True, runtime=True)

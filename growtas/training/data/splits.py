@@ -105,7 +105,10 @@ class Splits:
 
 
 def splits_of(config: TrainConfig, space: SearchSpace) -> Splits:
-    """The splits that the settings of a run name. Raises: as :func:`load_splits`."""
+    """The splits that the settings of a run name.
+
+    Raises: as :func:`load_splits`, and UsageError: no image is held out for the search.
+    """
     found = load_splits(
         config.data,
         space,
@@ -115,6 +118,11 @@ def splits_of(config: TrainConfig, space: SearchSpace) -> Splits:
         config.interpolation,
         config.bad_images,
     )
+    if not len(found.search):
+        raise UsageError(
+            f"No image of {config.data!r} can be held out for the search: every class has one training "
+            "image. Add some; a tenth of each class is held out, and at least one of two images."
+        )
     return found.sharing() if config.search_images == "shared" else found
 
 
