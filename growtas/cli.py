@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from growtas import threads
+from growtas import bounds, threads
 from growtas.bounds import bounded
 from growtas.cli_options import (
     check_arguments,
@@ -185,13 +185,12 @@ def _with_settings(
 def _report_training(run: Run) -> None:
     if os.environ.get("RANK", "0") != "0":  # torchrun starts one process per GPU; one of them speaks
         return
-    from growtas.training.log import read_log
+    from growtas.training.log import last_record
 
-    finish = list(read_log(run.path, "finish"))[-1]
-    skipped = finish["skipped"]
-    print(f"{run.path}: {run.config.epochs} epochs, {run.steps:,} steps, {skipped} of them skipped")
-    evaluations = list(read_log(run.path, "eval"))
-    for result in evaluations[-1]["results"] if evaluations else ():
+    finish, evaluation = (last_record(run.path, event) for event in ("finish", "eval"))
+    skipped = f"{finish['skipped']} of them skipped" if finish else "its log was removed"
+    print(f"{run.path}: {run.config.epochs} epochs, {run.steps:,} steps, {skipped}")
+    for result in evaluation["results"] if evaluation else ():
         print(
             f"  {result['name']:<9} {result['subnet']}: {result['params']:,} parameters, "
             f"top-1 {result['top1']:.2f} % on the search split"
@@ -222,6 +221,8 @@ def _search(args: list[str]) -> int:
     help_text += "\n    latency_batch: images of one call."
     help_text += "\n    latency_threads: of the processor; as many as torch takes where None."
     values = parse(parameters, help_text, args, "search")
+    of_latency = {f"latency_{name}": bound for name, bound in latency.bounds.items()}
+    bounds.check({**of_latency, **search.bounds}, values)
     measured = {name: values.pop(f"latency_{name}") for name in ("on", "batch", "threads")}
     values["latency"] = None
     for name in several:

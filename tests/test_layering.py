@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors", "version", "progress"},
     {"bounds", "plain_yaml"},
-    {"atomic", "files", "locks"},
+    {"atomic", "chain", "files", "locks"},
     {"plotting", "table"},
     {"spaces"},
     {"subnet"},
@@ -57,6 +57,7 @@ TORCH_FREE = (
     "bounds",
     "plain_yaml",
     "atomic",
+    "chain",
     "files",
     "subnet",
     "space",

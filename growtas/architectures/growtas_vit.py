@@ -13,6 +13,8 @@ and by column, for keys and for values.
 Source: AutoFormer (Chen et al., ICCV 2021).
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -512,6 +514,28 @@ def check_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
             raise ValueError(f"{name} has numbers that are not finite: the weights are damaged. Use others.")
 
 
+def check_digest(folder: str | os.PathLike) -> None:
+    """Check that model.safetensors is the file that config.json was saved with, if that says.
+
+    Raises:
+        ValueError: it is another one, or damaged.
+    """
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        about = json.load(file).get("growtas")
+    digest = about.get("sha256") if isinstance(about, dict) else None
+    path = os.path.join(folder, "model.safetensors")
+    if digest is None or not os.path.isfile(path):  # a folder of an older version
+        return
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != digest:
+        raise ValueError(
+            f"{path} is damaged, or another one than its config.json was saved with: its SHA-256 starts with "
+            f"{found[:12]}, not {digest[:12]}. Save the model again; after a change on purpose, "
+            "remove sha256 from config.json."
+        )
+
+
 def _filtered(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """What timm makes of a checkpoint, checked."""
     weights = checkpoint_filter_fn(weights, model)
@@ -566,14 +590,18 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> "GrowtasViT":
         kwargs: of timm's ``create_model``, such as ``num_classes`` or ``img_size``.
 
     Raises:
-        ValueError: config.json describes no model, or other weights than model.safetensors holds.
+        ValueError: config.json describes no model, or other weights than model.safetensors holds, which may
+            be damaged.
     """
     name = f"local-dir:{os.fspath(folder)}"
     if kwargs:  # timm adapts the weights to them
-        return timm.create_model(name, pretrained=True, **kwargs).eval()
+        model = timm.create_model(name, pretrained=True, **kwargs)
+        check_digest(folder)
+        return model.eval()
     model = timm.create_model(name)
     weights = safetensors.torch.load_file(os.path.join(folder, "model.safetensors"))
     check_weights(weights, model)
+    check_digest(folder)
     model.load_state_dict({**model.state_dict(), **weights})  # growtas once saved no counters of batches
     return model.eval()
 

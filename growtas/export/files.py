@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -54,6 +55,7 @@ def save(
         metadata={"format": "pt"},  # one entry: safetensors writes several in any order
     )
     about = json.loads(json.dumps(config(model, license)))
+    about["growtas"]["sha256"] = hashlib.sha256(weights).hexdigest()
     contents = {
         WEIGHTS_NAME: weights,
         CONFIG_NAME: (json.dumps(about, indent=2) + "\n").encode(),

@@ -21,7 +21,7 @@ from growtas.training.data import preprocessing
 from growtas.training.data.images import seed_globally
 from growtas.training.embedded import EMBEDDED
 from growtas.training.external import PREFIX, create
-from growtas.training.log import read_log
+from growtas.training.log import last_record
 from growtas.training.model import label_names, model_space, takes_size
 from growtas.training.ranks import choose_device
 from growtas.training.recipes import REFERENCE_BATCH, TRANSFER, WARMUP_SHARE
@@ -217,7 +217,9 @@ def _held_out(run: Run, net: SingleModel) -> float:
     """Top-1 accuracy on the held-out images; training does not evaluate the averaged weights."""
     config = run.config
     if config.ema_decay is None:
-        return list(read_log(run.path, "eval"))[-1]["results"][0]["top1"]
+        evaluation = last_record(run.path, "eval")
+        if evaluation is not None:  # else the log was removed
+            return evaluation["results"][0]["top1"]
     net, images = net.to(choose_device(config.device)), run.splits().search
     return Evaluator(net, images, amp=config.amp, workers=config.workers, keep=False).top1(
         run.space.largest()

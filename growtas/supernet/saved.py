@@ -58,7 +58,9 @@ def open_model(folder: str | os.PathLike, **args: Any) -> nn.Module:
     try:
         _check_size(folder, source, args)
         if architecture in CODE and not args:
-            return _exact(folder, timm.create_model(source))
+            model = _exact(folder, timm.create_model(source))
+            check_digest(folder)
+            return model
         model = timm.create_model(source, pretrained=True, **args).eval()
     except GrowtasError:
         raise
@@ -70,7 +72,16 @@ def open_model(folder: str | os.PathLike, **args: Any) -> nn.Module:
             f"{path} does not describe a model that its weights fit ({reason}). Save the model again."
         ) from error
     _check_taken(folder, model, args)
+    check_digest(folder)
     return model
+
+
+def check_digest(folder: Path) -> None:
+    """Raises: GrowtasError: the weights are damaged, or not those that config.json was saved with."""
+    try:
+        growtas_vit.check_digest(folder)  # of every architecture
+    except ValueError as error:
+        raise GrowtasError(str(error)) from error
 
 
 def _check_size(folder: Path, source: str, args: dict[str, Any]) -> None:

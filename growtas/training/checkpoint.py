@@ -15,6 +15,7 @@ from torch import nn
 
 from growtas import atomic
 from growtas.errors import GrowtasError
+from growtas.files import damaged_record
 from growtas.training.config import TrainConfig
 from growtas.training.log import disk_error
 
@@ -34,7 +35,7 @@ KEYS = (
     "generator",
     "versions",
 )
-LATER_KEYS = ("ranks", "to_assess")
+LATER_KEYS = ("ranks", "to_assess", "log_check", "environment")
 """Keys that the checkpoints of earlier versions lack."""
 
 
@@ -96,19 +97,33 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
         map_location: where the tensors go.
 
     Raises:
-        GrowtasError: the file is missing, truncated, or no checkpoint of growtas; it is left as it is.
+        GrowtasError: the file is missing, truncated, damaged (by one bit, too), or no checkpoint of growtas;
+            it is left as it is.
     """
     try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
+        with open(path, "rb") as file:
+            damaged = damaged_record(file)  # torch reads over flipped bits
+            file.seek(0)
+            state = None if damaged else torch.load(file, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:
         raise GrowtasError(f"There is no checkpoint {path} yet; resume the run to write one.") from error
+    except OSError as error:
+        raise GrowtasError(
+            f"{path} cannot be read ({(error.strerror or str(error)).lower()}). Nothing was changed; make it "
+            "readable and repeat the command."
+        ) from error
     except MemoryError:
         raise
     except Exception as error:  # an unpickler that is fed garbage may raise anything
         raise GrowtasError(
-            f"{path} is truncated or no checkpoint of growtas ({type(error).__name__}). Nothing was changed; "
-            "put a good copy in its place, or move it away and resume to start the run again."
+            f"{path} is no checkpoint of growtas ({type(error).__name__}). Nothing was changed; "
+            "put the right file in its place, or move it away and resume to start the run again."
         ) from error
+    if damaged:
+        raise GrowtasError(
+            f"{path} is truncated or damaged: {damaged} does not match its checksum. Nothing "
+            "was changed; put a good copy in its place, or move it away and resume to start the run again."
+        )
     if not isinstance(state, dict) or not set(KEYS) <= set(state) or state["format"] != FORMAT:
         raise GrowtasError(
             f"{path} is no checkpoint of growtas, or one of another version. Nothing was changed; "

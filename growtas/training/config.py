@@ -16,6 +16,7 @@ from typing import Any
 from growtas.bounds import COST, EPOCHS, IMAGES, PIXELS, PROCESSES, SEED, SUBNETS, Bound
 from growtas.errors import UsageError, nearest, quoted
 from growtas.methods.schedule import MAX_PARAMS
+from growtas.spaces.choices import MOST_CHOICES
 from growtas.training.embedded import data_for
 from growtas.training.recipes import (
     CONVOLUTIONAL,
@@ -146,6 +147,8 @@ class TrainConfig:
         interference_every: epochs between measurements of how far the gradients of the smallest and the
             largest group agree on the weights that they share; 0 for none.
         log_every: steps between step records in log.jsonl.
+        log_steps: of them that are complete in a run of more, evenly spread; of the others the log keeps the
+            subnets alone, packed. 0 for all.
         checkpoint_every_steps: steps between checkpoints within an epoch; 0 for none.
         checkpoint_every_seconds: seconds between checkpoints within an epoch; 0 for none.
         tensorboard: write TensorBoard curves, where ``trackers`` is not given.
@@ -161,7 +164,7 @@ class TrainConfig:
     space: str
     data: str | None = None
     method: str = "growtas"
-    stages: int | str = 2
+    stages: int | str = setting(2, Bound(1, MOST_CHOICES, words=True))
     transition: str = "size-aware"
     new_region: str = setting("keep", choices("keep", "standard", "near_zero", "pretrained"))
     new_region_moments: str = setting("keep", choices("keep", "reset"))
@@ -184,7 +187,7 @@ class TrainConfig:
     transition_max_params: float = setting(MAX_PARAMS, COST)
     transition_beta: float | None = setting(None, Bound(-EPOCHS.most, EPOCHS.most, whole=False))
     opt: str | None = None
-    lr: float | None = setting(None, at_least(0, 10**30))
+    lr: float | None = setting(None, at_least(0, 1e30))
     min_lr: float | None = setting(None, at_least(0))
     warmup_lr: float | None = setting(None, at_least(0))
     warmup_epochs: float | None = setting(None, at_least(0))
@@ -229,6 +232,7 @@ class TrainConfig:
     eval_subnets: int = setting(2, at_least(0, SUBNETS.most))
     interference_every: int = setting(0, at_least(0), runtime=True)
     log_every: int = setting(1, at_least(1))
+    log_steps: int = setting(20_000, at_least(0), runtime=True)
     checkpoint_every_steps: int = setting(0, at_least(0), runtime=True)
     checkpoint_every_seconds: float = setting(600.0, at_least(0), runtime=True)
     tensorboard: bool = setting(True, runtime=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -281,6 +283,7 @@ def yaml_line(key: str, value: Any) -> str:
 def versions() -> dict[str, str]:
     """The versions that the result of a run may depend on besides its settings."""
     import numpy
+    import PIL
     import timm
     import torch
 
@@ -293,6 +296,8 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "timm": timm.__version__,
         "numpy": numpy.__version__,
+        "pillow": PIL.__version__,
+        **({"triton": version("triton")} if find_spec("triton") else {}),
         "python": platform.python_version(),
         "platform": platform.platform(),
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
+import random
 import shutil
 import struct
 
@@ -14,6 +16,7 @@ import torch
 from test_folder import CONV, VIT
 
 from growtas import export
+from growtas.architectures import growtas_mobilenet, growtas_vit
 from growtas.errors import GrowtasError
 from growtas.training import external
 
@@ -63,6 +66,39 @@ def module_of(folder):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_no_reader_takes_a_flipped_bit(folder):
+    path, rng = folder / "model.safetensors", random.Random(0)
+    whole = path.read_bytes()
+    begin = 8 + struct.unpack("<Q", whole[:8])[0]  # behind the header
+    readers = (export.load, external.create, module_of(folder).load)
+    for number in range(9):
+        changed = bytearray(whole)
+        bit = rng.randrange(8 * begin, 8 * len(whole))
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with pytest.raises((GrowtasError, ValueError), match="is damaged, or another one|not finite"):
+            readers[number % 3](str(folder))
+    path.write_bytes(whole)
+    for read in readers:
+        assert read(str(folder)) is not None
+
+
+def test_weights_that_were_changed_on_purpose_load_without_the_digest(folder):
+    path = folder / "model.safetensors"
+    weights = {name: 2 * value for name, value in safetensors.torch.load_file(path).items()}
+    safetensors.torch.save_file(weights, path, {"format": "pt"})
+    refused(folder, "SHA-256 starts with .* remove sha256 from config.json")
+    with pytest.raises(ValueError, match="remove sha256 from config.json"):
+        module_of(folder).load(folder, num_classes=3)
+    change(folder, growtas__sha256=...)
+    for model in (export.load(folder), module_of(folder).load(folder)):
+        assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_both_files_check_the_digest_alike():
+    assert inspect.getsource(growtas_vit.check_digest) == inspect.getsource(growtas_mobilenet.check_digest)
 
 
 @pytest.mark.parametrize("place", ["num_classes", "model_args__num_classes"])
