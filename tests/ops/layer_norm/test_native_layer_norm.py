@@ -170,6 +170,21 @@ def test_the_variance_does_not_cancel(kernel, shift, poisoned):
     assert_accurate(run(kernel, x, weight, bias, dy), x, weight, bias, dy)
 
 
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize("width", [24, 31])
+@pytest.mark.parametrize("size", [3e19, 1e20, 1e38])
+def test_a_row_whose_squares_overflow_is_not_finite(kernel, size, width, dtype, poisoned):
+    """Zeros would be plausible: a run that diverged has to be seen to. The other rows keep their bits."""
+    x, weight, bias, dy = make(3, width, (dtype, FP32, dtype), kernel.device)
+    usual = run(kernel, x, weight, bias, dy)
+    x[1] = x[1] / x[1].abs().max() * size
+    y, mean, rstd, dx, *gradients = run(kernel, x, weight, bias, dy)
+    for name, got, before in (("y", y, usual[0]), ("dx", dx, usual[3])):
+        assert not got[1].isfinite().any(), name
+        assert torch.equal(got[::2], before[::2]), name
+    assert not any(gradient[:width].isfinite().any() for gradient in gradients[:1])
+
+
 def test_many_rows(kernel, poisoned):
     """More rows than the CPU's blocks and the GPU's grids hold at one row each."""
     rows, width = (1576, 216) if kernel.name == "cpu" else (8500, 8)

@@ -178,6 +178,16 @@ def test_rows_that_are_far_from_zero(device):
     assert_accurate(case)
 
 
+def test_a_row_whose_squares_overflow_is_not_finite(device):
+    case = branch(device, 3, 5, 24, 72, scaled=False)
+    usual = run(case)[0]
+    case.x[7] *= 1e20
+    y = run(case)[0]
+    assert not y[7].isfinite().any()
+    others = torch.arange(15) != 7
+    assert torch.equal(y[others], usual[others])
+
+
 @pytest.mark.parametrize(
     "change, problem",
     [
