@@ -228,6 +228,15 @@ def test_gradients_do_not_depend_on_the_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_blocks_of_rows_are_added_in_order():
+    """2^24 takes no 1 up: a 2 would, had the other two blocks been added first."""
+    dy = torch.zeros(48, 24)  # three blocks
+    dy[0], dy[16], dy[32] = 2.0**24, 1.0, 1.0
+    x, weight = torch.randn(48, 24), torch.ones(24)
+    *_, dbias = cpu.layer_norm_backward(dy, x, weight, weight, torch.zeros(48), torch.ones(48))
+    assert (dbias == 2.0**24).all()
+
+
 def test_the_cuda_kernels_do_not_depend_on_the_order_of_their_threads(emulated_module, monkeypatch):
     inputs = make(70, 216, (BF16, FP32, BF16), "cpu") + make(9, 31, (FP32, FP32, FP32), "cpu", full=40)
     kernel = SimpleNamespace(forward=cuda.layer_norm_forward, backward=cuda.layer_norm_backward)
