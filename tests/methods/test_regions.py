@@ -265,4 +265,5 @@ def test_growth_initialises_what_no_earlier_stage_used():
     assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())
     done = method.begin_stage(2, training)
     changed = sum(int((p != before[n]).sum()) for n, p in net.named_parameters())
-    assert done["new_entries"] == changed > 0
+    first_seen = new_region(net, (0, 1), (0, 1, 2))
+    assert done["new_entries"] == changed == sum(int(mask.sum()) for mask in first_seen.values()) > 0

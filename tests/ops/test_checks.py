@@ -82,7 +82,7 @@ TENSORS = [(op, name) for op in OPS for name, a in flat_arguments(op).items() if
 
 @pytest.fixture(params=["torch", "cpu"])
 def backend(request, monkeypatch):
-    """A backend that reads any strides, the GEMM in C++ too; Triton's launchers are behind the same checks."""
+    """A backend that reads any strides, C++ at any size; Triton's launchers are behind the same checks."""
     monkeypatch.setattr(linear_cpu, "MIN_OPERATIONS", 1)
     with ops.use(request.param):
         yield

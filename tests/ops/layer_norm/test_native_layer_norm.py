@@ -187,6 +187,15 @@ def test_the_gradient_of_a_residual_stream_is_added(kernel, dtype, poisoned):
     assert all(torch.equal(a, b) for a, b in zip(parameters, same, strict=True))
 
 
+def test_a_residual_stream_of_another_dtype_and_with_gaps_is_added():
+    x, weight, bias, dy = make(35, 216, (BF16, FP32, BF16), "cpu")
+    around = torch.randn(216, 35).t()
+    _, mean, rstd = cpu.layer_norm_forward(x, weight, bias, 1e-5, BF16)
+    found = cpu.layer_norm_backward(dy, x, weight, bias, mean, rstd, around)
+    wanted = cpu.layer_norm_backward(dy, x, weight, bias, mean, rstd, around.to(BF16).contiguous())
+    assert torch.equal(found[0], wanted[0])
+
+
 @pytest.mark.parametrize("dtypes", DTYPES, ids=lambda d: "-".join(str(t)[6:] for t in d))
 def test_the_rows_come_again_from_their_statistics(dtypes, poisoned):
     for rows, width in SHAPES:
