@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas import threads
+from growtas.bounds import bounded
 from growtas.errors import nearest
 from growtas.version import __version__
 
@@ -330,6 +331,7 @@ def _latency_line(one: dict[str, Any]) -> str:
     )
 
 
+@bounded()
 def main(require: Sequence[str] | None = None, as_json: bool = False) -> int:
     """Print the report.
 
