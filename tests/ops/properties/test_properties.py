@@ -151,11 +151,11 @@ def test_the_triton_kernels_too(op, small_tiles, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend, seeds", [("cpu", MANY), ("torch", MANY), ("triton", MANY // 40)])
 @pytest.mark.parametrize("op", STRATEGIES)
-def test_many_more_arguments(op, small_tiles, monkeypatch):
-    for backend, seeds in (("cpu", MANY), ("torch", MANY), ("triton", MANY // 40)):
-        with dispatch.use(backend):
-            examine(op, backend, range(1000, 1000 + seeds), monkeypatch)
+def test_many_more_arguments(op, backend, seeds, small_tiles, monkeypatch):
+    with dispatch.use(backend):
+        examine(op, backend, range(1000, 1000 + seeds), monkeypatch)
 
 
 @pytest.mark.slow
