@@ -9,7 +9,7 @@ import functools
 import inspect
 import numbers
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ class Bound:
         whole: only whole numbers.
         above: ``least`` itself is not allowed.
         below: ``most`` itself is not allowed.
+        words: text passes, which has a meaning and a check of its own.
     """
 
     least: float
@@ -36,6 +37,7 @@ class Bound:
     whole: bool = True
     above: bool = False
     below: bool = False
+    words: bool = False
 
     def __call__(self, name: str, value: Any) -> None:
         """Raises: UsageError: the value, or one of a list, is no such number."""
@@ -44,6 +46,8 @@ class Bound:
                 raise UsageError(f"{name} has {len(value):,} entries; give at most {MOST_ENTRIES:,}.")
             for each in value:
                 self(name, each)
+            return
+        if self.words and isinstance(value, str):
             return
         kind = numbers.Integral if self.whole else numbers.Real
         if isinstance(value, bool) or not isinstance(value, kind):
@@ -57,14 +61,19 @@ class Bound:
         raise UsageError(f"{name}={quoted(value)} is not possible; it must be {allowed}.")
 
     def _least(self) -> str:
-        return f"more than {self.least:,}" if self.above else f"{self.least:,} or more"
+        return f"more than {_words(self.least)}" if self.above else f"{_words(self.least)} or more"
 
     def _range(self) -> str:
+        least, most = _words(self.least), _words(self.most)
         if self.below:
-            return f"at least {self.least:,} and below {self.most:,}"
+            return f"at least {least} and below {most}"
         if self.above:
-            return f"more than {self.least:,} and at most {self.most:,}"
-        return f"between {self.least:,} and {self.most:,}"
+            return f"more than {least} and at most {most}"
+        return f"between {least} and {most}"
+
+
+def _words(number: float) -> str:
+    return f"{number:,}" if abs(number) < 10**12 else f"{number:.3g}"
 
 
 SEED = Bound(-(2**63), 2**63 - 1)
@@ -99,6 +108,14 @@ def check_text(name: str, value: Any) -> None:
             check_text(name, each)
 
 
+def check(bounds: Mapping[str, Bound], values: Mapping[str, Any]) -> None:
+    """Raises: UsageError: a number is not within its bound, or a text or path is none."""
+    for name, value in values.items():
+        check_text(name, value)
+        if name in bounds and value is not None:
+            bounds[name](name, value)
+
+
 def bounded(**bounds: Bound) -> Callable[[Function], Function]:
     """Check the arguments of a public function before anything else happens.
 
@@ -115,10 +132,7 @@ def bounded(**bounds: Bound) -> Callable[[Function], Function]:
         @functools.wraps(function)
         def checked(*args: Any, **values: Any) -> Any:
             given = signature.bind(*args, **values).arguments
-            for name, value in {**given, **given.get(others, {})}.items():
-                check_text(name, value)
-                if name in bounds and value is not None:
-                    bounds[name](name, value)
+            check(bounds, {**given, **given.get(others, {})})
             return function(*args, **values)
 
         checked.bounds = bounds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from growtas import bounds
 from growtas.cli_options import Interrupted, help_text_of, options, parameters_of, parse, positional
 from growtas.errors import command
 from growtas.progress import silent
@@ -35,6 +36,8 @@ def search(args: list[str]) -> int:
     help_text += "\n    latency_batch: images of one call."
     help_text += "\n    latency_threads: of the processor; as many as torch takes where None."
     values = parse(parameters, help_text, args, "search")
+    of_latency = {f"latency_{name}": bound for name, bound in growtas.latency.bounds.items()}
+    bounds.check({**of_latency, **growtas.search.bounds}, values)
     measured = {name: values.pop(f"latency_{name}") for name in ("on", "batch", "threads")}
     values["latency"] = None
     for name in several:

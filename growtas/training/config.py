@@ -16,6 +16,7 @@ from typing import Any
 from growtas.bounds import COST, EPOCHS, IMAGES, PIXELS, PROCESSES, SEED, SUBNETS, Bound
 from growtas.errors import UsageError, nearest, quoted
 from growtas.methods.schedule import MAX_PARAMS
+from growtas.spaces.choices import MOST_CHOICES
 from growtas.training.embedded import data_for
 from growtas.training.recipes import (
     CONVOLUTIONAL,
@@ -163,7 +164,7 @@ class TrainConfig:
     space: str
     data: str | None = None
     method: str = "growtas"
-    stages: int | str = 2
+    stages: int | str = setting(2, Bound(1, MOST_CHOICES, words=True))
     transition: str = "size-aware"
     new_region: str = setting("keep", choices("keep", "standard", "near_zero", "pretrained"))
     new_region_moments: str = setting("keep", choices("keep", "reset"))
@@ -186,7 +187,7 @@ class TrainConfig:
     transition_max_params: float = setting(MAX_PARAMS, COST)
     transition_beta: float | None = setting(None, Bound(-EPOCHS.most, EPOCHS.most, whole=False))
     opt: str | None = None
-    lr: float | None = setting(None, at_least(0, 10**30))
+    lr: float | None = setting(None, at_least(0, 1e30))
     min_lr: float | None = setting(None, at_least(0))
     warmup_lr: float | None = setting(None, at_least(0))
     warmup_epochs: float | None = setting(None, at_least(0))

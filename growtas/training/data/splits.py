@@ -338,9 +338,9 @@ def _glyph_moments() -> tuple[float, float]:
 def _glyphs(data: str, space: SearchSpace, seed: int) -> Splits:
     """Rendered characters; the test images are of other fonts than those of training and search."""
     _, colon, text = data.partition(":")
-    if colon and not (text.isascii() and text.isdigit() and len(text) <= 7 and int(text)):
+    if colon and not (text.isascii() and text.isdigit() and len(text) <= 6 and int(text)):
         raise UsageError(
-            f"{data!r} names no number of training images from 1 to 9,999,999; write 'glyphs:16000', "
+            f"{data!r} names no number of training images from 1 to 999,999; write 'glyphs:16000', "
             "or 'glyphs'."
         )
     count = int(text) if colon else GLYPHS
