@@ -11,9 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from growtas.bounds import check_text
-from growtas.errors import UsageError, brief, quoted
-
-MOST_ARGUMENT = 4096  # characters; the longest path of Linux
+from growtas.errors import UsageError, brief
 
 
 def options(
@@ -101,11 +99,6 @@ def check_arguments(args: Sequence[str]) -> None:
         UsageError: one is too long, is no text or holds a null byte, or the working directory is gone.
     """
     for place, arg in enumerate(args, 1):
-        if len(arg) > MOST_ARGUMENT:
-            raise UsageError(
-                f"Argument {place} has {len(arg):,} characters, and {MOST_ARGUMENT:,} is the most that is "
-                f"read: {quoted(arg)}."
-            )
         check_text(f"argument {place}", arg)
     try:
         os.getcwd()
