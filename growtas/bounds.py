@@ -53,9 +53,9 @@ class Bound:
         kind = numbers.Integral if self.whole else numbers.Real
         if isinstance(value, bool) or not isinstance(value, kind):
             allowed = "a whole number" if self.whole else "a number"
-        elif value > self.most or self.below and value == self.most or value != value:
+        elif value > self.most or self.below and value == self.most:
             allowed = self._range()
-        elif value < self.least or self.above and value == self.least:
+        elif not value >= self.least or self.above and value == self.least:  # also where it is not a number
             allowed = self._range() if self.most <= 1 else self._least()
         else:
             return

@@ -13,6 +13,16 @@ from typing import Annotated, Any
 from growtas.bounds import check_text
 from growtas.errors import UsageError, brief
 
+INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+
+
+class Interrupted(Exception):
+    """Stopped by a signal, with the sentence that says how to go on."""
+
+    def __init__(self, sentence: str, exit_status: int = INTERRUPTED) -> None:
+        super().__init__(sentence)
+        self.exit_status = exit_status
+
 
 def options(
     function: Callable, args: Sequence[str], verb: str, types: Mapping[str, Any] | None = None

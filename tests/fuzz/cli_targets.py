@@ -10,14 +10,14 @@ import functools
 import inspect
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
 import mutators
 from harness import Refused, Target, call
 
-from growtas import cli, cli_options, data_commands
+from growtas import cli, data_commands
 
 SMALL = ["train", "--space", "digits", "--dry-run", "--epochs", "4", "--no-tensorboard"]
 NOWHERE = "nowhere.yaml"  # no such space, run, model or folder
@@ -52,11 +52,11 @@ class _Seen(Exception):
 def parameters(verb: str) -> list[inspect.Parameter]:
     """The options of a verb, with their types."""
 
-    def stop(found: Sequence[inspect.Parameter], *_: object) -> None:
-        raise _Seen(found)
+    def stop(collect: Callable, **_: object) -> None:
+        raise _Seen(collect.__signature__.parameters.values())
 
     run = data_commands.COMMANDS[verb[5:]] if verb.startswith("data ") else cli.VERBS[verb]
-    with mock.patch.object(cli_options, "parse", stop), mock.patch.object(cli, "parse", stop):
+    with mock.patch("tyro.cli", stop):
         try:
             run([])
         except _Seen as seen:

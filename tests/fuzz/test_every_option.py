@@ -71,7 +71,7 @@ def test_every_verb_is_known():
 def test_every_number_has_two_ends(verb):
     for name in numbers(verb):
         bound = bound_of(verb, name)
-        assert math.isfinite(bound.least) and bound.most <= 10**30
+        assert math.isfinite(bound.least) and bound.most <= 1e30
         step = 1 if bound.whole else 1e-3 * bound.most
         low = bound.least + (step if bound.above else 0)
         high = bound.most - (step if bound.below else 0)
