@@ -29,6 +29,7 @@ MISSING: dict[str, list[str]] = {
     "emit": [NOWHERE],
     "extract": [NOWHERE, "--out", "new"],
     "evaluate": [NOWHERE],
+    "check": [NOWHERE],
     "export": [NOWHERE, "--to", "onnx"],
     "compare": ["held", "--space", NOWHERE],
     "report": [NOWHERE],
@@ -39,7 +40,15 @@ MISSING: dict[str, list[str]] = {
     "data pack": ["folder:nowhere", "new"],
 }
 """Arguments that end in a sentence, of each verb but the demo, which would run in any new folder."""
-READING = ("search", "emit", "extract", "evaluate", "export", "spaces")  # whose own arguments may change too
+READING = (
+    "search",
+    "emit",
+    "extract",
+    "evaluate",
+    "check",
+    "export",
+    "spaces",
+)  # their own arguments too
 
 
 VALUES = tuple(each for each in mutators.NUMBERS + mutators.TEXTS if not "\ud800" <= each[:1] <= "\udfff")

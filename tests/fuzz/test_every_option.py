@@ -25,6 +25,7 @@ FUNCTIONS = {
     "emit": growtas.emit,
     "extract": cli.extract,
     "evaluate": growtas.evaluate,
+    "check": growtas.check,
     "export": growtas.export.convert,
     "compare": growtas.compare,
     "report": growtas.report,
@@ -131,7 +132,8 @@ def test_text_and_paths_refuse_a_null_byte_and_bytes_that_are_no_text(verb):
     names = {p.name: p.kind for p in inspect.signature(function).parameters.values()}
     for name in texts:
         known = name in names or any(kind is inspect.Parameter.VAR_KEYWORD for kind in names.values())
-        needed = {each: "x" for each in ("run", "out", "data", "space", "source", "to") if each in names}
+        must = ("run", "out", "data", "space", "source", "to", "folder")
+        needed = {each: "x" for each in must if each in names}
         for value in ("a\0b", "\udcff"):
             for arguments in ([option(name), value], [f"{option(name)}={value}"]):
                 with pytest.raises(Refused, match="^growtas: argument .* (null byte|UTF-8)"):

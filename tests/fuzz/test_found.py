@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,9 +36,8 @@ def changed(text: str, name: str, value: str) -> str:
     """A YAML text in which one field has another value."""
     lines = text.splitlines()
     at = next((i for i, line in enumerate(lines) if line.strip().startswith(f"{name}:")), len(lines))
-    lines[at : at + 1] = [
-        lines[at].partition(name)[0] + f"{name}: {value}" if lines[at:] else f"{name}: {value}"
-    ]
+    indent = lines[at].partition(name)[0] if lines[at:] else ""
+    lines[at : at + 1] = [f"{indent}{name}: {value}"]
     return "\n".join(lines) + "\n"
 
 
@@ -63,10 +63,7 @@ FILES = {
     "bytes that are no text": (b"name: \xc3\x28\n", "can't decode byte 0xc3"),
     "null byte": ("name: a\0b\n", "is not YAML of plain values"),
     "empty": ("", "must hold the fields of a space"),
-    "activation of a list": (
-        changed(CONVOLUTIONS, "activations", "[[1], a, a, a, a]"),
-        "activations of space",
-    ),
+    "activation of a list": (changed(CONVOLUTIONS, "activations", "[[1], a, a, a, a]"), "cannot hold [1]"),
     "256 blocks": (changed(CONVOLUTIONS, "depth", "[52]"), "256 is the most that is possible"),
 }
 FIELDS = {
@@ -123,8 +120,8 @@ def config() -> str:
         ("num_classes", "10.0", "num_classes=10.0 is not possible; it must be a whole number"),
         ("classes", "['0', 1, '2', '3', '4', '5', '6', '7', '8', '9']", "classes must be names"),
         ("classes", "7", "is damaged or not the configuration of a run"),
-        ("images", "[1]", "images must be names and values, not [1]"),
-        ("versions", "none", "versions must be names and values, not 'none'"),
+        ("digest", "[1]", "images must be names and values, not {"),
+        ("torch", "[2]", "versions must be names and values, not {"),
         ("epochs", "9" * 23, "epochs=99999999999999999999999 is not possible"),
         ("batch_size", "-1", "batch_size=-1 is not possible"),
         ("subnets_per_step", "2.9", "subnets_per_step=2.9 is not possible; it must be a whole number"),
@@ -183,10 +180,9 @@ def test_a_subnet_of_text(text, name):
         ({"device": "meta"}, "device='meta' cannot be used here"),
         ({"device": "cuda:²"}, "cannot be used here"),
         ({"data": "glyphs:" + "9" * 23}, "names no number of training images from 1 to 999,999"),
-        ({"data": "glyphs:" + LONG}, "names no number of training images"),
         ({"stages": "²"}, "is neither a number nor groups per stage"),
         ({"stages": "1" * 4000}, "stages="),
-        ({"transition": "1" * 4000}, "is not|do not satisfy"),
+        ({"transition": "1" * 4000}, "do not satisfy"),
         ({"resolutions": "1-" + "9" * 23}, "write sizes of 1 to 16,384 pixels"),
         ({"method_options": "window=1e400"}, "window='1e400' of method 'growtas' is not possible"),
         ({"method": "focusformer", "method_options": "budgets=2147483648"}, "at most 4,096"),
@@ -259,6 +255,6 @@ def test_every_command_in_a_message_is_quoted():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.JoinedStr):
                 text = "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
-                if any("\0" in text.partition(f"growtas {verb} ")[2] for verb in VERBS):
+                if re.search(rf"growtas ({'|'.join(VERBS)})( check| pack)?( --[a-z-]+)* \0", text):
                     found.append(f"{file}:{node.lineno}: {text}")
     assert not found
