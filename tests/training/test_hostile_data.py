@@ -102,7 +102,7 @@ def test_links_that_go_round_end(folder):
 
 
 def test_folders_too_deep_to_walk(folder):
-    (folder / "train" / "ant" / "/".join(["a"] * 1200)).mkdir(parents=True)
+    os.makedirs(folder / "train" / "ant" / "/".join(["a"] * 120))
     with pytest.raises(GrowtasError, match="101 folders deep"):
         load(folder)
 
@@ -134,7 +134,7 @@ def test_one_image_per_class_is_refused_before_a_run_is_written(folder, tmp_path
     for name in ("ant", "bee", "cat"):
         for i in (1, 2):
             (folder / "train" / name / f"{i}.png").unlink()
-    for search_images in ("held-out", "shared"):
+    for search_images in ("held_out", "shared"):
         config = TrainConfig("rgb", data=f"folder:{folder}", search_images=search_images).resolved()
         with pytest.raises(
             UsageError, match="can be held out for the search: every class has one training image"
@@ -296,7 +296,7 @@ def test_what_is_no_table(packed, change):
         (lambda i: i["shardlist"][0].update(url="../../train/000000.tar"), "is no file of this folder"),
         (lambda i: i["shardlist"][0].update(url="/etc/passwd"), "is no file of this folder"),
         (lambda i: i["shardlist"][0].update(url=3), "is no file of this folder"),
-        (lambda i: i["shardlist"].pop(), "no image left|two packings|label|training images|"),
+        (lambda i: i["shardlist"].pop(), "its shards have 8 images, and 9 were packed"),
         (lambda i: i.update(shardlist=[]), "it names no shards"),
         (lambda i: i.update(classes=["ant", "bee"]), "other classes in its training"),
         (lambda i: i.update(classes=[1, 2, 3]), "classes is no list of names"),

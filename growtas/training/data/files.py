@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from growtas import atomic
-from growtas.errors import GrowtasError, UsageError, command
+from growtas.errors import GrowtasError, UsageError, command, quoted
 from growtas.progress import Progress
 from growtas.training.data import folders
 from growtas.training.data.decode import UnreadableImage
@@ -106,11 +106,13 @@ def read_files(data: str, data_folder: str | None = None, download: bool = False
 def _path(text: str) -> Path:
     """Raises: UsageError: a path cannot name a folder."""
     try:
-        if "\0" in text:
-            raise ValueError("it has a null byte")
-        return Path(text).expanduser()
-    except (RuntimeError, ValueError) as error:  # of a user whom the system does not know; a null byte
-        raise UsageError(f"The folder {text!r} cannot be: {error}.") from error
+        path = Path(text).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # for the readers to tell
+            os.stat(path)
+        return path
+    except (RuntimeError, ValueError, OSError) as error:  # an unknown user; a null byte; too long a name
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise UsageError(f"The folder {quoted(text)} cannot be: {reason}.") from error
 
 
 def _folder(name: str, parts: tuple[folders.Listing, folders.Listing]) -> FileData:

@@ -90,6 +90,7 @@ def data_pack(
                 "wids_version": 1,
                 "name": f"{out.name} {part}",
                 "shardlist": shards.listing(),
+                "images": len(numbers),
                 "classes": list(source.classes or files.train.classes),
                 "digest": f"{files.digest} {size} {format} {len(bad)}",
             }

@@ -64,6 +64,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
             name = shard["url"]
             if not isinstance(name, str) or Path(name).name != name or not name.endswith(".tar"):
                 raise ValueError(f"the shard {name!r:.80} is no file of this folder")
+        count = sum(shard["nsamples"] for shard in shards)
+        if index.get("images", count) != count:
+            raise ValueError(f"its shards have {count:,} images, and {index['images']} were packed")
         if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
             raise ValueError("classes is no list of names")
     return index
