@@ -117,6 +117,8 @@ def _not_plain(value: Any) -> str | None:
     """Why a value cannot be a weight; None where it can."""
     if not isinstance(value, Tensor):
         return f"it is a {type(value).__name__} and not a tensor"
+    if value.is_nested:
+        return "it is a nested tensor; make it a plain one"
     if value.is_quantized or type(value) not in (Tensor, nn.Parameter):
         return "it is quantised or of another class of tensors; dequantise it"
     if value.layout != torch.strided:
