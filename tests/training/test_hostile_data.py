@@ -29,10 +29,10 @@ from growtas.training.data.splits import splits_of
 RGB = dataclasses.replace(SPACE, name="rgb", in_channels=3, image_size=16)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Three classes of three training images, and one test image each."""
-    root, noise = tmp_path / "images", np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Three classes of three training images, and one test image each; not to be changed."""
+    root, noise = tmp_path_factory.mktemp("made") / "images", np.random.default_rng(0)
     for part, count in (("train", 3), ("val", 1)):
         for name in ("ant", "bee", "cat"):
             (root / part / name).mkdir(parents=True)
@@ -40,6 +40,12 @@ def folder(tmp_path):
                 pixels = noise.integers(0, 255, (20, 24, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / part / name / f"{i}.png")
     return root
+
+
+@pytest.fixture
+def folder(images, tmp_path):
+    """A copy of them."""
+    return shutil.copytree(images, tmp_path / "images")
 
 
 def load(folder, **settings):
@@ -214,13 +220,19 @@ def test_a_file_of_two_gigabytes_is_not_read(tmp_path):
 # -- packed images -------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def packings(images, tmp_path_factory):
+    """The images packed, as they are and as JPEG; not to be changed."""
+    root = tmp_path_factory.mktemp("packings")
+    for kind in ("raw", "jpeg"):
+        growtas.data_pack(images, root / kind, format=kind, workers=0, shard_images=4)
+    return root
+
+
 @pytest.fixture
-def packed(folder, tmp_path):
-    """Its images packed, as they are and as JPEG."""
-    return {
-        kind: growtas.data_pack(folder, tmp_path / kind, format=kind, workers=0, shard_images=4)
-        for kind in ("raw", "jpeg")
-    }
+def packed(packings, tmp_path):
+    """Copies of them."""
+    return {kind: shutil.copytree(packings / kind, tmp_path / kind) for kind in ("raw", "jpeg")}
 
 
 def change_index(folder, change):

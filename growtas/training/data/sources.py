@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -56,8 +57,8 @@ class ImageSource(ABC):
         """
         opened, pixels = self.open(index), None
         if not isinstance(opened, Image.Image):
-            opened = content(opened, self.name(index))
-            pixels = jpeg_pixels(opened.getbuffer())
+            data = content(opened, self.name(index))
+            opened, pixels = io.BytesIO(data), jpeg_pixels(data)
         if pixels is None:
             pixels = torch.from_numpy(np.array(read_rgb(opened, self.name(index))))
         if box is None:
