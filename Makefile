@@ -4,6 +4,7 @@
 #   make test      lint and the tests, but for those marked slow
 #   make test-slow the tests marked slow, which check the same at full size
 #   make fuzz      10,000 mutated inputs (FUZZ_N, FUZZ_SEED); GUIDED=1 by coverage, with atheris installed
+#   make sanitize  the CPU kernels under AddressSanitizer and UBSan
 #   make lint      ruff alone
 #   make docs      the documentation as a website in site/, links checked
 #   make bench     the kernels against torch
@@ -13,7 +14,7 @@
 # PYTHON=... chooses the interpreter .venv is made from, and the one `make gpu` uses.
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow fuzz lint docs bench gpu clean setup
+.PHONY: demo test test-slow fuzz lint docs bench gpu clean setup sanitize
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,6 +38,9 @@ test-slow: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/fuzz.py --n $(or $(FUZZ_N),10000) --seed $(or $(FUZZ_SEED),0) $(if $(GUIDED),--guided)
+# A module of its own, built beside the installed one, which stays.
+sanitize: $(STAMP)
+	$(BIN)/python building/sanitize.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check

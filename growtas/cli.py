@@ -16,9 +16,11 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from growtas import bounds, threads
+from growtas import cli_search, threads
 from growtas.bounds import bounded
 from growtas.cli_options import (
+    INTERRUPTED,
+    Interrupted,
     check_arguments,
     given,
     help_text_of,
@@ -29,15 +31,12 @@ from growtas.cli_options import (
     positional,
 )
 from growtas.errors import GrowtasError, UsageError, command, nearest
-from growtas.progress import silent
 from growtas.version import __version__
 
 if TYPE_CHECKING:
-    from growtas.searching.result import SearchResult
     from growtas.training.run import Run
 
 MEASURING = ("latency", "tune")  # verbs whose results depend on how threads wait
-INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 USAGE = """\
 usage: growtas VERB [OPTIONS]
@@ -48,14 +47,6 @@ Supernets of vision transformers: trained small to large, searched under a limit
 
 growtas VERB --help lists the options of a verb; growtas --version prints the version.
 """
-
-
-class Interrupted(Exception):
-    """Stopped by a signal, with the sentence that says how to go on."""
-
-    def __init__(self, sentence: str, exit_status: int = INTERRUPTED) -> None:
-        super().__init__(sentence)
-        self.exit_status = exit_status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -198,97 +189,6 @@ def _report_training(run: Run) -> None:
     print(f"next: {command('search', run.path, '--max-params', 'N')}")
 
 
-def _search(args: list[str]) -> int:
-    """find the best subnet of a trained supernet under limits"""
-    from growtas import latency, search
-    from growtas.searching.named import reference_to
-    from growtas.training.run import Run
-
-    limits = tuple[float, ...] | None
-    several = ("max_params", "max_macs", "max_latency_ms")
-    types = {"run": positional(str), **dict.fromkeys(several, limits), "pareto": str | None}
-    *parameters, _ = parameters_of(search, types | {"out": str | None, "latency": str})
-    own = {"latency_on": "cpu", "latency_batch": 1, "latency_threads": None}
-    kinds = {"latency_threads": int | None}
-    for name, default in own.items():
-        kind = kinds.get(name, type(default))
-        parameters.append(parameters[-1].replace(name=name, default=default, annotation=kind))
-    help_text = help_text_of(search).partition("\n    latency:")[0]
-    help_text += (
-        "\n    latency_on: cpu, cuda, cpu-compiled, cuda-compiled or onnxruntime of this machine, on which "
-        "latencies are measured."
-    )
-    help_text += "\n    latency_batch: images of one call."
-    help_text += "\n    latency_threads: of the processor; as many as torch takes where None."
-    values = parse(parameters, help_text, args, "search")
-    of_latency = {f"latency_{name}": bound for name, bound in latency.bounds.items()}
-    bounds.check({**of_latency, **search.bounds}, values)
-    measured = {name: values.pop(f"latency_{name}") for name in ("on", "batch", "threads")}
-    values["latency"] = None
-    for name in several:
-        if values[name] is not None and len(values[name]) == 1:
-            (values[name],) = values[name]
-    try:
-        if values["max_latency_ms"] is not None or values["pareto"] == "latency":
-            values["latency"] = latency(Run.open(values["run"]), **measured)
-        found = search(**values)
-    except KeyboardInterrupt as stop:
-        raise Interrupted("Every evaluation up to here is kept: repeat the command to continue.") from stop
-    if silent():
-        return 0  # one of several ranks tells it
-    for each in found if isinstance(found, list) else (found,):
-        if each.ranking is not None:
-            print(f"predictor: {each.ranking}")
-    if values["pareto"] is None:
-        for each in found if isinstance(found, list) else (found,):
-            _report_search(values["run"], each)
-    else:
-        print(found)
-        for file in (found.path, *found.files):
-            print(f"wrote {file}")
-        _report_next(values["run"], f"{reference_to(found)}:1")
-    return 0
-
-
-def _report_search(run: str, found: SearchResult) -> None:
-    from growtas.searching.named import reference_to
-
-    print(found)
-    if found.certainty:
-        print(found.certainty)
-    print(f"log: {found.path}")
-    _report_next(run, reference_to(found))
-
-
-def _report_next(run: str, subnet: str) -> None:
-    print(f"next: {command('extract', run, '--subnet', subnet, '--out', 'FOLDER')}")
-
-
-def _latency(args: list[str]) -> int:
-    """measure the latency of a space's subnets on this machine"""
-    from growtas import latency
-
-    try:
-        table = latency(**options(latency, args, "latency", {"space": positional(str)}))
-    except KeyboardInterrupt as stop:
-        raise Interrupted("Finished rounds are kept: repeat the command to continue.") from stop
-    print(table)
-    return 0
-
-
-def _emit(args: list[str]) -> int:
-    """the subnet that a trained sampler (focusformer) names for a budget"""
-    from growtas import cost, emit
-    from growtas.training.run import Run
-
-    values = options(emit, args, "emit", {"run": positional(str)})
-    subnet, run = emit(**values), Run.open(values["run"])
-    parameters, macs = (count(subnet, run.space, run.num_classes) for count in (cost.parameters, cost.macs))
-    print(f"{subnet}: {parameters:,} parameters, {macs:,} MACs")
-    print(f"next: {command('evaluate', run.path, '--subnet', subnet)}")
-    return 0
-
-
 @bounded()
 def extract(
     run: str,
@@ -339,6 +239,15 @@ def _evaluate(args: list[str]) -> int:
     types = {"run": positional(str), "subnet": str}
     print(evaluate(**options(evaluate, args, "evaluate", types)))
     return 0
+
+
+def _check(args: list[str]) -> int:
+    """verify the files of a run, search, comparison, report or exported model"""
+    from growtas import check
+
+    checked = check(**options(check, args, "check", {"folder": positional(str)}))
+    print(checked)
+    return 0 if checked.ok else 1
 
 
 def _export(args: list[str]) -> int:
@@ -445,11 +354,12 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "train": _train,
     "finetune": _finetune,
     "transfer": _transfer,
-    "search": _search,
-    "latency": _latency,
-    "emit": _emit,
+    "search": cli_search.search,
+    "latency": cli_search.latency,
+    "emit": cli_search.emit,
     "extract": _extract,
     "evaluate": _evaluate,
+    "check": _check,
     "export": _export,
     "compare": _compare,
     "report": _report,

@@ -14,6 +14,15 @@ from growtas.bounds import check_text
 from growtas.errors import UsageError, brief, quoted
 
 MOST_ARGUMENT = 4096  # characters; the longest path of Linux
+INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+
+
+class Interrupted(Exception):
+    """Stopped by a signal, with the sentence that says how to go on."""
+
+    def __init__(self, sentence: str, exit_status: int = INTERRUPTED) -> None:
+        super().__init__(sentence)
+        self.exit_status = exit_status
 
 
 def options(

@@ -41,7 +41,8 @@ LAYERS = [
     {"doctor", "warmup", "listing"},
     {"jobs"},
     {"demo", "comparing", "cli_options"},
-    {"analysis", "data_commands"},
+    {"analysis", "data_commands", "cli_search"},
+    {"checking"},
     {"cli"},
     {"__main__"},
 ]

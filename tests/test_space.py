@@ -103,6 +103,24 @@ def test_neighbours_differ_in_one_choice():
     assert {n.embed_dim for n in found} == {24, 36, 48} and {n.depth for n in found} == {3, 4, 5}
 
 
+def test_a_deeper_neighbour_repeats_the_last_layer():
+    found = load_space("digits").neighbours(Subnet(36, 3, (2, 2, 3), (2, 3, 3)))
+    assert [n for n in found if n.depth == 4] == [Subnet(36, 4, (2, 2, 3, 3), (2, 3, 3, 3))]
+
+
+@pytest.mark.parametrize("rate", ["p_depth", "p_layer", "p_embed"])
+def test_each_rate_mutates_its_own_choices(rate):
+    space, rng = load_space("digits"), random.Random(4)
+    parent, rates = space.largest(), dict.fromkeys(("p_depth", "p_layer", "p_embed"), 0.0)
+    children = [space.mutate(parent, rng, **{**rates, rate: 1.0}) for _ in range(60)]
+    assert {n.depth for n in children} == set(space.depth if rate == "p_depth" else space.depth[-1:])
+    assert {n.embed_dim for n in children} == set(
+        space.embed_dim if rate == "p_embed" else space.embed_dim[-1:]
+    )
+    layers = {choice for n in children for choice in (*n.num_heads, *n.mlp_ratio)}
+    assert (layers == {*space.num_heads, *space.mlp_ratio}) == (rate == "p_layer")
+
+
 def test_groups_are_ordered_by_embed_dim():
     space = load_space("autoformer-tiny")
     assert space.groups == (192, 216, 240)

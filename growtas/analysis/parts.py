@@ -57,11 +57,16 @@ def read(workspace: Workspace, name: str) -> Analysis | None:
     path = _file(workspace, name)
     if not path.is_file():
         return None
+    return read_file(path)
+
+
+def read_file(path: Path) -> Analysis | None:
+    """The part in a file, named after it; None, Raises: as :func:`read`."""
     with files.reading(path, "a part of a report", "Remove it, and the part is made again."):
         data = files.read_json(path)
         if (data["format"], data["growtas"]) != (FORMAT, __version__):
             return None
-        return part(name).from_json(json.dumps(data["analysis"]))
+        return part(path.stem).from_json(json.dumps(data["analysis"]))
 
 
 # -- jobs ------------------------------------------------------------------------------------------------

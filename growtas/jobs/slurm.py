@@ -7,6 +7,7 @@ submitted them: it notes their numbers beside their outputs, and another call wa
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
@@ -154,6 +155,19 @@ def _state(number: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+class _Plain(pickle.Unpickler):
+    """Reads values that no class is needed for: a folder of jobs may be somebody else's."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Refuse every class and function."""
+        raise pickle.UnpicklingError(f"since it asks for {module}.{name}")
+
+
+def _plain(data: bytes) -> Any:
+    """Numbers, texts and tuples of a pickle. Raises: pickle.UnpicklingError: it asks for anything else."""
+    return _Plain(io.BytesIO(data)).load()
+
+
 @dataclass
 class SlurmHandle:
     """A job in the queue, running or ended.
@@ -173,10 +187,14 @@ class SlurmHandle:
         """See :class:`growtas.jobs.job.Handle`."""
         number, paths = self.submitted.job_id, self.submitted.paths
         if paths.result_pickle.exists():
-            how, result = pickle.loads(paths.result_pickle.read_bytes())
-            if how == "success":
-                return outcome(result, self.output)
-            return f"Slurm job {number} failed: {result.strip().splitlines()[-1]} (see {paths.stderr})"
+            try:
+                how, result = _plain(paths.result_pickle.read_bytes())
+                if how == "success":
+                    return outcome(int(result), self.output)
+                said = str(result).strip().splitlines()[-1]
+            except Exception as error:  # an unpickler that is fed garbage may raise anything
+                said = f"its result cannot be read, {error}"
+            return f"Slurm job {number} failed: {said} (see {paths.stderr})"
         if self.launcher.has(number):
             self._gone = None
             return None

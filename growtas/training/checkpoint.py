@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from growtas import atomic
-from growtas.errors import GrowtasError
+from growtas.errors import GrowtasError, UsageError
 from growtas.files import damaged_record
-from growtas.training.config import TrainConfig
+from growtas.space import space_from_dict
+from growtas.training.config import RUNTIME, TrainConfig, with_former
 from growtas.training.log import disk_error
 
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -134,12 +135,14 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
 
 def check_belongs(state: Mapping[str, Any], identity: Mapping[str, Any], path: Path) -> None:
     """Raises: GrowtasError: the checkpoint was written by a run of other settings than ``identity``."""
-    defaults = {each.name: each.default for each in dataclasses.fields(TrainConfig) if each.name in identity}
-    before = defaults | state["run"]  # a setting that is younger than the checkpoint had its default
-    if before != identity:
-        differing = [
-            name for name in sorted(set(before) | set(identity)) if before.get(name) != identity.get(name)
-        ]
+    known, before = dict(state["run"]), dict.fromkeys(identity)
+    with suppress(UsageError, LookupError, TypeError, AttributeError):  # else it differs
+        known["space"] = space_from_dict(known["space"]).to_dict()  # with fields that are younger
+    for name, value in with_former(known).items():
+        if name in identity or name in known and name not in RUNTIME:  # it may have become one of these
+            before[name] = value
+    differing = [name for name, value in sorted(before.items()) if value != identity.get(name)]
+    if differing:
         raise GrowtasError(
             f"{path} belongs to another run: it differs from config.yaml in {', '.join(differing)}. Nothing "
             "was changed; put the right checkpoint in its place, or move it away and resume to start again."

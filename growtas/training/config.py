@@ -357,6 +357,18 @@ class TrainConfig:
         return cls(**{**recipe, **values})
 
 
+FORMER: dict[str, Any] = {}
+"""Of a setting that is younger than the first format, the value that runs had before it, where that is not
+its default now. A setting that gets another default goes in here with its first one."""
+
+
+def with_former(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version wrote, those that it did not know yet at the value of that time."""
+    fields = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    known = {name: value for name, value in fields.items() if value is not dataclasses.MISSING}
+    return {**known, **FORMER, **settings}
+
+
 RUNTIME = tuple(field.name for field in dataclasses.fields(TrainConfig) if field.metadata.get("runtime"))
 """Settings that a resume may change: they do not enter the result."""
 

@@ -6,6 +6,7 @@ They are copied into the new folder when it is made: from then on the run needs 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -99,23 +100,37 @@ def _of_vit(source: PlainViT, run: Run) -> dict[str, Tensor]:
     return net.state_dict()
 
 
-def write(run: Run, weights: Mapping[str, Tensor]) -> None:
-    """Put weights into a run's folder. Raises: OSError, GrowtasError (a full disk): no file is left."""
+def write(run: Run, weights: Mapping[str, Tensor]) -> str:
+    """Put weights into a run's folder.
+
+    Returns:
+        The SHA-256 of the file.
+
+    Raises:
+        OSError, GrowtasError: the disk is full; no file is left.
+    """
     content = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
     atomic.write_bytes(run.path / INITIAL_NAME, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def read(run: Run) -> dict[str, Tensor] | None:
     """The weights that a run's folder says it begins with; None where it begins with random ones.
 
     Raises:
-        GrowtasError: the file is missing, truncated or another one.
+        GrowtasError: the file is missing, truncated, damaged or another one.
     """
     if run.config.initial is None:
         return None
     path = run.path / INITIAL_NAME
     try:
-        return safetensors.torch.load_file(path)
+        content = path.read_bytes()
+        if run.initial_digest not in (None, hashlib.sha256(content).hexdigest()):
+            raise GrowtasError(
+                f"{path}, the weights that this run begins with, is damaged or another file than then. Put "
+                "it back, or start the run again in another folder."
+            )
+        return safetensors.torch.load(content)
     except (OSError, SafetensorError) as error:
         raise GrowtasError(
             f"{path}, the weights that this run begins with, is missing or truncated ({error}). Put it back, "

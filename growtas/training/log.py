@@ -32,8 +32,9 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -66,6 +67,63 @@ def disk_error(error: OSError, path: Path) -> GrowtasError:
     )
 
 
+@dataclass
+class _Place:
+    """A place between two records of a log.
+
+    Args:
+        chain: of the records before it.
+        bytes: that they take in the file.
+        offset: the same with line ends of one byte.
+        step, epoch: of the last one.
+    """
+
+    chain: Chain = field(default_factory=Chain)
+    bytes: int = 0
+    offset: int = 0
+    step: int = 0
+    epoch: int = 0
+
+    @property
+    def check(self) -> str:
+        return f"{self.chain.value:08x}"
+
+    def add(self, record: Mapping[str, Any], line: bytes) -> None:
+        """Go behind a record."""
+        self.bytes += len(line)
+        self.offset += len(line.rstrip(b"\r\n")) + 1
+        self.step, self.epoch = record.get("step", 0), record.get("epoch", 0)
+
+
+def _read(file: IO[bytes], path: Path, place: _Place, until: int | None = None) -> None:
+    """Move a place behind all records of a file, or behind those up to an offset."""
+    file.seek(0)
+    lines: list[bytes] = []
+
+    def noted() -> Iterator[bytes]:
+        for line in file:
+            if until is not None and place.offset >= until:
+                return
+            lines.append(line)
+            yield line
+
+    for record in read_lines(noted(), str(path), _REMEDY, place.chain):
+        place.add(record, lines.pop())
+
+
+def _read_until(file: IO[bytes], path: Path, offset: int, check: str | None) -> _Place:
+    """The place where a checkpoint was written. Raises: GrowtasError: the records before are others."""
+    place = _Place()
+    _read(file, path, place, offset)
+    if place.offset != offset or check not in (None, place.check):
+        size = os.fstat(file.fileno()).st_size
+        raise GrowtasError(
+            f"{path} was cut or changed: its records are not those that the checkpoint was written after "
+            f"(they took {offset} bytes; it has {size}). Nothing was changed. {_REMEDY}"
+        )
+    return place
+
+
 class RunLog:
     """log.jsonl, held under a lock for as long as the run is being written.
 
@@ -81,7 +139,7 @@ class RunLog:
         self.path = folder / LOG_NAME
         self._file = self._locked()
         self._block: Block | None = None
-        self._begin()
+        self._at = _Place()
 
     def _locked(self) -> IO[bytes]:
         try:
@@ -97,28 +155,6 @@ class RunLog:
                 "folder."
             ) from error
         return file
-
-    def _begin(self) -> None:
-        self._chain, self._offset, self._end, self._last = Chain(), 0, 0, (0, 0)
-
-    def _read(self, until: int | None = None) -> None:
-        """Read all records, or those until they take so many bytes, line ends counted as one."""
-        self._begin()
-        self._file.seek(0)
-        lines = []
-
-        def noted() -> Iterator[bytes]:
-            for line in self._file:
-                if until is not None and self._offset >= until:
-                    return
-                lines.append(line)
-                yield line
-
-        for record in read_lines(noted(), str(self.path), _REMEDY, self._chain):
-            line = lines.pop()
-            self._offset += len(line.rstrip(b"\r\n")) + 1
-            self._end += len(line)
-            self._last = record.get("step", 0), record.get("epoch", 0)
 
     def keep(self, offset: int = 0, check: str | None = None, step: int = 0, epoch: int = 0) -> None:
         """Cut off the records that were written after the checkpoint.
@@ -139,23 +175,18 @@ class RunLog:
             )
             self.write("gap", step, epoch, after=None)
             return
-        self._read(until=offset)
-        if self._offset != offset or check not in (None, self.check):
-            raise GrowtasError(
-                f"{self.path} was cut or changed: its records are not those before the checkpoint of step "
-                f"{step} (they took {offset} bytes; it has {size}). Nothing was changed. {_REMEDY}"
-            )
-        if offset and not self._chain.signed:
+        self._at = _read_until(self._file, self.path, offset, check)
+        if offset and not self._at.chain.signed:
             say(
                 f"The records in {self.path} have no checksums, since an older version wrote them: what was "
                 "changed there could not be noticed. Those that are added have."
             )
-        self._file.truncate(self._end)
+        self._file.truncate(self._at.bytes)
 
     @property
     def check(self) -> str:
         """The checksum of all records."""
-        return f"{self._chain.value:08x}"
+        return self._at.check
 
     def write(self, event: str, step: int, epoch: int, **values: Any) -> None:
         """Append one record. Raises: GrowtasError: it could not be written."""
@@ -186,15 +217,13 @@ class RunLog:
             self._append({"event": "steps", "step": block.drawn["step"][0], **block.record()})
 
     def _append(self, record: dict[str, Any]) -> None:
-        line = self._chain.write({**record, "time": round(time.time(), 3)})
+        line = self._at.chain.write({**record, "time": round(time.time(), 3)})
         try:
             self._file.write(line)
             self._file.flush()
         except OSError as error:
             raise disk_error(error, self.path) from error
-        self._offset += len(line)
-        self._end += len(line)
-        self._last = record["step"], record["epoch"]
+        self._at.add(record, line)
 
     def sync(self) -> int:
         """Flush to the disk. Returns: bytes that the records take, for the checkpoint."""
@@ -205,7 +234,7 @@ class RunLog:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise disk_error(error, self.path) from error
-        return self._offset
+        return self._at.offset
 
     def _look_after(self) -> None:
         """Put the file back where it was removed; begin behind what is left where it was cut."""
@@ -214,7 +243,7 @@ class RunLog:
             there = os.path.samestat(held, os.stat(self.path))
         except FileNotFoundError:
             there = False
-        if there and held.st_size >= self._end:
+        if there and held.st_size >= self._at.bytes:
             return
         if not there:
             other = self._locked() if self.path.exists() else None  # of another process' run by now?
@@ -224,12 +253,12 @@ class RunLog:
                 former.close()
             self._file = self._locked()
             say(f"{self.path} was removed or replaced while the run went on; it was put back as it was.")
-        if held.st_size < self._end:
-            step, epoch = self._last
+        if held.st_size < self._at.bytes:
+            step, epoch, self._at = self._at.step, self._at.epoch, _Place()
             with suppress(GrowtasError):  # a damaged line ends it
-                self._read()
-            self._file.truncate(self._end)
-            after = self._last[0] if self._end else None
+                _read(self._file, self.path, self._at)
+            self._file.truncate(self._at.bytes)
+            after = self._at.step if self._at.bytes else None
             say(
                 f"{self.path} was cut while the run went on: records from step {after or 0} to {step} are "
                 "lost, for curves and figures. The run goes on; its result does not change."
@@ -276,6 +305,12 @@ def read_log(folder: str | os.PathLike, event: str | None = None) -> Iterator[di
             if event is not None and kind not in wanted:
                 continue
             yield from unpacked(record, event or "step") if kind == "steps" else (record,)
+
+
+def check_before(path: Path, state: Mapping[str, Any]) -> None:
+    """Raises: GrowtasError: the log was cut or changed since a checkpoint was written. Args: state: its."""
+    with open(path, "rb") as file:
+        _read_until(file, path, state["log_offset"], state.get("log_check"))
 
 
 def check_whole(folder: str | os.PathLike) -> None:

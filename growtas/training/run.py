@@ -19,7 +19,7 @@ from growtas import atomic, files
 from growtas.bounds import CLASSES, Bound
 from growtas.errors import GrowtasError, UsageError, command, quoted
 from growtas.space import ModelSpace, Space, space_from_dict
-from growtas.training.config import RUNTIME, TrainConfig
+from growtas.training.config import RUNTIME, TrainConfig, with_former
 from growtas.training.log import LOG_NAME
 from growtas.version import __version__, commit
 
@@ -48,6 +48,7 @@ class Run:
             Python and the platform when the run began.
         classes: names of the classes, in the order of the labels; empty where the data has none.
         teacher_digest: of the weights of the external teacher, where there is one.
+        initial_digest: SHA-256 of initial.safetensors, where there is one.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Run:
     versions: Mapping[str, str] = field(hash=False)
     classes: tuple[str, ...] = ()
     teacher_digest: str | None = None
+    initial_digest: str | None = None
 
     def __repr__(self) -> str:
         config = self.config
@@ -127,7 +129,7 @@ class Run:
                 )
             run = cls(
                 path=path,
-                config=TrainConfig.from_dict(data["train"]),
+                config=TrainConfig.from_dict(with_former(data["train"])),
                 space=space_from_dict(data["space"]),
                 num_classes=data["num_classes"],
                 steps_per_epoch=data["steps_per_epoch"],
@@ -135,6 +137,7 @@ class Run:
                 versions=data["versions"],
                 classes=tuple(data.get("classes", ())),
                 teacher_digest=data.get("teacher_digest"),
+                initial_digest=data.get("initial_digest"),
             )
             run._check()
         if isinstance(run.space, ModelSpace) != of_model:
@@ -155,8 +158,9 @@ class Run:
             raise UsageError(f"it has {len(self.classes):,} classes, but num_classes={self.num_classes:,}")
         if not all(isinstance(each, str) for each in self.classes):
             raise UsageError(f"classes must be names, not {quoted(self.classes)}")
-        if not isinstance(self.teacher_digest, str | None):
-            raise UsageError(f"teacher_digest must be text, not {quoted(self.teacher_digest)}")
+        for name in ("teacher_digest", "initial_digest"):
+            if not isinstance(getattr(self, name), str | None):
+                raise UsageError(f"{name} must be text, not {quoted(getattr(self, name))}")
         images, batch, steps = self.images["train"], self.config.batch_size, self.steps_per_epoch
         for name, value in (("images: train", images), ("batch_size", batch), ("epochs", self.config.epochs)):
             Bound(1, 10**12)(name, value)
@@ -178,6 +182,7 @@ class Run:
             "versions": dict(self.versions),
             "classes": list(self.classes),
             **({"teacher_digest": self.teacher_digest} if self.teacher_digest else {}),
+            **({"initial_digest": self.initial_digest} if self.initial_digest else {}),
         }
         text = _HEADER.format(verb=self._verb)
         for name, value in data.items():

@@ -175,7 +175,7 @@ def _create(run: Run, log: RunLog, weights: Mapping[str, Tensor] | None) -> None
         check_free(run.path)
         remove_leftovers(run.path)
         if weights is not None:
-            initial.write(run, weights)
+            run = dataclasses.replace(run, initial_digest=initial.write(run, weights))
         run.write_config()
     except BaseException as error:
         log.discard()

@@ -26,6 +26,7 @@ from comparisons import (
 )
 from matplotlib.figure import Figure
 from scipy import stats
+from thinning import thinned
 
 import growtas
 from growtas import cli
@@ -335,7 +336,7 @@ def compare_when_free(out, patience=120.0):
             time.sleep(0.1)
 
 
-@pytest.mark.parametrize("how", ["everything killed", "the parent killed", "interrupted"])
+@pytest.mark.parametrize("how", thinned(["everything killed", "the parent killed", "interrupted"], fast=(2,)))
 def test_stopped_in_the_middle(made, tmp_path, fork_cells, how):
     """While the second cell trains: it ends as if nothing had been, and what was finished is left alone."""
     out, space = tmp_path / "out", space_file(tmp_path)

@@ -183,7 +183,13 @@ def test_weights_that_are_not_finite_are_named():
             [(192, 12), (216, 12), (240, 12), (240, 12), (240, 14), (240, 14)],
             [1 / 4, 1 / 4, 1 / 8, 1 / 8, 1 / 8, 1 / 8],
         ),
-        ("autoformer-small", 1, [(320, 13), (384, 13), (448, 13), (448, 14)], [1 / 4] * 4),
+        pytest.param(
+            "autoformer-small",
+            1,
+            [(320, 13), (384, 13), (448, 13), (448, 14)],
+            [1 / 4] * 4,
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "autoformer-base", 1, [(528, 14), (576, 14), (624, 14)], [1 / 3] * 3, marks=pytest.mark.slow
         ),

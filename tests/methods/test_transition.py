@@ -166,6 +166,20 @@ def test_later_stages_are_judged_by_their_own_fall():
     assert adaptive.opened_by == ["plateau", "plateau"]
 
 
+def test_the_fall_that_a_rule_waits_for_is_that_of_the_last_window():
+    adaptive = stages_of("plateau", window=1)
+    run(
+        adaptive, [4.0] * 20 + [3.5] * 60
+    )  # the mean of the stage is still above nine tenths of its first loss
+    assert first_epochs(adaptive) == [0, 22]
+
+
+def test_the_fall_that_a_rule_waits_for_is_from_the_first_loss_of_the_run():
+    adaptive = stages_of("plateau", stages=3, window=1)
+    run(adaptive, [4.0] + [1.0] * 79)  # stage 2 begins with what stage 1 had learned, and stands still
+    assert first_epochs(adaptive) == [0, 10, 20] and adaptive.opened_by == ["plateau", "plateau"]
+
+
 def test_steps_without_a_finite_loss_do_not_count():
     adaptive = stages_of("plateau")
     adaptive.add_loss(2.0)

@@ -203,3 +203,13 @@ def test_slices_larger_than_the_weight_are_refused():
         ops.qkv(torch.randn(1, 2, 5), torch.randn(18, 8), None, 2, 2, "publish")
     with pytest.raises(UsageError, match="got 8 tokens, but a 2 x 3 grid makes 6, or 7 with a cls token"):
         ops.relative_attention(torch.randn(3, 1, 1, 8, 4), *[torch.randn(4, 4)] * 4, (2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_layer_norm_computes_in_fp32(dtype):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(5, 24).to(dtype) + 3, torch.randn(30), torch.randn(30)
+    found = reference.layer_norm_forward(x, weight, bias, 1e-5, dtype)
+    wanted = reference.layer_norm_forward(x.float(), weight, bias, 1e-5, dtype)
+    assert found[0].dtype is dtype and found[1].dtype is found[2].dtype is torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))

@@ -97,6 +97,23 @@ def test_children_descend_from_the_parents():
     assert not all(any(is_cross(c, a, b) for a in parents for b in parents) for c in children[:25])
 
 
+@pytest.mark.parametrize(
+    ("rate", "changes"),
+    [
+        ("p_embed", {"embed_dim"}),
+        ("p_layer", {"num_heads", "mlp_ratio"}),
+        ("p_depth", {"depth", "num_heads", "mlp_ratio"}),
+    ],
+)
+def test_mutations_have_the_rates_of_the_settings(rate, changes):
+    rates = {"p_depth": 0.0, "p_layer": 0.0, "p_embed": 0.0, rate: 1.0}
+    config = EvolutionConfig(4, 2, 2, mutations=4, crossovers=0, **rates)
+    evolution = Evolution(feasible_set(TINY, 1000, Limits()), config)
+    evolution.tell([score(subnet) for subnet in evolution.ask()])
+    child, parents = evolution.ask()[0].to_json(), [parent.to_json() for parent in evolution.parents]
+    assert any({name for name in child if child[name] != parent[name]} <= changes for parent in parents)
+
+
 def is_cross(child: Subnet, a: Subnet, b: Subnet) -> bool:
     lists = ("num_heads", "mlp_ratio")
     return (
