@@ -19,7 +19,7 @@ from growtas.files import damaged_record
 CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema")
 """Entries of a checkpoint that hold a state dict, the first one first."""
 PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
+"""Prefixes of names that DistributedDataParallel and torch.compile add."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 NESTED = 4  # containers within containers
 

@@ -119,12 +119,15 @@ def _edit(rng: random.Random, old: Path, new: bytes, image: bytes) -> None:
             lambda: Path(os.fsdecode(new)).write_bytes(rng.choice((b"", image, image[:60], b"text"))),
             lambda: shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(),
             lambda: os.rename(old, new),
-            lambda: (
-                old not in Path(os.fsdecode(new)).parents and shutil.copytree(old, os.fsdecode(new), True)
-            ),
+            lambda: _copy(old, Path(os.fsdecode(new))),
             lambda: os.truncate(old, rng.choice((0, 20, 2**32))),
         )
     )()
+
+
+def _copy(old: Path, new: Path) -> None:
+    if not old.is_symlink() and old not in new.parents:
+        shutil.copytree(old, new, symlinks=True)
 
 
 def _read_image_folder(folder: Path) -> None:

@@ -137,7 +137,7 @@ def _families() -> dict[str, tuple[nn.Module, Callable, dict[str, Tensor]]]:
 
 
 def _other_value(rng: random.Random, value: Tensor) -> object:
-    """What may stand in the place of a tensor."""
+    """Another value in the place of a tensor."""
     flat = value.clone().flatten()
     if len(flat):
         flat[rng.randrange(len(flat))] = rng.choice((np.nan, np.inf, -np.inf, 3e38, -1.0))

@@ -120,6 +120,17 @@ def test_a_test_class_whose_name_is_no_text(folder):
     str(error.value).encode()
 
 
+def test_names_with_line_breaks_stay_on_one_line(folder):
+    torn = folder / "train" / "ant" / "a\nb.png"
+    torn.write_bytes(b"torn")
+    with pytest.raises(UnreadableImage, match=r"ant/a\\nb.png cannot be read: it is of no format"):
+        load(folder).train.source.image(3)
+    torn.unlink()
+    (folder / "train" / "a\nb").symlink_to("nowhere")
+    with pytest.raises(GrowtasError, match=r"train/a\\nb is a link to a folder or a file that is not there"):
+        load(folder)
+
+
 def test_classes_that_differ_in_case_stay_two(folder):
     for part in ("train", "val"):
         shutil.copytree(folder / part / "cat", folder / part / "Cat")
@@ -132,7 +143,7 @@ def test_paths_that_cannot_be(path, tmp_path, capsys):
         with pytest.raises(GrowtasError) as error:
             read_files(f"{kind}:{path}")
         assert "\n" not in str(error.value)
-    with pytest.raises(UsageError, match="from 1 to 9,999,999"):
+    with pytest.raises(UsageError, match="names no number of training images from 1 to"):
         load_splits(f"glyphs:{'9' * 5000}", RGB)
 
 

@@ -98,7 +98,7 @@ def _read_table(folder: Path, shard: Mapping[str, Any]) -> np.ndarray:
 
 
 def table_digest(data: bytes) -> str:
-    """What an index says of a shard's table. Args: data: the content of its file."""
+    """The digest of a shard's table, for the index. Args: data: the content of its file."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 

@@ -67,6 +67,12 @@ class ImageSource(ABC):
         return pixels[top : top + height, left : left + width]
 
 
+def printable(path: str | os.PathLike) -> str:
+    """A path in characters that can be printed on one line, whatever its bytes are."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def check_labels(name: str, train: ImageSource, test: ImageSource) -> None:
     """Raises: UsageError: the parts of a data set differ in their classes, or a label is none of them."""
     if train.classes != test.classes:
@@ -111,7 +117,7 @@ class PathImages(ImageSource):
 
     def name(self, index: int) -> str:
         """The path of an image's file, in characters that can be printed."""
-        return os.fsencode(self.open(index)).decode(errors="backslashreplace")
+        return printable(self.open(index))
 
     def open(self, index: int) -> str:
         """The path of an image's file."""
