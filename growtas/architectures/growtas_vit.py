@@ -537,7 +537,7 @@ def check_digest(folder: str | os.PathLike) -> None:
 
 
 def _filtered(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """What timm makes of a checkpoint, checked."""
+    """The weights of a checkpoint as timm adapts them, checked."""
     weights = checkpoint_filter_fn(weights, model)
     check_weights(weights, model)
     return weights

