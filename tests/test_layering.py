@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 # Lower layers first; a module may import from its own layer's package and from the layers before it.
 LAYERS = [
     {"errors", "version", "progress"},
-    {"atomic", "locks"},
+    {"atomic"},
+    {"locks"},
     {"plotting", "table"},
     {"spaces"},
     {"subnet"},

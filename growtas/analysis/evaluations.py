@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from growtas import atomic
 from growtas.progress import track
 from growtas.searching.evaluate import Evaluator
 from growtas.training.calibration import calibration, kept_statistics
@@ -77,6 +78,9 @@ def _read(log: Path | None, key: str) -> dict[str, float]:
 
 
 def _append(log: Path, record: Mapping[str, Any]) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as file:  # a line of its own even where the last one is unfinished
-        file.write(b"\n" + json.dumps(record).encode() + b"\n")
+    atomic.make_folder(log.parent)
+    try:
+        with open(log, "ab") as file:  # a line of its own even where the last one is unfinished
+            file.write(b"\n" + json.dumps(record).encode() + b"\n")
+    except OSError as error:
+        raise atomic.not_written(log, error) from error

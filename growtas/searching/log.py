@@ -10,6 +10,7 @@ line without its line end was being written when the process died: it is cut off
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from growtas import atomic
 from growtas.errors import GrowtasError, UsageError
 from growtas.locks import lock
 from growtas.searching.result import Evaluation, ParetoResult, Ranking, SearchResult, front_of
@@ -53,11 +55,12 @@ class SearchLog:
         self.result: dict[str, Any] | None = None
         self.prior: dict[AnySubnet, float] = {}
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            atomic.make_folder(self.path.parent)
             self._file = open(self.path, "a+b", buffering=0)  # a failed write must not linger in a buffer
-        except OSError as error:
+        except (OSError, atomic.NotWritten) as error:
+            reason = getattr(error, "strerror", None) or error.__cause__.strerror
             raise UsageError(
-                f"The search log {self.path} cannot be opened ({error.strerror}); choose another out."
+                f"The search log {self.path} cannot be opened ({reason}); choose another out."
             ) from error
         try:
             self._lock()
@@ -77,8 +80,10 @@ class SearchLog:
     def close(self) -> None:
         """Flush to the disk and release the lock."""
         if not self._file.closed:
-            self.sync()
-            self._file.close()
+            try:
+                self.sync()
+            finally:
+                self._file.close()
 
     def add_prior(self, top1: Mapping[AnySubnet, float]) -> None:
         """Append what a predictor knows from other searches, the first line after the header."""
@@ -100,8 +105,15 @@ class SearchLog:
         self.sync()
 
     def sync(self) -> None:
-        """Flush to the disk, against a power cut; a killed process needs no such thing."""
-        os.fsync(self._file.fileno())
+        """Flush to the disk, against a power cut; a killed process needs no such thing.
+
+        Raises:
+            GrowtasError: the disk refuses.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._refused(error) from error
 
     def _lock(self) -> None:
         try:
@@ -121,20 +133,30 @@ class SearchLog:
             start = _encode(identity)[: -len("}\n")]
             if not (start.startswith(torn) or torn.startswith(start)):
                 raise UsageError(f"{self.path} is not a search log; it is left as it is. Choose another out.")
-            self._file.truncate(0)
+            self._cut(0)
             self._append(header)
             self.sync()
+            try:
+                atomic.flush_folder(self.path.parent)  # the file is new
+            except OSError as error:
+                raise self._refused(error) from error
             return
         records = read_records(self.path, whole)
         _check_same_search(self.path, records[0], identity)
         if torn:
-            self._file.truncate(len(whole) + 1)
+            self._cut(len(whole) + 1)
         self.evaluations = _evaluations(records)
         for record in records:
             if record["record"] == "prior":
                 self.prior = {subnet_from_json(subnet): top1 for subnet, top1 in record["evaluations"]}
         results = [record for record in records if record["record"] == "result"]
         self.result = results[-1] if results else None
+
+    def _cut(self, size: int) -> None:
+        try:
+            self._file.truncate(size)
+        except OSError as error:
+            raise self._refused(error) from error
 
     def _append(self, record: dict[str, Any]) -> None:
         end = self._file.seek(0, os.SEEK_END)
@@ -145,11 +167,14 @@ class SearchLog:
         except OSError as error:
             with contextlib.suppress(OSError):  # if this fails too, the next opening cuts the torn line
                 self._file.truncate(end)
-            raise GrowtasError(
-                f"The search log {self.path} cannot be written ({error.strerror}); the "
-                f"{len(self.evaluations)} evaluations in it are kept. Free some space and "
-                "run the same search again to resume."
-            ) from error
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> GrowtasError:
+        remedy = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend that"
+        return GrowtasError(
+            f"The search log {self.path} cannot be written ({error.strerror}); the {len(self.evaluations)} "
+            f"evaluations in it are kept. {remedy} and run the same search again to resume."
+        )
 
 
 def plain(identity: Mapping[str, Any]) -> dict[str, Any]:

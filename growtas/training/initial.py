@@ -99,7 +99,7 @@ def _of_vit(source: PlainViT, run: Run) -> dict[str, Tensor]:
 
 
 def write(run: Run, weights: Mapping[str, Tensor]) -> None:
-    """Put weights into a run's folder. Raises: OSError, GrowtasError (a full disk): no file is left."""
+    """Put weights into a run's folder. Raises: GrowtasError: it cannot be written, and no file is left."""
     content = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
     atomic.write_bytes(run.path / INITIAL_NAME, content)
 

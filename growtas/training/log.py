@@ -83,7 +83,7 @@ class RunLog:
         """Cut off what lies behind ``offset`` bytes: it was written after the checkpoint.
 
         Raises:
-            GrowtasError: the file is shorter than that.
+            GrowtasError: the file is shorter than that, or cannot be cut.
         """
         size = os.fstat(self._file.fileno()).st_size
         if size < offset:
@@ -91,7 +91,10 @@ class RunLog:
                 f"{self.path} has {size} bytes, but the checkpoint was written after {offset}: the log was "
                 "cut or replaced. Put the whole file back; nothing was changed."
             )
-        self._file.truncate(offset)
+        try:
+            self._file.truncate(offset)
+        except OSError as error:
+            raise disk_error(error, self.path) from error
 
     def write(self, event: str, step: int, epoch: int, **values: Any) -> None:
         """Append one record. Raises: GrowtasError: it could not be written."""
@@ -114,7 +117,8 @@ class RunLog:
     def discard(self) -> None:
         """Remove the file of a run that did not begin: nothing was written to it."""
         if not os.fstat(self._file.fileno()).st_size:
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the file and release the lock. Never raises: the records that count were flushed."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -306,4 +307,5 @@ def remove_leftovers(path: Path) -> None:
     """Remove what atomic writes of a killed process left behind; call it under the run's lock."""
     for entry in path.iterdir():
         if is_leftover(entry) and entry.is_file():
-            entry.unlink(missing_ok=True)
+            with suppress(OSError):  # one that stays harms nobody
+                entry.unlink(missing_ok=True)
