@@ -3,6 +3,8 @@
 #   make demo      train, search, extract and check a subnet on scikit-learn's digits
 #   make test      lint and the tests, but for those marked slow
 #   make test-slow the tests marked slow, which check the same at full size
+#   make test-oldest  make test with the oldest dependencies that pyproject.toml allows, in .venv-oldest
+#   make test-newest  make test with the newest ones of today, in .venv-newest
 #   make lint      ruff alone
 #   make docs      the documentation as a website in site/, links checked
 #   make bench     the kernels against torch
@@ -12,11 +14,12 @@
 # PYTHON=... chooses the interpreter .venv is made from, and the one `make gpu` uses.
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow lint docs bench gpu clean setup
+.PHONY: demo test test-slow test-oldest test-newest lint docs bench gpu clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP_OPTIONS :=
 DOCS_STAMP := $(VENV)/.installed-docs
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
@@ -33,6 +36,13 @@ test: lint
 
 test-slow: $(STAMP)
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 -m slow
+
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest PIP_OPTIONS="--constraint tests/oldest.txt"
+
+test-newest:
+	rm -f .venv-newest/.installed
+	$(MAKE) test VENV=.venv-newest PIP_OPTIONS="--upgrade --upgrade-strategy eager"
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -69,7 +79,7 @@ $(BIN)/python:
 
 # Dependencies and kernels: made again when either changes. The Python sources are used where they lie.
 $(STAMP): $(BIN)/python pyproject.toml setup.py $(SOURCES)
-	$(BIN)/python -m pip install -e '.[dev]'
+	$(BIN)/python -m pip install$(if $(PIP_OPTIONS), $(PIP_OPTIONS)) -e '.[dev]'
 	@touch $@
 
 $(DOCS_STAMP): $(STAMP)
