@@ -3,6 +3,8 @@
 #   make demo      train, search, extract and check a subnet on scikit-learn's digits
 #   make test      lint and the tests, but for those marked slow
 #   make test-slow the tests marked slow, which check the same at full size
+#   make fuzz      10,000 mutated inputs (FUZZ_N, FUZZ_SEED); GUIDED=1 by coverage, with atheris installed
+#   make sanitize  the CPU kernels under AddressSanitizer and UBSan
 #   make test-oldest  make test with the oldest dependencies that pyproject.toml allows, in .venv-oldest
 #   make test-newest  make test with the newest ones of today, in .venv-newest
 #   make lint      ruff alone
@@ -14,7 +16,7 @@
 # PYTHON=... chooses the interpreter .venv is made from, and the one `make gpu` uses.
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-oldest test-newest lint docs bench gpu clean setup
+.PHONY: demo test test-slow test-oldest test-newest fuzz lint docs bench gpu clean setup sanitize
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,6 +45,13 @@ test-oldest:
 test-newest:
 	rm -f .venv-newest/.installed
 	$(MAKE) test VENV=.venv-newest PIP_OPTIONS="--upgrade --upgrade-strategy eager"
+
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz/fuzz.py --n $(or $(FUZZ_N),10000) --seed $(or $(FUZZ_SEED),0) $(if $(GUIDED),--guided)
+
+# A module of its own, built beside the installed one, which stays.
+sanitize: $(STAMP)
+	$(BIN)/python building/sanitize.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -193,6 +193,18 @@ def test_pretrained_has_the_statistics_of_the_trained_block():
         assert abs(values.mean() - known.mean()) < 0.1 and abs(values.std() - known.std()) < 0.1, name
 
 
+def test_pretrained_takes_the_deviation_of_the_trained_entries_themselves():
+    """Two entries: the estimate for a population that they were drawn from would be larger by a root of 2."""
+    net = torch.nn.Linear(2000, 2, bias=False)
+    trained = torch.zeros(2, 2000, dtype=torch.bool)
+    trained[0, :2] = True
+    with torch.no_grad():
+        net.weight[0, :2] = torch.tensor([2.0, 4.0])
+    initialise(net, {"weight": ~trained}, {"weight": trained}, "pretrained", 0, 1)
+    new = net.weight[~trained]
+    assert abs(new.mean() - 3) < 0.1 and abs(new.std() - 1) < 0.1
+
+
 @pytest.mark.parametrize("how", ["standard", "near_zero", "pretrained"])
 def test_new_layer_norm_entries_are_one_and_zero(how):
     net, _, new = grown(how)
@@ -253,4 +265,5 @@ def test_growth_initialises_what_no_earlier_stage_used():
     assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())
     done = method.begin_stage(2, training)
     changed = sum(int((p != before[n]).sum()) for n, p in net.named_parameters())
-    assert done["new_entries"] == changed > 0
+    first_seen = new_region(net, (0, 1), (0, 1, 2))
+    assert done["new_entries"] == changed == sum(int(mask.sum()) for mask in first_seen.values()) > 0

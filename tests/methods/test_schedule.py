@@ -21,6 +21,7 @@ def test_stages_of_other_spaces():
     assert stage_groups(2, 2) == ((0,), (0, 1))
     assert stage_groups(4, 5) == ((0, 1), (0, 1, 2), (0, 1, 2, 3), (0, 1, 2, 3, 4))
     assert stage_groups(2, 5) == ((0, 1), (0, 1, 2, 3, 4))
+    assert stage_groups(3, 5) == ((0, 1), (0, 1, 2, 3), (0, 1, 2, 3, 4))
 
 
 @given(st.integers(1, 8), st.data())
@@ -36,8 +37,9 @@ def test_ways_to_write_two_stages(stages):
     assert stage_groups(stages, 3) == ((0, 1), (0, 1, 2))
 
 
-def test_exclusive_stages():
+def test_exclusive_and_shrinking_stages():
     assert stage_groups("0/1/2", 3) == ((0,), (1,), (2,))
+    assert stage_groups("0,1/0/0,1,2", 3) == ((0, 1), (0,), (0, 1, 2))
 
 
 @pytest.mark.parametrize(

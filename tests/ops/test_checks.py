@@ -11,6 +11,7 @@ import torch
 
 from growtas import ops
 from growtas.errors import UsageError
+from growtas.ops.linear import cpu as linear_cpu
 
 B, N, D, HIDDEN, HEADS, E, GRID = 3, 7, 12, 20, 2, 8, (2, 3)
 FULL, FULL_HIDDEN, FULL_HEADS = 16, 24, 3
@@ -80,8 +81,9 @@ TENSORS = [(op, name) for op in OPS for name, a in flat_arguments(op).items() if
 
 
 @pytest.fixture(params=["torch", "cpu"])
-def backend(request):
-    """A backend that reads any strides; Triton's launchers are behind the same checks."""
+def backend(request, monkeypatch):
+    """A backend that reads any strides, C++ at any size; Triton's launchers are behind the same checks."""
+    monkeypatch.setattr(linear_cpu, "MIN_OPERATIONS", 1)
     with ops.use(request.param):
         yield
 
@@ -148,6 +150,20 @@ def test_a_wrong_tensor_is_a_sentence(op, name):
 def test_a_slice_that_is_empty_or_too_large_is_a_sentence(op, name, size):
     with pytest.raises(UsageError, match="needs a .* slice"):
         run(op, {**flat_arguments(op), name: size})
+
+
+@pytest.mark.parametrize("grid", [(-2, -3), (0, 3), (3, 0)])
+def test_a_grid_without_places_is_a_sentence(grid):
+    qkv, *tables = (torch.randn(3, B, HEADS, 1 + max(0, grid[0] * grid[1]), E), *torch.randn(4, 4, E))
+    with pytest.raises(UsageError, match="a cls token"):
+        ops.relative_attention(qkv, *tables, grid)
+
+
+def test_a_qkv_weight_that_is_not_three_times_as_high_as_its_channels_is_a_sentence():
+    arguments = flat_arguments("qkv")
+    arguments |= {name: arguments[name][:-1] for name in ("qkv_weight", "qkv_bias")}
+    with pytest.raises(UsageError, match="a multiple of 3"):
+        run("qkv", arguments)
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from growtas import ops
 from growtas.errors import UsageError
 from growtas.ops import dispatch
+from growtas.ops.qkv import reference as qkv_reference
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +88,20 @@ def test_qkv_equals_slice_and_concatenate(layout, heads, width):
     expected = torch.autograd.grad((theirs * seed).sum(), (x, weight, bias))
     for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "published"])
+def test_rows_sorted_by_head_mean_the_same(layout):
+    """As in a 16-bit shadow on a GPU, whose rows are q, k and v of one head after the other."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 3, 6), torch.randn(36, 8), torch.randn(36)
+    dqkv = torch.randn(3, 2, 2, 3, 4)
+    entries = reference.interleaved_bias(bias, 24, layout).view(2, 4, 3).transpose(1, 2).reshape(-1)
+    assert torch.equal(reference.sorted_bias(bias, 24, 4, layout, torch.float32), entries)
+    found = qkv_reference._sorted_gradients(dqkv, x.view(-1, 6), weight, bias, layout)
+    wanted = reference.qkv_backward_weight(dqkv, x, weight, bias, layout)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_heads_nest():
@@ -203,3 +218,13 @@ def test_slices_larger_than_the_weight_are_refused():
         ops.qkv(torch.randn(1, 2, 5), torch.randn(18, 8), None, 2, 2, "publish")
     with pytest.raises(UsageError, match="got 8 tokens, but a 2 x 3 grid makes 6, or 7 with a cls token"):
         ops.relative_attention(torch.randn(3, 1, 1, 8, 4), *[torch.randn(4, 4)] * 4, (2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_layer_norm_computes_in_fp32(dtype):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(5, 24).to(dtype) + 3, torch.randn(30), torch.randn(30)
+    found = reference.layer_norm_forward(x, weight, bias, 1e-5, dtype)
+    wanted = reference.layer_norm_forward(x.float(), weight, bias, 1e-5, dtype)
+    assert found[0].dtype is dtype and found[1].dtype is found[2].dtype is torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))

@@ -10,12 +10,12 @@ import signal
 
 import pytest
 import torch
-from runs import SPACE, assert_same_result, records
+from runs import SPACE, assert_same_result, records, same
 
 import growtas
 from growtas import GrowtasError, UsageError
 from growtas.training import Run, checkpoint
-from growtas.training.log import Curves
+from growtas.training.curves import Curves
 from growtas.training.loop import Trainer
 
 
@@ -168,10 +168,10 @@ def spoil_optimizer(path):
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (spoil_truncate, "truncated or no checkpoint"),
-        (spoil_empty, "truncated or no checkpoint"),
-        (spoil_text, "truncated or no checkpoint"),
-        (spoil_pickle, "truncated or no checkpoint"),
+        (spoil_truncate, "truncated or damaged: the list of its records"),
+        (spoil_empty, "truncated or damaged"),
+        (spoil_text, "truncated or damaged"),
+        (spoil_pickle, "no checkpoint of growtas .UnpicklingError"),
         (spoil_foreign, "no checkpoint of growtas, or one of another version"),
         (spoil_tensor, "no checkpoint of growtas, or one of another version"),
         (spoil_other_run, "belongs to another run: it differs from config.yaml in lr"),
@@ -321,20 +321,31 @@ def test_a_non_finite_gradient_skips_the_step(small, tmp_path, monkeypatch):
     assert all(v.isfinite().all() for v in checkpoint.load(run.checkpoint_path)["weights"].values())
 
 
-def test_a_skipped_step_leaves_weights_and_moments(small, tmp_path, monkeypatch):
-    def weights(out, bad):
-        with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "_step", poisoned(bad))
-            return checkpoint.load(growtas.train(**{**small, "epochs": 2}, out=out).checkpoint_path)
-
-    first = weights(tmp_path / "a", set(range(13, 22)))
+def test_a_skipped_step_leaves_weights_their_average_and_moments(small, tmp_path, monkeypatch):
+    small |= {"epochs": 2, "ema_decay": 0.9}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", poisoned(set(range(13, 22))))
+        first = checkpoint.load(growtas.train(**small, out=tmp_path / "a").checkpoint_path)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", dying_at(13))
         with pytest.raises(KeyError):
-            growtas.train(**{**small, "epochs": 2}, out=tmp_path / "b", checkpoint_every_steps=1)
+            growtas.train(**small, out=tmp_path / "b", checkpoint_every_steps=1)
     second = checkpoint.load(tmp_path / "b" / "checkpoint.pt")
     assert second["step"] == 13
-    assert all(torch.equal(first["weights"][n], v) for n, v in second["weights"].items())
+    assert same(first["weights"], second["weights"]) and same(first["ema"], second["ema"])
+    assert same(first["optimizer"]["state"], second["optimizer"]["state"])
+
+
+def test_a_resume_goes_on_counting_skipped_steps_all_of_which_are_logged(small, tmp_path, monkeypatch):
+    small |= {"epochs": 2, "log_every": 10}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", poisoned({3, 4}))
+        patch.setattr(Trainer, "_step", dying_at(13))
+        with pytest.raises(KeyError, match="died"):
+            growtas.train(**small, out=tmp_path)
+    growtas.train(resume=tmp_path)
+    assert [r["step"] for r in records(tmp_path) if r["event"] == "step"] == [0, 3, 4, 10, 20]
+    assert records(tmp_path)[-1]["skipped"] == 2
 
 
 def test_ten_in_a_row_stop_the_run_and_keep_the_last_good_checkpoint(small, tmp_path, monkeypatch):

@@ -80,6 +80,22 @@ def test_every_epilogue_matches_fp64(level, m, n, k, scaled):
     compare("linear_backward_weight", m, dy.contiguous(), x, weight, bias, scale, tokens)
 
 
+@pytest.mark.parametrize("least", [0, cpu.MIN_OPERATIONS], ids=["kernel", "torch"])
+def test_a_hidden_layer_may_have_any_strides(monkeypatch, least):
+    torch.manual_seed(0)
+    monkeypatch.setattr(cpu, "MIN_OPERATIONS", least)
+    weight, _ = shared(9, 14)
+    for hidden in (inside((12, 14)), torch.randn(14, 12).t()):
+        compare("linear_gelu_backward_input", 9, torch.randn(12, 9), weight, hidden, None, 1)
+
+
+def test_at_most_224_terms_are_added_in_a_row(level):
+    """2^24 takes no 1 up; those of another segment reach it together, as their exact sum."""
+    a, b = torch.ones(5, 448), torch.ones(448, 7)
+    b[0] = 2.0**24
+    assert (cpu.gemm(a, b, torch.empty(5, 7)) == 2.0**24 + 224).all()
+
+
 @pytest.mark.parametrize("layout", ["interleaved", "published"])
 def test_qkv_matches_the_reference(level, layout):
     torch.manual_seed(0)
@@ -97,6 +113,20 @@ def test_qkv_matches_the_reference(level, layout):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", [cpu, reference])
+def test_operands_are_left_and_given_gradients_are_added_to(backend):
+    torch.manual_seed(0)
+    x, (weight, bias), dy, residual = torch.randn(6, 4), shared(5, 4), torch.randn(6, 5), torch.randn(6, 5)
+    before = residual.clone()
+    sums = backend.linear_residual_forward(x, weight, None, residual, None, 1)
+    torch.testing.assert_close(sums, before + x @ weight[:5, :4].t())
+    assert torch.equal(residual, before)
+    new = backend.linear_backward_weight(dy, x, weight, bias)
+    into = torch.ones_like(weight), torch.ones_like(bias)
+    backend.linear_backward_weight(dy, x, weight, bias, into=into)
+    assert all(torch.equal(found, 1 + gradient) for found, gradient in zip(into, new, strict=True))
+
+
 def test_gradients_can_be_added_to(level):
     torch.manual_seed(0)
     a, b, out = torch.randn(30, 500), torch.randn(500, 21), torch.randn(30, 21)
@@ -106,7 +136,7 @@ def test_gradients_can_be_added_to(level):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_other_dtypes_are_left_to_torch(dtype):
+def test_other_dtypes_are_left_to_torch(level, dtype):
     x, (weight, bias) = torch.randn(20, 16, dtype=dtype), shared(24, 16)
     y = cpu.linear_forward(x, weight, bias, 24)
     assert torch.equal(y, reference.linear_forward(x, weight, bias, 24))
@@ -126,6 +156,22 @@ def test_the_same_bits_for_any_number_of_threads_and_in_any_batch():
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     assert torch.equal(cpu.linear_forward(x[50:120], weight, bias, 500), results[0][0][50:120])
+
+
+def test_threads_wait_for_one_another_between_blocks():
+    """Three blocks of depth, also of the transposed product of the gradient, and two of columns."""
+    torch.manual_seed(0)
+    x, (weight, bias), dy = torch.randn(900, 1100), shared(1000, 1100), torch.randn(900, 1000)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, *[4] * 6):
+            torch.set_num_threads(threads)
+            y = cpu.linear_forward(x, weight, bias, 1000)
+            results.append((y, *cpu.linear_backward_weight(dy, x, weight, bias)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def test_impossible_sizes_are_refused():
