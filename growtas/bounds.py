@@ -17,6 +17,7 @@ from growtas.errors import UsageError, quoted
 
 Function = TypeVar("Function", bound=Callable)
 MOST_ENTRIES = 1000  # of a list of numbers
+MOST_TEXT = 4096  # characters; the longest path of Linux
 
 
 @dataclass(frozen=True)
@@ -39,26 +40,27 @@ class Bound:
     below: bool = False
     words: bool = False
 
-    def __call__(self, name: str, value: Any) -> None:
-        """Raises: UsageError: the value, or one of a list, is no such number."""
+    def __call__(self, name: str, value: Any, owner: str = "") -> None:
+        """Raises: UsageError: the value, or one of a list, is no such number. Args: owner: of the option."""
         if isinstance(value, list | tuple):
             if len(value) > MOST_ENTRIES:
                 raise UsageError(f"{name} has {len(value):,} entries; give at most {MOST_ENTRIES:,}.")
             for each in value:
-                self(name, each)
+                self(name, each, owner)
             return
         if self.words and isinstance(value, str):
             return
         kind = numbers.Integral if self.whole else numbers.Real
         if isinstance(value, bool) or not isinstance(value, kind):
             allowed = "a whole number" if self.whole else "a number"
-        elif value > self.most or self.below and value == self.most or value != value:
+        elif value > self.most or self.below and value == self.most:
             allowed = self._range()
-        elif value < self.least or self.above and value == self.least:
+        elif not value >= self.least or self.above and value == self.least:  # also where it is not a number
             allowed = self._range() if self.most <= 1 else self._least()
         else:
             return
-        raise UsageError(f"{name}={quoted(value)} is not possible; it must be {allowed}.")
+        of = f" of {owner}" if owner else ""
+        raise UsageError(f"{name}={quoted(value)}{of} is not possible; it must be {allowed}.")
 
     def _least(self) -> str:
         return f"more than {_words(self.least)}" if self.above else f"{_words(self.least)} or more"
@@ -95,6 +97,10 @@ def check_text(name: str, value: Any) -> None:
     """Raises: UsageError: a text or a path holds a null byte, which no file's name can, or is no UTF-8."""
     if isinstance(value, str | os.PathLike):
         text = os.fsdecode(value)
+        if len(text) > MOST_TEXT:
+            raise UsageError(
+                f"{name}={quoted(text)} has {len(text):,} characters; {MOST_TEXT:,} is the most that is read."
+            )
         if "\0" in text:
             raise UsageError(f"{name}={quoted(text)} holds a null byte; leave it out.")
         try:

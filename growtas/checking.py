@@ -13,6 +13,7 @@ from typing import Any
 from growtas import files
 from growtas.analysis import parts
 from growtas.analysis import plan as reports
+from growtas.bounds import bounded
 from growtas.comparing import plan as comparisons
 from growtas.comparing.summary import whole_cell
 from growtas.errors import GrowtasError, UsageError
@@ -76,6 +77,7 @@ class Checked:
         return "{}: {} files are as they were written, {} damaged, {} unchecked".format(self.folder, *counts)
 
 
+@bounded()
 def check(folder: str | os.PathLike) -> Checked:
     """Verify every file in the folder of a run, search, comparison, report or exported model.
 

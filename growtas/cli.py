@@ -30,7 +30,7 @@ from growtas.cli_options import (
     parse,
     positional,
 )
-from growtas.errors import GrowtasError, UsageError, command, nearest
+from growtas.errors import MOST_CHARACTERS, GrowtasError, UsageError, brief, command, nearest
 from growtas.version import __version__
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(sentence: object, status: int) -> int:
     if os.environ.get("GROWTAS_DEBUG") == "1" and sys.exception() is not None:
         raise  # noqa: PLE0704 - called while the exception is handled
-    print(f"growtas: {sentence}", file=sys.stderr)
+    print(f"growtas: {brief(str(sentence), MOST_CHARACTERS - 20)}", file=sys.stderr)
     return status
 
 

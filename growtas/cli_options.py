@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from growtas.bounds import check_text
-from growtas.errors import UsageError, brief, quoted
+from growtas.errors import UsageError, brief
 
-MOST_ARGUMENT = 4096  # characters; the longest path of Linux
 INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 
@@ -110,11 +109,6 @@ def check_arguments(args: Sequence[str]) -> None:
         UsageError: one is too long, is no text or holds a null byte, or the working directory is gone.
     """
     for place, arg in enumerate(args, 1):
-        if len(arg) > MOST_ARGUMENT:
-            raise UsageError(
-                f"Argument {place} has {len(arg):,} characters, and {MOST_ARGUMENT:,} is the most that is "
-                f"read: {quoted(arg)}."
-            )
         check_text(f"argument {place}", arg)
     try:
         os.getcwd()

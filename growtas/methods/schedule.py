@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from growtas import cost
-from growtas.errors import UsageError, nearest, quoted
+from growtas.errors import UsageError, brief, nearest, quoted
 from growtas.space import SearchSpace
 
 FIXED = ("size-aware", "midpoint")
@@ -227,7 +227,7 @@ def _parse_transition(rule: str | Sequence[int]) -> tuple[int, ...] | None:
 
 
 def _listed(values: Sequence) -> str:
-    return ", ".join(str(value) for value in values) or "(none)"
+    return brief(", ".join(map(str, values)), 200) or "(none)"
 
 
 def plan(

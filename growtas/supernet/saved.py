@@ -86,13 +86,17 @@ def check_digest(folder: Path) -> None:
 
 def _check_size(folder: Path, source: str, args: dict[str, Any]) -> None:
     """Raises: GrowtasError: the model is far larger than its file; nothing is allocated to see this."""
+    files = [path for path in folder.iterdir() if path.suffix in ENDINGS]
+    for path in files:
+        if not path.is_file():  # timm would wait on a pipe
+            raise GrowtasError(f"{path} is no file of weights. Remove it, or save the model again.")
     try:
         with torch.device("meta"):
             sizes = timm.create_model(source, **args)
     except NotImplementedError:  # an architecture that computes while it is built
         return
     count = sum(parameter.numel() for parameter in sizes.parameters())
-    held = sum(each.stat().st_size for each in folder.iterdir() if each.suffix in ENDINGS and each.is_file())
+    held = sum(path.stat().st_size for path in files)
     if count > held + SLACK:
         raise GrowtasError(
             f"{folder / CONFIG_NAME} describes a model of {count:,} parameters, and its weights have "

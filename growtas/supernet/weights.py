@@ -19,7 +19,7 @@ from growtas.files import damaged_record
 CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema")
 """Entries of a checkpoint that hold a state dict, the first one first."""
 PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
+"""Prefixes of names that DistributedDataParallel and torch.compile add."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 NESTED = 4  # containers within containers
 
@@ -117,6 +117,8 @@ def _not_plain(value: Any) -> str | None:
     """Why a value cannot be a weight; None where it can."""
     if not isinstance(value, Tensor):
         return f"it is a {type(value).__name__} and not a tensor"
+    if value.is_nested:
+        return "it is a nested tensor; make it a plain one"
     if value.is_quantized or type(value) not in (Tensor, nn.Parameter):
         return "it is quantised or of another class of tensors; dequantise it"
     if value.layout != torch.strided:

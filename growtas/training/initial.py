@@ -19,6 +19,7 @@ from growtas.errors import GrowtasError, UsageError, command
 from growtas.methods import Method
 from growtas.progress import silent
 from growtas.space import SearchSpace
+from growtas.supernet import weights as foreign
 from growtas.supernet.pretrained import PlainViT, load_vit
 from growtas.training import checkpoint
 from growtas.training.config import TrainConfig
@@ -138,7 +139,10 @@ def read(run: Run) -> dict[str, Tensor] | None:
 
 
 def load_into(net: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Raises: UsageError: the weights of ``source`` are not those of a network like this one."""
+    """Raises: UsageError: the weights of ``source`` are of another network than this one, or not finite."""
+    for name, parameter in net.named_parameters():
+        if name in weights:
+            foreign.check_numbers(name, weights[name], parameter.dtype, str(source))
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import os
 import random
 import shutil
 import struct
@@ -173,6 +174,23 @@ def test_a_value_that_no_model_has(folder, values, told):
     refused(folder, told)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model_args__num_heads": 3, "model_args__kernel": 3},
+        {"model_args__other": 1},
+        {"model_args": [1]},
+        {"architecture": "none"},
+        {"model_args__img_size": 32, "model_args__final_width": 16_384},
+        {"model_args__embed_dim": 65_536, "model_args__feature_width": 65_536},
+    ],
+)
+def test_the_folders_own_file_raises_one_kind_of_error(folder, values):
+    change(folder, **values)
+    with pytest.raises(ValueError):
+        module_of(folder).load(folder)
+
+
 SIZES = {
     "growtas_vit": ("embed_dim", "num_heads", "mlp_ratio", "patch_size", "head_dim", "max_relative_position"),
     "growtas_mobilenet": ("kernel", "expand", "depth", "widths", "strides", "activations", "squeeze_excite")
@@ -180,7 +198,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("value", [None, "16", 0, -1, 2.5, 65_536, 10**30, [], ["a"], {}, True])
+@pytest.mark.parametrize("value", [None, "16", 0, 2.5, 65_536, [], True])
 def test_sizes_that_no_model_has(folder, value):
     for name in SIZES[folder.name]:
         before = (folder / "config.json").read_text()
@@ -261,6 +279,8 @@ def test_weights_that_are_damaged(folder, damage):
 def test_weights_that_are_no_file(folder):
     (folder / "model.safetensors").unlink()
     refused(folder, "model.safetensors is missing")
+    os.mkfifo(folder / "model.safetensors")
+    refused(folder, "model.safetensors is missing")
 
 
 def test_a_folder_of_timm_keeps_its_head(tmp_path):
@@ -279,4 +299,8 @@ def test_a_folder_of_timm_keeps_its_head(tmp_path):
         **{"conv1.0.weight": torch.full_like(model.conv1[0].weight, torch.nan)},
     )
     with pytest.raises(GrowtasError, match="conv1.0.weight has .* not finite"):
+        external.create(str(tmp_path))
+    (tmp_path / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "pytorch_model.bin")
+    with pytest.raises(GrowtasError, match="pytorch_model.bin is no file of weights"):
         external.create(str(tmp_path))

@@ -10,14 +10,14 @@ import functools
 import inspect
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
 import mutators
 from harness import Refused, Target, call
 
-from growtas import cli, cli_options, data_commands
+from growtas import cli, data_commands
 
 SMALL = ["train", "--space", "digits", "--dry-run", "--epochs", "4", "--no-tensorboard"]
 NOWHERE = "nowhere.yaml"  # no such space, run, model or folder
@@ -29,6 +29,7 @@ MISSING: dict[str, list[str]] = {
     "emit": [NOWHERE],
     "extract": [NOWHERE, "--out", "new"],
     "evaluate": [NOWHERE],
+    "check": [NOWHERE],
     "export": [NOWHERE, "--to", "onnx"],
     "compare": ["held", "--space", NOWHERE],
     "report": [NOWHERE],
@@ -39,7 +40,15 @@ MISSING: dict[str, list[str]] = {
     "data pack": ["folder:nowhere", "new"],
 }
 """Arguments that end in a sentence, of each verb but the demo, which would run in any new folder."""
-READING = ("search", "emit", "extract", "evaluate", "export", "spaces")  # whose own arguments may change too
+READING = (
+    "search",
+    "emit",
+    "extract",
+    "evaluate",
+    "check",
+    "export",
+    "spaces",
+)  # their own arguments too
 
 
 VALUES = tuple(each for each in mutators.NUMBERS + mutators.TEXTS if not "\ud800" <= each[:1] <= "\udfff")
@@ -52,11 +61,11 @@ class _Seen(Exception):
 def parameters(verb: str) -> list[inspect.Parameter]:
     """The options of a verb, with their types."""
 
-    def stop(found: Sequence[inspect.Parameter], *_: object) -> None:
-        raise _Seen(found)
+    def stop(collect: Callable, **_: object) -> None:
+        raise _Seen(collect.__signature__.parameters.values())
 
     run = data_commands.COMMANDS[verb[5:]] if verb.startswith("data ") else cli.VERBS[verb]
-    with mock.patch.object(cli_options, "parse", stop), mock.patch.object(cli, "parse", stop):
+    with mock.patch("tyro.cli", stop):
         try:
             run([])
         except _Seen as seen:

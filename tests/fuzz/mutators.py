@@ -143,3 +143,12 @@ yaml: Mutator = one_of(
     bomb,
 )
 """Mutates YAML in block form."""
+
+JSON = (
+    "[]", "{}", "[1]", '"1"', "null", "true", "NaN", "Infinity", "-Infinity", "1e999", "-1", "0", "0.5",
+    "2.9", "5.0", '"3"', "[[1]]", '{"a": 1}', '"\\ud800"', '"\\u0000"', "[" * 2000, "65536", "131073",
+    "[1, null]", "[3, 1e9]",
+)  # fmt: skip
+json_tokens = in_tokens(JSON + NUMBERS + TEXTS)
+json_text: Mutator = one_of(in_bytes, json_tokens, json_tokens, in_lines)
+"""Mutates JSON."""

@@ -25,6 +25,7 @@ FUNCTIONS = {
     "emit": growtas.emit,
     "extract": cli.extract,
     "evaluate": growtas.evaluate,
+    "check": growtas.check,
     "export": growtas.export.convert,
     "compare": growtas.compare,
     "report": growtas.report,
@@ -71,7 +72,7 @@ def test_every_verb_is_known():
 def test_every_number_has_two_ends(verb):
     for name in numbers(verb):
         bound = bound_of(verb, name)
-        assert math.isfinite(bound.least) and bound.most <= 10**30
+        assert math.isfinite(bound.least) and bound.most <= 1e30
         step = 1 if bound.whole else 1e-3 * bound.most
         low = bound.least + (step if bound.above else 0)
         high = bound.most - (step if bound.below else 0)
@@ -131,7 +132,8 @@ def test_text_and_paths_refuse_a_null_byte_and_bytes_that_are_no_text(verb):
     names = {p.name: p.kind for p in inspect.signature(function).parameters.values()}
     for name in texts:
         known = name in names or any(kind is inspect.Parameter.VAR_KEYWORD for kind in names.values())
-        needed = {each: "x" for each in ("run", "out", "data", "space", "source", "to") if each in names}
+        must = ("run", "out", "data", "space", "source", "to", "folder")
+        needed = {each: "x" for each in must if each in names}
         for value in ("a\0b", "\udcff"):
             for arguments in ([option(name), value], [f"{option(name)}={value}"]):
                 with pytest.raises(Refused, match="^growtas: argument .* (null byte|UTF-8)"):
@@ -160,6 +162,6 @@ def test_a_removed_working_directory(tmp_path, monkeypatch):
 
 
 def test_an_argument_of_any_length():
-    with pytest.raises(Refused, match="Argument 3 has 100,000 characters") as refused:
+    with pytest.raises(Refused, match="argument 3=.* has 100,000 characters") as refused:
         call("train", "--space", "x" * 100_000)
     assert len(str(refused.value)) < 300

@@ -82,6 +82,7 @@ CHANGES = {
     "8 bits": (lambda w, n: w.update({n: w[n].to(torch.float8_e4m3fn)}), "is torch.float8_e4m3fn"),
     "meta": (lambda w, n: w.update({n: w[n].to("meta")}), "on the device 'meta'"),
     "sparse": (lambda w, n: w.update({n: w[n].to_sparse()}), "it is sparse"),
+    "nested": (lambda w, n: w.update({n: torch.nested.nested_tensor([w[n].flatten()])}), "nested tensor"),
     "quantised": (
         lambda w, n: w.update({n: torch.quantize_per_tensor(w[n], 0.1, 0, torch.qint8)}),
         "it is quantised",

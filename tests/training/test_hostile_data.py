@@ -29,10 +29,10 @@ from growtas.training.data.splits import splits_of
 RGB = dataclasses.replace(SPACE, name="rgb", in_channels=3, image_size=16)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Three classes of three training images, and one test image each."""
-    root, noise = tmp_path / "images", np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Three classes of three training images, and one test image each; not to be changed."""
+    root, noise = tmp_path_factory.mktemp("made") / "images", np.random.default_rng(0)
     for part, count in (("train", 3), ("val", 1)):
         for name in ("ant", "bee", "cat"):
             (root / part / name).mkdir(parents=True)
@@ -40,6 +40,12 @@ def folder(tmp_path):
                 pixels = noise.integers(0, 255, (20, 24, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / part / name / f"{i}.png")
     return root
+
+
+@pytest.fixture
+def folder(images, tmp_path):
+    """A copy of them."""
+    return shutil.copytree(images, tmp_path / "images")
 
 
 def load(folder, **settings):
@@ -114,6 +120,17 @@ def test_a_test_class_whose_name_is_no_text(folder):
     str(error.value).encode()
 
 
+def test_names_with_line_breaks_stay_on_one_line(folder):
+    torn = folder / "train" / "ant" / "a\nb.png"
+    torn.write_bytes(b"torn")
+    with pytest.raises(UnreadableImage, match=r"ant/a\\nb.png cannot be read: it is of no format"):
+        load(folder).train.source.image(3)
+    torn.unlink()
+    (folder / "train" / "a\nb").symlink_to("nowhere")
+    with pytest.raises(GrowtasError, match=r"train/a\\nb is a link to a folder or a file that is not there"):
+        load(folder)
+
+
 def test_classes_that_differ_in_case_stay_two(folder):
     for part in ("train", "val"):
         shutil.copytree(folder / part / "cat", folder / part / "Cat")
@@ -126,7 +143,7 @@ def test_paths_that_cannot_be(path, tmp_path, capsys):
         with pytest.raises(GrowtasError) as error:
             read_files(f"{kind}:{path}")
         assert "\n" not in str(error.value)
-    with pytest.raises(UsageError, match="from 1 to 9,999,999"):
+    with pytest.raises(UsageError, match="names no number of training images from 1 to"):
         load_splits(f"glyphs:{'9' * 5000}", RGB)
 
 
@@ -214,13 +231,19 @@ def test_a_file_of_two_gigabytes_is_not_read(tmp_path):
 # -- packed images -------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def packings(images, tmp_path_factory):
+    """The images packed, as they are and as JPEG; not to be changed."""
+    root = tmp_path_factory.mktemp("packings")
+    for kind in ("raw", "jpeg"):
+        growtas.data_pack(images, root / kind, format=kind, workers=0, shard_images=4)
+    return root
+
+
 @pytest.fixture
-def packed(folder, tmp_path):
-    """Its images packed, as they are and as JPEG."""
-    return {
-        kind: growtas.data_pack(folder, tmp_path / kind, format=kind, workers=0, shard_images=4)
-        for kind in ("raw", "jpeg")
-    }
+def packed(packings, tmp_path):
+    """Copies of them."""
+    return {kind: shutil.copytree(packings / kind, tmp_path / kind) for kind in ("raw", "jpeg")}
 
 
 def change_index(folder, change):

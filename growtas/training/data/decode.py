@@ -53,7 +53,7 @@ def check_pixels(width: int, height: int) -> None:
         )
 
 
-def content(image: str | os.PathLike | IO[bytes], name: str) -> io.BytesIO:
+def content(image: str | os.PathLike | IO[bytes], name: str) -> bytes:
     """The bytes of an image's file.
 
     Args:
@@ -66,7 +66,7 @@ def content(image: str | os.PathLike | IO[bytes], name: str) -> io.BytesIO:
     """
     try:
         if not isinstance(image, str | os.PathLike):
-            return io.BytesIO(image.read())
+            return image.read()
         descriptor = os.open(image, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer does not wait
         with open(descriptor, "rb") as file:
             state = os.fstat(descriptor)
@@ -74,7 +74,7 @@ def content(image: str | os.PathLike | IO[bytes], name: str) -> io.BytesIO:
                 raise ValueError("it is no file, but a folder, a pipe or a device")
             if not 0 < state.st_size <= MOST_BYTES:
                 raise ValueError("it is empty" if not state.st_size else f"it has {state.st_size:,} bytes")
-            return io.BytesIO(file.read())
+            return file.read()
     except (OSError, ValueError) as error:
         raise unreadable(name, getattr(error, "strerror", None) or str(error)) from error
     except MemoryError as error:
@@ -101,7 +101,7 @@ def read_rgb(image: str | os.PathLike | IO[bytes] | Image.Image, name: str) -> I
     """
     opened = None
     try:
-        opened = image if isinstance(image, Image.Image) else Image.open(content(image, name))
+        opened = image if isinstance(image, Image.Image) else Image.open(io.BytesIO(content(image, name)))
         check_pixels(*opened.size)
         return _rgb(opened)
     except (UnreadableImage, NoMemory):

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from growtas import atomic
-from growtas.errors import GrowtasError, UsageError, quoted
+from growtas.errors import GrowtasError, UsageError, command, quoted
 from growtas.progress import Progress
 from growtas.training.data import folders
 from growtas.training.data.decode import UnreadableImage
@@ -153,7 +153,7 @@ def unreadable_images(files: FileData, mode: str) -> dict[tuple[str, int], str]:
         raise UnreadableImage(
             f"The image {files.parts()[part].name(number)} cannot be read: {reason}"
             f"{f', and {more:,} more are like it' if more else ''}. Repair or remove them, or leave them out "
-            f"with bad_images='skip'; growtas data check {files.name} names all."
+            f"with bad_images='skip'; {command('data', 'check', files.name)} names all."
         )
     return {}
 

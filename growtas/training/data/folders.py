@@ -18,7 +18,7 @@ from typing import Any
 
 from growtas.errors import GrowtasError, UsageError
 from growtas.progress import track
-from growtas.training.data.sources import PathImages
+from growtas.training.data.sources import PathImages, printable
 
 TEST_FOLDERS = ("val", "validation", "valid", "eval", "test")
 ENDINGS = frozenset(
@@ -78,7 +78,9 @@ def read_folder(path: Path, plain: bool = False) -> tuple[Listing, Listing]:
     try:
         return _read_folder(path, plain)
     except OSError as error:
-        raise GrowtasError(f"{error.filename or path} cannot be listed: {error.strerror}.") from error
+        raise GrowtasError(
+            f"{printable(error.filename or path)} cannot be listed: {error.strerror}."
+        ) from error
 
 
 def _read_folder(path: Path, plain: bool) -> tuple[Listing, Listing]:
@@ -200,11 +202,6 @@ def _place(path: str | Path) -> tuple[int, int]:
     """The identity of a folder, the same for every link to it."""
     state = os.stat(path)
     return state.st_dev, state.st_ino
-
-
-def printable(path: str) -> str:
-    """A path in characters that can be printed, whatever its bytes are."""
-    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _hidden(name: str) -> bool:

@@ -17,7 +17,7 @@ except ImportError:  # Pillow gives the same pixels
 START = b"\xff\xd8\xff"
 
 
-def jpeg_pixels(data: bytes | memoryview) -> Tensor | None:
+def jpeg_pixels(data: bytes) -> Tensor | None:
     """Decode a JPEG of colour or grey.
 
     simplejpeg decodes with the library that Pillow uses, to the same values, and spares Pillow's two copies
@@ -30,7 +30,7 @@ def jpeg_pixels(data: bytes | memoryview) -> Tensor | None:
         (H, W, 3) uint8; None where it is of another format, has four channels, is too large or is damaged: it
         is then for Pillow to read, or to say what is wrong.
     """
-    if simplejpeg is None or bytes(memoryview(data)[: len(START)]) != START:
+    if simplejpeg is None or not data.startswith(START):
         return None
     with suppress(ValueError, MemoryError):
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)

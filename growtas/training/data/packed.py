@@ -98,7 +98,7 @@ def _read_table(folder: Path, shard: Mapping[str, Any]) -> np.ndarray:
 
 
 def table_digest(data: bytes) -> str:
-    """What an index says of a shard's table. Args: data: the content of its file."""
+    """The digest of a shard's table, for the index. Args: data: the content of its file."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
@@ -182,6 +182,7 @@ def read_packed(folder: Path) -> tuple[PackedImages, PackedImages]:
     """
     if not folder.is_dir():
         raise UsageError(f"The folder {folder} of packed images does not exist.")
+    _shard.cache_clear()  # images may have been packed anew since one was opened
     train, test = (PackedImages(folder / part) for part in PARTS)
     if train.index["digest"] != test.index["digest"]:
         raise UsageError(f"The parts {' and '.join(PARTS)} of {folder} are of two packings. {PACK_AGAIN}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -56,14 +57,20 @@ class ImageSource(ABC):
         """
         opened, pixels = self.open(index), None
         if not isinstance(opened, Image.Image):
-            opened = content(opened, self.name(index))
-            pixels = jpeg_pixels(opened.getbuffer())
+            data = content(opened, self.name(index))
+            opened, pixels = io.BytesIO(data), jpeg_pixels(data)
         if pixels is None:
             pixels = torch.from_numpy(np.array(read_rgb(opened, self.name(index))))
         if box is None:
             return pixels
         top, left, height, width = box(*pixels.shape[:2])
         return pixels[top : top + height, left : left + width]
+
+
+def printable(path: str | os.PathLike) -> str:
+    """A path in characters that can be printed on one line, whatever its bytes are."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def check_labels(name: str, train: ImageSource, test: ImageSource) -> None:
@@ -110,7 +117,7 @@ class PathImages(ImageSource):
 
     def name(self, index: int) -> str:
         """The path of an image's file, in characters that can be printed."""
-        return os.fsencode(self.open(index)).decode(errors="backslashreplace")
+        return printable(self.open(index))
 
     def open(self, index: int) -> str:
         """The path of an image's file."""

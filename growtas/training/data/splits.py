@@ -19,7 +19,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from growtas.errors import UsageError
+from growtas.errors import UsageError, quoted
 from growtas.space import SearchSpace, seeded_rng
 from growtas.training.data.files import read_files, unreadable_images
 from growtas.training.data.fonts import CHARACTERS
@@ -340,7 +340,7 @@ def _glyphs(data: str, space: SearchSpace, seed: int) -> Splits:
     _, colon, text = data.partition(":")
     if colon and not (text.isascii() and text.isdigit() and len(text) <= 6 and int(text)):
         raise UsageError(
-            f"{data!r} names no number of training images from 1 to 999,999; write 'glyphs:16000', "
+            f"{quoted(data)} names no number of training images from 1 to 999,999; write 'glyphs:16000', "
             "or 'glyphs'."
         )
     count = int(text) if colon else GLYPHS
