@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -119,7 +120,7 @@ def _found(path: Path, name: Path) -> Finding:
 
 
 def _told(path: Path, name: Path) -> str | None:
-    """What is right with a file; None where nothing can be known. Raises: GrowtasError: it is damaged."""
+    """A whole file's state; None where nothing can be known. Raises: GrowtasError: it is damaged."""
     if set(name.parts) & set(_FOREIGN):
         return None
     by_name = _BY_NAME.get(path.name)
@@ -201,7 +202,9 @@ def _plan(path: Path) -> str:
     return f"a comparison of {len(recorded.methods)} methods"
 
 
-def _report(path: Path) -> str:
+def _report(path: Path) -> str | None:
+    if path.parent.name != reports.WORK:
+        return _by_suffix(path)  # of a comparison
     reports.read_plan(path.parent.parent, "cpu")
     return "settings of a report"
 
@@ -215,7 +218,7 @@ def _by_suffix(path: Path) -> str | None:
     with files.reading(path, f"a {path.suffix} file", "Make it again."):
         if path.suffix == ".json":
             files.read_json(path)
-            return "JSON"
+            return "checksum matches" if "crc" in json.loads(path.read_bytes()) else None
         if path.suffix == ".png":
             from PIL import Image
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -59,8 +59,21 @@ def _reason(error: Exception) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; call it within :func:`reading`."""
-    return _mapping(json.loads(path.read_bytes()))
+    """The object in a JSON file, its checksum compared where it has one; call it within :func:`reading`."""
+    data = _mapping(json.loads(path.read_bytes()))
+    check = data.pop("crc", None)
+    if check not in (None, _crc(data)):
+        raise ValueError("its checksum does not match its values: it was changed")
+    return data
+
+
+def signed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with a checksum over its values, for a JSON file that is written once."""
+    return {**data, "crc": _crc(data)}
+
+
+def _crc(data: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(data).encode()):08x}"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

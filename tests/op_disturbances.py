@@ -99,6 +99,8 @@ def wrong_length(case: Case, rng: random.Random) -> None:
     value = case.tensors[name]
     axis = 1 if name == "pos_embed" else 0
     size = value.shape[axis]
+    if not size:
+        return
     length = rng.choice([0, size - 1, size + 1, 2 * size + 1])
     case.tensors[name] = torch.cat([value] * 3, axis).narrow(axis, 0, length)
     case.refused = True

@@ -95,13 +95,7 @@ def _heads(rng: random.Random) -> tuple[int, int, int]:
 def layer_norm(rng, size, full):
     lead = [rng.choice([1, 2, 3, 7]) for _ in range(rng.choice([1, 2, 3]))]
     out = rng.choice([None, None, FP32, BF16, FP16])
-    return {
-        "x": (
-            *lead,
-            size(),
-        ),
-        **_norm(full()),
-    }, {"out_dtype": out}
+    return {"x": (*lead, size()), **_norm(full())}, {"out_dtype": out}
 
 
 def linear(rng, size, full):
@@ -191,6 +185,8 @@ def draw(op: str, seed: int, dtypes: tuple[torch.dtype, ...] = (FP32, FP32, BF16
     dtype, generator = rng.choice(dtypes), torch.Generator().manual_seed(seed)
     if "dtype" in numbers and dtype is FP32:
         numbers["dtype"] = rng.choice([None, None, BF16, FP16])
+    if BF16 not in dtypes:
+        numbers = {n: FP16 if v is BF16 else v for n, v in numbers.items()}
     tensors: dict[str, Tensor | None] = {}
     for name, shape in shapes.items():
         optional = name in ("bias", "qkv_bias", "b1", "b2", "proj_bias", "scale")

@@ -84,6 +84,17 @@ def test_files_that_cannot_be_opened(tmp_path):
         read(tmp_path / "folder.json")
 
 
+def test_a_changed_value_is_noticed_where_there_is_a_checksum(tmp_path):
+    path, data = tmp_path / "file.json", {"lr": 0.1, "names": ["é", None]}
+    path.write_text(json.dumps(files.signed(data), indent=1))
+    assert read(path) == data
+    path.write_text(path.read_text().replace("0.1", "0.2"))
+    with pytest.raises(GrowtasError, match="checksum does not match its values"):
+        read(path)
+    path.write_text(json.dumps(data))  # of an older version
+    assert read(path) == data
+
+
 def test_mutated_bytes_are_read_or_told(tmp_path):
     rng, path = random.Random(0), tmp_path / "file.json"
     whole = json.dumps({"format": 1, "settings": {"lr": 0.5, "names": ["a", "b"]}}).encode()

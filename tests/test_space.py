@@ -121,6 +121,16 @@ def test_each_rate_mutates_its_own_choices(rate):
     assert (layers == {*space.num_heads, *space.mlp_ratio}) == (rate == "p_layer")
 
 
+def test_each_choice_of_a_child_comes_from_either_parent():
+    space, rng = load_space("digits"), random.Random(5)
+    parents = Subnet(24, 3, (2, 2, 2), (2, 2, 2)), Subnet(48, 3, (3, 3, 3), (3, 3, 3))
+    children = [space.crossover(*parents, rng) for _ in range(40)]
+    assert {child.embed_dim for child in children} == {24, 48}
+    for layer in range(3):
+        assert {child.num_heads[layer] for child in children} == {2, 3}
+        assert {child.mlp_ratio[layer] for child in children} == {2, 3}
+
+
 def test_groups_are_ordered_by_embed_dim():
     space = load_space("autoformer-tiny")
     assert space.groups == (192, 216, 240)
@@ -128,6 +138,7 @@ def test_groups_are_ordered_by_embed_dim():
     assert space.smallest([1, 2]).embed_dim == 216
     assert space.largest().hidden_dims == (960,) * 14
     assert Subnet(216, 1, (3,), (3.5,)).hidden_dims == (756,)
+    assert Subnet(15, 1, (3,), (2.5,)).hidden_dims == (37,)  # of 37.5
 
 
 @pytest.mark.parametrize(
@@ -135,6 +146,7 @@ def test_groups_are_ordered_by_embed_dim():
     [
         ({"embed_dim": []}, "embed_dim of space 'x' must be a list of choices"),
         ({"embed_dim": [16, 8]}, "must ascend without repeats"),
+        ({"embed_dim": [8, 8]}, "must ascend without repeats"),
         ({"num_heads": [1.5]}, "must hold whole numbers"),
         ({"depth": [0]}, "must hold positive numbers"),
         ({"super_embed_dim": 8}, "embed_dim=16 of space 'x' is over its supernet's embed_dim, 8"),
@@ -205,8 +217,12 @@ def test_subnets_outside_the_space():
             space.validate(subnet)
     with pytest.raises(UsageError, match="needs 3 entries in mlp_ratio"):
         Subnet(24, 3, (2, 2, 2), (2, 2))
+    with pytest.raises(UsageError, match="must be positive"):
+        Subnet(24, 3, (2, 0, 2), (2, 2, 2))
     with pytest.raises(UsageError, match="Group 3 does not exist"):
         space.sample(random.Random(0), groups=[3])
+    with pytest.raises(UsageError, match="Group -1 does not exist"):
+        space.sample(random.Random(0), groups=[-1])
 
 
 def test_subnets_by_number_and_by_list():

@@ -94,7 +94,7 @@ def make_part(base: str, name: str, device: str, ranks: int = 1) -> None:
     path, made = _file(workspace, name), part(name).make(workspace)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = {"format": FORMAT, "growtas": __version__, "analysis": json.loads(made.to_json())}
-    atomic.write_text(path, json.dumps(data, indent=None, allow_nan=False) + "\n")
+    atomic.write_text(path, json.dumps(files.signed(data), allow_nan=False) + "\n")
 
 
 def make_network(base: str, name: str, device: str, ranks: int = 1) -> None:

@@ -594,16 +594,25 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> "GrowtasViT":
             be damaged.
     """
     name = f"local-dir:{os.fspath(folder)}"
-    if kwargs:  # timm adapts the weights to them
-        model = timm.create_model(name, pretrained=True, **kwargs)
-        check_digest(folder)
+    try:
+        if kwargs:  # timm adapts the weights to them
+            return timm.create_model(name, pretrained=True, **kwargs).eval()
+        weights = safetensors.torch.load_file(os.path.join(folder, "model.safetensors"))
+        with torch.device("meta"):  # nothing is allocated for sizes that the weights do not have
+            own = timm.create_model(name)
+        check_weights(weights, own)
+        for key, value in own.state_dict().items():
+            if value.shape != weights.get(key, value).shape:
+                raise ValueError(
+                    f"{key} is {tuple(weights[key].shape)}, and {tuple(value.shape)} is expected."
+                )
+        model = timm.create_model(name)
+        model.load_state_dict({**model.state_dict(), **weights})  # old folders have no counters of batches
         return model.eval()
-    model = timm.create_model(name)
-    weights = safetensors.torch.load_file(os.path.join(folder, "model.safetensors"))
-    check_weights(weights, model)
-    check_digest(folder)
-    model.load_state_dict({**model.state_dict(), **weights})  # growtas once saved no counters of batches
-    return model.eval()
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # timm and safetensors raise their own
+        raise ValueError(f"{folder} holds no model that fits its weights ({error!r:.300}).") from error
 
 
 if not is_model(GrowtasViT.architecture):  # growtas registers the same file

@@ -31,7 +31,7 @@ def read_json(path: Path, use: Callable[[dict[str, Any]], T]) -> T:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Replace a file, atomically."""
-    atomic.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+    atomic.write_text(path, json.dumps(files.signed(data), indent=1, allow_nan=False) + "\n")
 
 
 def read_plan(file: Path, kind: str, build: Callable[[dict[str, Any]], T]) -> T:

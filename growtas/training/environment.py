@@ -15,7 +15,7 @@ _NAMES = {"ranks": "the number of ranks", "threads": "the number of threads", "t
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What computes on a device: plain values, for a checkpoint."""
+    """The device, threads and backend of a run as plain values, for its checkpoint."""
     found = dispatch.record(device)
     choices = json.dumps(found.record["choices"], sort_keys=True) if found else ""
     on_cpu = device.type == "cpu"

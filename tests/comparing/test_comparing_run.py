@@ -40,7 +40,10 @@ from growtas.training import Run
 
 
 def read(path):
-    return json.loads(path.read_text())
+    """The values in a file, without their checksum."""
+    data = json.loads(path.read_text())
+    data.pop("crc", None)
+    return data
 
 
 def rows_of(made, method):
@@ -228,6 +231,19 @@ def test_another_recipe_is_refused_but_reported(copied, made):
     (copied / "compare.json").write_text(json.dumps(data))
     assert growtas.compare(copied, device="cpu").text == made.text
     assert read(copied / "compare.json")["recipe"]["lr"] == 0.5
+
+
+def test_the_files_of_a_comparison_are_checked(copied):
+    checked = growtas.check(copied)
+    assert checked.ok, checked
+    assert {"compare.json", "cells/growtas/seed-0/cell.json"} <= {
+        str(f.path) for f in checked.findings if f.ok
+    }
+    file = copied / "cells" / "growtas" / "seed-0" / "cell.json"
+    file.write_text(file.read_text().replace('"top1": ', '"top1": 1', 1))
+    assert [str(f.path) for f in growtas.check(copied).findings if f.ok is False] == [
+        "cells/growtas/seed-0/cell.json"
+    ]
 
 
 def test_missing_cells_are_named(copied):

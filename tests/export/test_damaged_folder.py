@@ -174,6 +174,23 @@ def test_a_value_that_no_model_has(folder, values, told):
     refused(folder, told)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model_args__num_heads": 3, "model_args__kernel": 3},
+        {"model_args__other": 1},
+        {"model_args": [1]},
+        {"architecture": "none"},
+        {"model_args__img_size": 32, "model_args__final_width": 16_384},
+        {"model_args__embed_dim": 65_536, "model_args__feature_width": 65_536},
+    ],
+)
+def test_the_folders_own_file_raises_one_kind_of_error(folder, values):
+    change(folder, **values)
+    with pytest.raises(ValueError):
+        module_of(folder).load(folder)
+
+
 SIZES = {
     "growtas_vit": ("embed_dim", "num_heads", "mlp_ratio", "patch_size", "head_dim", "max_relative_position"),
     "growtas_mobilenet": ("kernel", "expand", "depth", "widths", "strides", "activations", "squeeze_excite")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import growtas
 from growtas import export
+from growtas.architectures import growtas_mobilenet, growtas_vit
 from growtas.space import MobileNetSpace, SearchSpace
 from growtas.supernet import weights as foreign
 from growtas.supernet.pretrained import PlainViT, load_vit
@@ -74,6 +75,19 @@ def _read_model(folder: Path) -> None:
         assert torch.equal(own[head], weights[head].to(own[head].dtype)), "another head"
         assert all(value.isfinite().all() for value in own.values()), "not finite"
         model(torch.zeros(1, *model.pretrained_cfg["input_size"]))
+
+
+def _read_alone(folder: Path) -> None:
+    """Read a saved model as a machine without growtas does."""
+    config = (folder / "config.json").read_bytes()
+    module = growtas_mobilenet if b"growtas_mobilenet" in config else growtas_vit
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            model = module.load(folder)
+    except (OSError, ValueError) as error:
+        raise growtas.GrowtasError(foreign.first_line(error)) from error
+    assert all(value.isfinite().all() for value in model.state_dict().values()), "not finite"
+    assert len(model.state_dict()[HEADS[model.architecture]]) == 3, "another head"
 
 
 def _in_header(rng: random.Random, data: bytes) -> bytes:
@@ -268,6 +282,13 @@ TARGETS = (
         one_of(in_bytes, _in_header, _in_header, _in_numbers),
         _read_model,
         functools.partial(_place_model, "model.safetensors"),
+    ),
+    Target(
+        "model-alone",
+        lambda: [files["config.json"] for files in _models().values()],
+        json_text,
+        _read_alone,
+        functools.partial(_place_model, "config.json"),
     ),
     Target("state-dict", texts("autoformer", "ofa", "vit"), _draw_state_dict, _load_state_dict, share=3),
     Target(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from growtas.errors import GrowtasError, UsageError
-from growtas.methods import MethodSettings, create_method
+from growtas.methods import MethodSettings, create_method, growth
 from growtas.methods.schedule import ADAPTIVE, latest_epochs, least_epochs, plan
 from growtas.methods.transition import (
     LATEST,
@@ -164,6 +165,28 @@ def test_later_stages_are_judged_by_their_own_fall():
     first, second = first_epochs(adaptive)[1:]
     assert first == 11 and 25 < second < latest_epochs(3, 80)[1]
     assert adaptive.opened_by == ["plateau", "plateau"]
+
+
+@pytest.mark.parametrize("rule", ADAPTIVE)
+def test_a_stage_is_judged_by_epochs_of_its_own(rule):
+    adaptive = stages_of(rule, stages=3, window=8)
+    run(adaptive, [4.0] + [1.0] * 79, [0.5] * 80)
+    first, second = first_epochs(adaptive)[1:]
+    assert second == first + 2 * adaptive.window and adaptive.opened_by == [rule, rule]
+
+
+@pytest.mark.parametrize(("cosine", "conflict"), [(0.25, 0.75), (-1.0, 2.0), (None, None)])
+def test_the_conflict_is_between_the_active_groups_and_those_that_come(monkeypatch, cosine, conflict):
+    def between(training, active, added, *key, **sizes):
+        assert (active, added, key) == ((0, 1), [2], (7, "transition", 1))
+        assert sizes == {"subnets": 3, "images": 9}
+        return {"between": SimpleNamespace(cosine=cosine)}
+
+    monkeypatch.setattr(growth, "between_groups", between)
+    settings = MethodSettings(
+        SPACE, 10, 40, 5, seed=7, transition="interference", options="subnets=3,images=9"
+    )
+    assert create_method("growtas", settings)._conflict(None) == conflict
 
 
 def test_the_fall_that_a_rule_waits_for_is_that_of_the_last_window():

@@ -10,6 +10,8 @@ import growtas
 from growtas import ops
 from growtas.errors import UsageError
 from growtas.ops import dispatch
+from growtas.ops.mlp import unfused
+from growtas.ops.mlp.weights import MLPWeights
 from growtas.subnet import Subnet
 
 GRID, HEADS, HEAD_DIM = (2, 3), 2, 8
@@ -87,6 +89,21 @@ def test_branches_equal_their_parts(backend, dropped):
         torch.testing.assert_close(
             a.double(), b, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"gradient of {n}: {m}"
         )
+
+
+def test_a_hidden_layer_that_was_not_kept_is_made_again():
+    torch.manual_seed(0)
+    p = {name: tensor.detach() for name, tensor in parameters().items()}
+    weights = MLPWeights(p["norm_weight"], p["norm_bias"], p["w1"], p["b1"], p["w2"], p["b2"], None)
+    x, dy = torch.randn(2, BATCH, TOKENS, WIDTH)
+    with dispatch.use("torch"):
+        _, mean, rstd, hidden = unfused.mlp_forward(x, weights, HIDDEN, 1e-5, torch.float32)
+        kept, again = (
+            unfused.mlp_backward(dy, x, weights, mean, rstd, layer, HIDDEN, torch.float32)
+            for layer in (hidden, hidden.new_empty(0))
+        )
+    for one, other in zip(kept, again, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_surroundings_of_a_slice_leave_no_trace(backend):

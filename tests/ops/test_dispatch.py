@@ -170,6 +170,7 @@ def test_adopted_records_come_first(table, monkeypatch):
     table({})
     monkeypatch.setattr(dispatch, "_adopted", {})
     choices = {"layer_norm": {"float32": {"64": "cpu"}}}
-    dispatch.adopt(CPU, records.Found({"choices": choices}, Path("of-rank-0.json"), "user"))
     with ops.use("auto"):
+        assert dispatch.choose("layer_norm", CPU, torch.float32, 64) == "torch"
+        dispatch.adopt(CPU, records.Found({"choices": choices}, Path("of-rank-0.json"), "user"))
         assert dispatch.choose("layer_norm", CPU, torch.float32, 64) == "cpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 
 import pytest
@@ -11,6 +12,7 @@ import growtas
 from growtas import ops
 from growtas.ops import dispatch, one_call
 from growtas.ops.attention_branch import one_call as attention_call
+from growtas.ops.attention_branch.one_call import AttentionWeights
 from growtas.ops.linear import one_call as linear_call
 from growtas.ops.mlp import one_call as mlp_call
 from growtas.ops.mlp.weights import MLPWeights
@@ -82,6 +84,21 @@ def test_one_call_is_what_the_steps_are(branch, options, bias, dropped, monkeypa
     if dropped:
         given["scale"] = torch.tensor([0.0, 1.25, 2.0])
     compare(branch, given, tensors, monkeypatch)
+
+
+def test_qkv_in_another_layout_is_not_read_as_one_call_left_it():
+    """A forward pass on another backend, with the backward pass on this one."""
+    branch = importlib.import_module("growtas.ops.attention_branch")
+    given, _ = arguments("attention_branch", True)
+    weights = AttentionWeights(*given["norm"], *given["qkv"], *given["tables"], *given["proj"], None)
+    with torch.no_grad():
+        x, sizes = given["x"], (HEADS, HEAD_DIM, *GRID)
+        y, *saved = branch._forward(x, weights, *sizes, "interleaved", 1e-5, torch.float32)
+        wanted = branch._backward(y, x, weights, *saved, *GRID, "interleaved")
+        saved[2] = saved[2].contiguous()
+        found = branch._backward(y, x, weights, *saved, *GRID, "interleaved")
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from growtas import ops
 from growtas.errors import UsageError
 from growtas.ops import dispatch
+from growtas.ops.qkv import reference as qkv_reference
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +88,20 @@ def test_qkv_equals_slice_and_concatenate(layout, heads, width):
     expected = torch.autograd.grad((theirs * seed).sum(), (x, weight, bias))
     for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "published"])
+def test_rows_sorted_by_head_mean_the_same(layout):
+    """As in a 16-bit shadow on a GPU, whose rows are q, k and v of one head after the other."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 3, 6), torch.randn(36, 8), torch.randn(36)
+    dqkv = torch.randn(3, 2, 2, 3, 4)
+    entries = reference.interleaved_bias(bias, 24, layout).view(2, 4, 3).transpose(1, 2).reshape(-1)
+    assert torch.equal(reference.sorted_bias(bias, 24, 4, layout, torch.float32), entries)
+    found = qkv_reference._sorted_gradients(dqkv, x.view(-1, 6), weight, bias, layout)
+    wanted = reference.qkv_backward_weight(dqkv, x, weight, bias, layout)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_heads_nest():

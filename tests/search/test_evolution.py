@@ -1,6 +1,7 @@
 """The evolution keeps its promises for any seed, size and limit."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from growtas.errors import UsageError
 from growtas.searching.evolution import Evolution, EvolutionConfig
 from growtas.searching.feasible import feasible_set
 from growtas.searching.limits import Limits
+from growtas.searching.result import Evaluation
 from growtas.space import Subnet, load_space
 
 DIGITS = load_space("digits")
@@ -112,6 +114,37 @@ def test_mutations_have_the_rates_of_the_settings(rate, changes):
     evolution.tell([score(subnet) for subnet in evolution.ask()])
     child, parents = evolution.ask()[0].to_json(), [parent.to_json() for parent in evolution.parents]
     assert any({name for name in child if child[name] != parent[name]} <= changes for parent in parents)
+
+
+def evaluated(subnets):
+    """Evaluations of a generation, and the scores that they hold."""
+    return [
+        Evaluation(subnet, score(subnet), 0, 0, 0, 8, bytes([number]))
+        for number, subnet in enumerate(subnets)
+    ]
+
+
+def test_the_bar_is_the_worst_parent():
+    evolution = Evolution(feasible_set(DIGITS, 10, Limits()), EvolutionConfig(12, 2, 5, 6, 6))
+    assert evolution.bar is None
+    told = evaluated(evolution.ask())
+    evolution.rank(told)
+    worst = sorted(told, key=lambda each: -each.top1)[4]
+    assert evolution.bar == (worst.top1, worst.correct)
+
+
+def test_what_a_predictor_leaves_out_may_be_proposed_again():
+    evolution = Evolution(feasible_set(DIGITS, 10, Limits()), EvolutionConfig(10, 3, 4, 5, 5))
+    evolution.predictor = SimpleNamespace(
+        ranking=SimpleNamespace(good=True),
+        predict=lambda pool: [score(subnet) for subnet in pool],
+        learn=lambda evaluations, chosen: None,
+    )
+    asked = set()
+    while candidates := evolution.ask():
+        asked |= set(candidates)
+        evolution.rank(evaluated(candidates))
+        assert evolution._visited == asked and len(asked) == 10 * (evolution.generation + 1)
 
 
 def is_cross(child: Subnet, a: Subnet, b: Subnet) -> bool:

@@ -14,9 +14,10 @@ from test_search import DIGITS, Counted, FakeRun
 
 import growtas
 from growtas.errors import UsageError
-from growtas.searching import racing
+from growtas.searching import noise, racing
 from growtas.searching.evaluate import Evaluator
 from growtas.searching.racing import Bar, behind, rungs, stratified_order
+from growtas.searching.result import Evaluation
 from growtas.space import load_space, seeded_rng
 from growtas.training.calibration import calibration
 from growtas.training.data import load_splits
@@ -216,3 +217,15 @@ def test_a_search_of_some_images_is_another_search(tmp_path):
     assert run.data.test.fetched == [1] * 30
     with pytest.raises(UsageError, match="images=41 is not possible: the split has 40"):
         growtas.search(run, images=41, **SEARCH)
+
+
+def test_subnets_are_told_apart_by_the_images_on_which_they_disagree():
+    """Five images all for one of the two: a fair coin gives as clear a result one time in sixteen."""
+
+    def right(count):
+        bits = int("1" * count + "0" * (64 - count), 2).to_bytes(8, "big")
+        return Evaluation(DIGITS.smallest(), 100 * count / 64, 0, 0, 0, 64, bits)
+
+    assert not noise.differ(right(64), right(59)) and noise.differ(right(64), right(58))
+    assert noise.disagreements(b"\xff", b"\xf0", 4) == (0, 0)
+    assert noise.disagreements(b"\xff", b"\xf0", 6) == (2, 0)

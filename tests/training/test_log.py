@@ -28,7 +28,7 @@ def begun(folder, records=12):
 
 
 def kept(folder, state):
-    """What a resume leaves of the log."""
+    """The steps that a resume leaves in the log."""
     log = RunLog(folder)
     try:
         log.keep(*state)

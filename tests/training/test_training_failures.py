@@ -336,6 +336,18 @@ def test_a_skipped_step_leaves_weights_their_average_and_moments(small, tmp_path
     assert same(first["optimizer"]["state"], second["optimizer"]["state"])
 
 
+def test_a_resume_goes_on_counting_skipped_steps_all_of_which_are_logged(small, tmp_path, monkeypatch):
+    small |= {"epochs": 2, "log_every": 10}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", poisoned({3, 4}))
+        patch.setattr(Trainer, "_step", dying_at(13))
+        with pytest.raises(KeyError, match="died"):
+            growtas.train(**small, out=tmp_path)
+    growtas.train(resume=tmp_path)
+    assert [r["step"] for r in records(tmp_path) if r["event"] == "step"] == [0, 3, 4, 10, 20]
+    assert records(tmp_path)[-1]["skipped"] == 2
+
+
 def test_ten_in_a_row_stop_the_run_and_keep_the_last_good_checkpoint(small, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_step", poisoned(set(range(14, 33))))
     with pytest.raises(GrowtasError, match=r"10 updates in a row \(steps 14 to 23\)") as caught:

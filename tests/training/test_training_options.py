@@ -106,6 +106,15 @@ def test_a_transformer_has_one_resolution(tmp_path):
         trainer(tmp_path, resolutions="6,8")
 
 
+@pytest.mark.parametrize(("every", "epochs"), [(0, {4}), (1, {1, 2, 3, 4}), (3, {3, 4})])
+def test_evaluations_after_every_so_many_epochs_and_at_the_end(tmp_path, every, epochs):
+    made, due = trainer(tmp_path, eval_every=every), set()
+    for step in range(1, made.run.steps + 1):
+        made.progress.step = step
+        due |= {step} if made._evaluates() else set()
+    assert due == {epoch * made.run.steps_per_epoch for epoch in epochs}
+
+
 def test_a_method_may_set_the_learning_rate(tmp_path):
     made = trainer(tmp_path)
     made.method.learning_rate = lambda step: 0.5

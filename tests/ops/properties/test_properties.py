@@ -72,31 +72,36 @@ def check(case: Case, seed: int, picky: bool, guarded: bool) -> str:
             assert torch.equal(buffer.view(torch.uint8), before.view(torch.uint8)), "an argument was written"
     assert not case.refused, "taken"
     unharmed()
-    with dispatch.use("torch"):
+    with dispatch.assigned({}):  # torch
         peer = computed(case, case.values(), wanted, random.Random(seed), layout, False)
         wide = {**case.numbers, "dtype": None, "out_dtype": None}
         double = Case(case.op, case.tensors, {n: wide[n] for n in case.numbers}, case.aliases)
         truth = computed(double, case.values(FP64), wanted, random.Random(seed), layout, True)
-    narrow = {case.numbers.get("dtype"), *(t.dtype for t in case.tensors.values() if t is not None)} & {
-        BF16,
-        FP16,
-    }
-    room = 2e-2 if narrow else 2e-5
+    used = [case.numbers.get("dtype"), case.numbers.get("out_dtype")]
+    used += [t.dtype for t in case.tensors.values() if t is not None]
+    room, least = 2e-5, 0.1
+    if (
+        BF16 in used or FP16 in used
+    ):  # terms of the size of other gradients may cancel, and leave their rounding
+        sizes = [t.abs().max().item() for t in truth if t is not None and t.numel()]
+        room, least = 2e-2, max([0.1, *(size / 10 for size in sizes)])
     for name, mine, other, exact in zip(("y", *wanted), got, peer, truth, strict=True):
         assert (mine is None) == (other is None), name
         if mine is not None:
-            compare(name, mine, other, exact, room)
+            compare(name, mine, other, exact, room, least)
     return "computed"
 
 
-def compare(name: str, got: torch.Tensor, peer: torch.Tensor, truth: torch.Tensor, room: float) -> None:
+def compare(
+    name: str, got: torch.Tensor, peer: torch.Tensor, truth: torch.Tensor, room: float, least: float
+) -> None:
     """At most four times the error of plain torch on dense tensors, and little more."""
     assert got.shape == truth.shape and got.dtype is peer.dtype, f"{name}: {got.shape} {got.dtype}"
     if not got.numel():
         return
     assert got.isfinite().all(), f"{name} is not finite"
     error, own = (got.double() - truth).abs().max().item(), (peer.double() - truth).abs().max().item()
-    room *= max(truth.abs().max().item(), 0.1)
+    room *= max(truth.abs().max().item(), least)
     assert error <= 4 * own + room, f"{name} is wrong by {error:.3g}, torch by {own:.3g}"
 
 
@@ -146,11 +151,11 @@ def test_the_triton_kernels_too(op, small_tiles, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend, seeds", [("cpu", MANY), ("torch", MANY), ("triton", MANY // 40)])
 @pytest.mark.parametrize("op", STRATEGIES)
-def test_many_more_arguments(op, small_tiles, monkeypatch):
-    for backend, seeds in (("cpu", MANY), ("torch", MANY), ("triton", MANY // 40)):
-        with dispatch.use(backend):
-            examine(op, backend, range(1000, 1000 + seeds), monkeypatch)
+def test_many_more_arguments(op, backend, seeds, small_tiles, monkeypatch):
+    with dispatch.use(backend):
+        examine(op, backend, range(1000, 1000 + seeds), monkeypatch)
 
 
 @pytest.mark.slow

@@ -63,8 +63,14 @@ def bits(call, tensors) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16])
-def test_python_threads_at_once_have_the_bits_of_one(dtype):
-    """Every operation in every thread, in another order each, on batches of several sizes."""
+@pytest.mark.parametrize(
+    "team", [pytest.param(3, id="teams"), pytest.param(1, id="single", marks=pytest.mark.slow)]
+)
+def test_python_threads_at_once_have_the_bits_of_one(team, dtype):
+    """Every operation in every thread, in another order each, on batches of several sizes.
+
+    Teams are of one to three OpenMP threads, or of one (building/sanitize.py).
+    """
     names = [name for name in ops.__all__ if name not in ("available", "use")]
     calls = [(name, *arguments(name, images, dtype)) for name in names for images in (1, 3, 6)]
     with dispatch.use("cpu"):
@@ -73,13 +79,13 @@ def test_python_threads_at_once_have_the_bits_of_one(dtype):
         start = threading.Barrier(4)
 
         def work(number: int) -> None:
-            torch.set_num_threads(1 + number % 3)
+            torch.set_num_threads(1 + number % team)
             start.wait()
             for turn in range(2):
                 for i in [(number * 5 + turn + k) % len(calls) for k in range(len(calls))]:
                     name, call, tensors = calls[i]
                     if not all(torch.equal(a, b) for a, b in zip(alone[i], bits(call, tensors), strict=True)):
-                        wrong.append(f"{name} in thread {number} of {1 + number % 3}")
+                        wrong.append(f"{name} in thread {number} of {1 + number % team}")
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(work, range(4)))

@@ -140,6 +140,17 @@ def test_many_tokens_are_taken_in_blocks_of_queries(poisoned):
     assert_accurate(run(*inputs), *inputs)
 
 
+@pytest.mark.parametrize("spread", ["dout", "out"])
+def test_gradients_of_results_with_gaps(spread, poisoned):
+    qkv, tables, dout, grid = make((2, 3), 1, 8, 2)
+    out, lse = cpu.relative_attention_forward(qkv, *tables, grid)
+    given = {"dout": dout.contiguous(), "out": out}
+    wanted = cpu.relative_attention_backward(given["dout"], qkv, *tables, out, lse, grid)
+    given[spread] = torch.stack([given[spread], torch.full_like(dout, NAN)], -1)[..., 0]
+    found = cpu.relative_attention_backward(given["dout"], qkv, *tables, given["out"], lse, grid)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
 def test_large_logits_neither_overflow_nor_vanish(level, poisoned):
     qkv, tables, dout, grid = make((6, 6), 1, 64, 14)
     for factor in (30.0, 1e-6):
