@@ -118,8 +118,18 @@ def test_evaluations_after_every_so_many_epochs_and_at_the_end(tmp_path, every, 
 def test_a_method_may_set_the_learning_rate(tmp_path):
     made = trainer(tmp_path)
     made.method.learning_rate = lambda step: 0.5
+    made.optimizer.param_groups[0]["lr_scale"] = 0.1  # as layers of a model have that is fine-tuned
     one_step(made)
-    assert {group["lr"] for group in made.optimizer.param_groups} == {0.5}
+    assert [group["lr"] for group in made.optimizer.param_groups] == pytest.approx([0.05, 0.5])
+
+
+def test_a_method_may_begin_the_average_anew(tmp_path):
+    made = trainer(tmp_path, ema_decay=0.9)
+    one_step(made)
+    average, weights = (dict(net.named_parameters()) for net in (made.ema.module, made.net))
+    assert any(not torch.equal(average[name], weights[name]) for name in weights)
+    made.context.restart_average()
+    assert all(torch.equal(average[name], weights[name]) for name in weights)
 
 
 def test_hooks_are_called_in_order(tmp_path):
