@@ -3,6 +3,7 @@
 #   make demo      train, search, extract and check a subnet on scikit-learn's digits
 #   make test      lint and the tests, but for those marked slow
 #   make test-slow the tests marked slow, which check the same at full size
+#   make mutants   small faults in the sources, twenty of the list or with ALL=1 every one: a test fails for each
 #   make lint      ruff alone
 #   make docs      the documentation as a website in site/, links checked
 #   make bench     the kernels against torch
@@ -12,7 +13,7 @@
 # PYTHON=... chooses the interpreter .venv is made from, and the one `make gpu` uses.
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow lint docs bench gpu clean setup
+.PHONY: demo test test-slow mutants lint docs bench gpu clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,6 +34,9 @@ test: lint
 
 test-slow: $(STAMP)
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 -m slow
+
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants/run.py $(if $(ALL),--all,$(if $(SEED),--seed $(SEED)))
 
 lint: $(STAMP)
 	$(BIN)/ruff check
