@@ -4,6 +4,8 @@
 #   make test      lint and the tests, but for those marked slow
 #   make test-slow the tests marked slow, which check the same at full size
 #   make mutants   small faults in the sources, twenty of the list or with ALL=1 every one: a test fails for each
+#   make fuzz      10,000 mutated inputs (FUZZ_N, FUZZ_SEED); GUIDED=1 by coverage, with atheris installed
+#   make sanitize  the CPU kernels under AddressSanitizer and UBSan
 #   make lint      ruff alone
 #   make docs      the documentation as a website in site/, links checked
 #   make bench     the kernels against torch
@@ -13,7 +15,7 @@
 # PYTHON=... chooses the interpreter .venv is made from, and the one `make gpu` uses.
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow mutants lint docs bench gpu clean setup
+.PHONY: demo test test-slow fuzz mutants lint docs bench gpu clean setup sanitize
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,6 +39,12 @@ test-slow: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants/run.py $(if $(ALL),--all,$(if $(SEED),--seed $(SEED)))
+
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz/fuzz.py --n $(or $(FUZZ_N),10000) --seed $(or $(FUZZ_SEED),0) $(if $(GUIDED),--guided)
+# A module of its own, built beside the installed one, which stays.
+sanitize: $(STAMP)
+	$(BIN)/python building/sanitize.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check

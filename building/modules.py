@@ -163,7 +163,7 @@ def common_metadata(build_id: str, cxx_version: str, flags: list[str]) -> dict:
     }
 
 
-def build_cpu(folder: Path, suffix: str) -> tuple[Path, dict]:
+def build_cpu(folder: Path, suffix: str, more_flags: list[str] | None = None) -> tuple[Path, dict]:
     cxx, cxx_version = find_cxx()
     flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
     # Wide vectors never cross a call, so their calling convention does not matter.
@@ -176,13 +176,14 @@ def build_cpu(folder: Path, suffix: str) -> tuple[Path, dict]:
             f"{cxx[0]} has no OpenMP, so the CPU kernels will use one thread: install libomp or libgomp, or "
             "set CXX=g++."
         )
+    flags += more_flags or []
     clones = clone_targets(cxx)
     defines = [f"-DGROWTAS_TARGET_CLONES={clones}"] if clones else []
     build_id = build_name(cxx_version, *flags, *defines)
 
     ninja = Ninja(folder / "cpu")
     ninja.compile_rule("cxx", shell([*cxx, *flags, *defines, *module_flags(build_id)]))
-    link = ["-shared", *(["-fopenmp"] if openmp else [])]
+    link = ["-shared", *(["-fopenmp"] if openmp else []), *(more_flags or [])]
     if sys.platform == "darwin":
         link += ["-undefined", "dynamic_lookup"]
     ninja.rule("link", shell(cxx) + " $in -o $out " + shell(link))

@@ -12,6 +12,7 @@ from growtas.version import __version__
 if TYPE_CHECKING:
     from growtas import analysis, cost, ops
     from growtas.analysis.report import report
+    from growtas.checking import check
     from growtas.comparing import compare
     from growtas.errors import GrowtasError, UsageError
     from growtas.export import extract
@@ -38,6 +39,7 @@ _HOME = {
     "Subnet": "growtas.subnet",
     "Supernet": "growtas.supernet",
     "UsageError": "growtas.errors",
+    "check": "growtas.checking",
     "compare": "growtas.comparing",
     "data_pack": "growtas.training.data.pack",
     "emit": "growtas.searching.emission",
@@ -64,6 +66,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "analysis",
+    "check",
     "compare",
     "cost",
     "data_pack",

@@ -16,18 +16,27 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from growtas import threads
-from growtas.cli_options import given, help_text_of, optional, options, parameters_of, parse, positional
-from growtas.errors import GrowtasError, UsageError, nearest
-from growtas.progress import silent
+from growtas import cli_search, threads
+from growtas.bounds import bounded
+from growtas.cli_options import (
+    INTERRUPTED,
+    Interrupted,
+    check_arguments,
+    given,
+    help_text_of,
+    optional,
+    options,
+    parameters_of,
+    parse,
+    positional,
+)
+from growtas.errors import MOST_CHARACTERS, GrowtasError, UsageError, brief, command, nearest
 from growtas.version import __version__
 
 if TYPE_CHECKING:
-    from growtas.searching.result import SearchResult
     from growtas.training.run import Run
 
 MEASURING = ("latency", "tune")  # verbs whose results depend on how threads wait
-INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 USAGE = """\
 usage: growtas VERB [OPTIONS]
@@ -38,14 +47,6 @@ Supernets of vision transformers: trained small to large, searched under a limit
 
 growtas VERB --help lists the options of a verb; growtas --version prints the version.
 """
-
-
-class Interrupted(Exception):
-    """Stopped by a signal, with the sentence that says how to go on."""
-
-    def __init__(self, sentence: str, exit_status: int = INTERRUPTED) -> None:
-        super().__init__(sentence)
-        self.exit_status = exit_status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(sentence: object, status: int) -> int:
     if os.environ.get("GROWTAS_DEBUG") == "1" and sys.exception() is not None:
         raise  # noqa: PLE0704 - called while the exception is handled
-    print(f"growtas: {sentence}", file=sys.stderr)
+    print(f"growtas: {brief(str(sentence), MOST_CHARACTERS - 20)}", file=sys.stderr)
     return status
 
 
@@ -93,6 +94,7 @@ def _dispatch(argv: list[str]) -> int:
     if verb == "--version":
         print(f"growtas {__version__}")
         return 0
+    check_arguments(argv)
     if verb not in VERBS:
         raise UsageError(f"There is no verb {verb!r}.{nearest(verb, VERBS)}")
     with nullcontext() if verb in MEASURING else threads.chosen():
@@ -150,7 +152,7 @@ def _transfer(args: list[str]) -> int:
     run = growtas.transfer(**_with_settings(growtas.transfer, args, "transfer", types, SETTINGS))
     if os.environ.get("RANK", "0") == "0":
         print(f"wrote {run.path / 'model.safetensors'}, config.json and README.md")
-        print(f"next: growtas evaluate {run.path}")
+        print(f"next: {command('evaluate', run.path)}")
     return 0
 
 
@@ -174,105 +176,20 @@ def _with_settings(
 def _report_training(run: Run) -> None:
     if os.environ.get("RANK", "0") != "0":  # torchrun starts one process per GPU; one of them speaks
         return
-    from growtas.training.log import read_log
+    from growtas.training.log import last_record
 
-    finish = list(read_log(run.path, "finish"))[-1]
-    skipped = finish["skipped"]
-    print(f"{run.path}: {run.config.epochs} epochs, {run.steps:,} steps, {skipped} of them skipped")
-    evaluations = list(read_log(run.path, "eval"))
-    for result in evaluations[-1]["results"] if evaluations else ():
+    finish, evaluation = (last_record(run.path, event) for event in ("finish", "eval"))
+    skipped = f"{finish['skipped']} of them skipped" if finish else "its log was removed"
+    print(f"{run.path}: {run.config.epochs} epochs, {run.steps:,} steps, {skipped}")
+    for result in evaluation["results"] if evaluation else ():
         print(
             f"  {result['name']:<9} {result['subnet']}: {result['params']:,} parameters, "
             f"top-1 {result['top1']:.2f} % on the search split"
         )
-    print(f"next: growtas search {run.path} --max-params N")
+    print(f"next: {command('search', run.path, '--max-params', 'N')}")
 
 
-def _search(args: list[str]) -> int:
-    """find the best subnet of a trained supernet under limits"""
-    from growtas import latency, search
-    from growtas.searching.named import reference_to
-    from growtas.training.run import Run
-
-    limits = tuple[float, ...] | None
-    several = ("max_params", "max_macs", "max_latency_ms")
-    types = {"run": positional(str), **dict.fromkeys(several, limits), "pareto": str | None}
-    *parameters, _ = parameters_of(search, types | {"out": str | None, "latency": str})
-    own = {"latency_on": "cpu", "latency_batch": 1, "latency_threads": None}
-    kinds = {"latency_threads": int | None}
-    for name, default in own.items():
-        kind = kinds.get(name, type(default))
-        parameters.append(parameters[-1].replace(name=name, default=default, annotation=kind))
-    help_text = help_text_of(search).partition("\n    latency:")[0]
-    help_text += (
-        "\n    latency_on: cpu, cuda, cpu-compiled, cuda-compiled or onnxruntime of this machine, on which "
-        "latencies are measured."
-    )
-    help_text += "\n    latency_batch: images of one call."
-    help_text += "\n    latency_threads: of the processor; as many as torch takes where None."
-    values = parse(parameters, help_text, args, "search")
-    measured = {name: values.pop(f"latency_{name}") for name in ("on", "batch", "threads")}
-    values["latency"] = None
-    for name in several:
-        if values[name] is not None and len(values[name]) == 1:
-            (values[name],) = values[name]
-    try:
-        if values["max_latency_ms"] is not None or values["pareto"] == "latency":
-            values["latency"] = latency(Run.open(values["run"]), **measured)
-        found = search(**values)
-    except KeyboardInterrupt as stop:
-        raise Interrupted("Every evaluation up to here is kept: repeat the command to continue.") from stop
-    if silent():
-        return 0  # one of several ranks tells it
-    for each in found if isinstance(found, list) else (found,):
-        if each.ranking is not None:
-            print(f"predictor: {each.ranking}")
-    if values["pareto"] is None:
-        for each in found if isinstance(found, list) else (found,):
-            _report_search(values["run"], each)
-    else:
-        print(found)
-        for file in (found.path, *found.files):
-            print(f"wrote {file}")
-        print(f"next: growtas extract {values['run']} --subnet {reference_to(found)}:1 --out FOLDER")
-    return 0
-
-
-def _report_search(run: str, found: SearchResult) -> None:
-    from growtas.searching.named import reference_to
-
-    print(found)
-    if found.certainty:
-        print(found.certainty)
-    print(f"log: {found.path}")
-    print(f"next: growtas extract {run} --subnet {reference_to(found)} --out FOLDER")
-
-
-def _latency(args: list[str]) -> int:
-    """measure the latency of a space's subnets on this machine"""
-    from growtas import latency
-
-    try:
-        table = latency(**options(latency, args, "latency", {"space": positional(str)}))
-    except KeyboardInterrupt as stop:
-        raise Interrupted("Finished rounds are kept: repeat the command to continue.") from stop
-    print(table)
-    return 0
-
-
-def _emit(args: list[str]) -> int:
-    """the subnet that a trained sampler (focusformer) names for a budget"""
-    from growtas import cost, emit
-    from growtas.training.run import Run
-
-    values = options(emit, args, "emit", {"run": positional(str)})
-    subnet, run = emit(**values), Run.open(values["run"])
-    parameters, macs = (count(subnet, run.space, run.num_classes) for count in (cost.parameters, cost.macs))
-    print(f"{subnet}: {parameters:,} parameters, {macs:,} MACs")
-    print(f"next: growtas evaluate {run.path} --subnet {subnet}")
-    return 0
-
-
+@bounded()
 def extract(
     run: str,
     out: str,
@@ -304,8 +221,8 @@ def extract(
     for name in ("model.safetensors", "config.json", f"{model.architecture}.py", "README.md"):
         print(f"wrote {folder / name}")
     print(
-        f"load it: growtas.export.load('{folder}'), or where growtas is not installed: "
-        f"import {model.architecture} from that folder, {model.architecture}.load('{folder}')"
+        f"load it: growtas.export.load({str(folder)!r}), or where growtas is not installed: "
+        f"import {model.architecture} from that folder, {model.architecture}.load({str(folder)!r})"
     )
 
 
@@ -322,6 +239,15 @@ def _evaluate(args: list[str]) -> int:
     types = {"run": positional(str), "subnet": str}
     print(evaluate(**options(evaluate, args, "evaluate", types)))
     return 0
+
+
+def _check(args: list[str]) -> int:
+    """verify the files of a run, search, comparison, report or exported model"""
+    from growtas import check
+
+    checked = check(**options(check, args, "check", {"folder": positional(str)}))
+    print(checked)
+    return 0 if checked.ok else 1
 
 
 def _export(args: list[str]) -> int:
@@ -376,7 +302,7 @@ def _demo(args: list[str]) -> int:
     from growtas.demo import demo
 
     values = options(demo, args, "demo")
-    again = f"What was done is kept: growtas demo --out {values['out']} continues."
+    again = f"What was done is kept: {command('demo', '--out', values['out'])} continues."
     try:
         demo(**values)
     except KeyboardInterrupt as stop:
@@ -428,11 +354,12 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "train": _train,
     "finetune": _finetune,
     "transfer": _transfer,
-    "search": _search,
-    "latency": _latency,
-    "emit": _emit,
+    "search": cli_search.search,
+    "latency": cli_search.latency,
+    "emit": cli_search.emit,
     "extract": _extract,
     "evaluate": _evaluate,
+    "check": _check,
     "export": _export,
     "compare": _compare,
     "report": _report,

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
+
+from growtas.bounds import check_text
+from growtas.errors import UsageError, brief
+
+INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+
+
+class Interrupted(Exception):
+    """Stopped by a signal, with the sentence that says how to go on."""
+
+    def __init__(self, sentence: str, exit_status: int = INTERRUPTED) -> None:
+        super().__init__(sentence)
+        self.exit_status = exit_status
 
 
 def options(
@@ -23,7 +39,8 @@ def options(
         One value per parameter.
 
     Raises:
-        SystemExit: after ``--help`` (status 0) or wrong usage (2); tyro has printed it.
+        SystemExit: after ``--help``; tyro has printed it.
+        UsageError: an argument is unknown, missing or no value of its option.
     """
     return parse(parameters_of(function, types or {}), help_text_of(function), args, verb)
 
@@ -66,7 +83,37 @@ def parse(
     collect.__annotations__ = {p.name: p.annotation for p in parameters}
     collect.__doc__ = help_text
     config = (tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
-    return tyro.cli(collect, args=args, prog=f"growtas {verb}", config=config)
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(collect, args=args, prog=f"growtas {verb}", config=config)
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise UsageError(f"{_sentence(told.getvalue())} See growtas {verb} --help.") from None
+
+
+def _sentence(box: str) -> str:
+    """The problem that tyro draws a box around: a title, a rule, the problem, a rule, what helps."""
+    lines = [line.strip() for line in box.splitlines()]
+    parts = "\n".join("\f" if set(line) == {"-"} else line for line in lines).split("\f")
+    problem = parts[1] if len(parts) > 1 else box
+    sentence = brief(" ".join(problem.partition("Got errors:")[0].split()), 400)
+    return sentence if sentence.endswith((".", "?")) else f"{sentence}."
+
+
+def check_arguments(args: Sequence[str]) -> None:
+    """Check what holds for every argument.
+
+    Raises:
+        UsageError: one is too long, is no text or holds a null byte, or the working directory is gone.
+    """
+    for place, arg in enumerate(args, 1):
+        check_text(f"argument {place}", arg)
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError("The working directory was removed; change to a folder that exists.") from error
 
 
 def positional(kind: Any) -> Any:

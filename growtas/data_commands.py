@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from growtas import atomic
+from growtas.bounds import PROCESSES, bounded
 from growtas.cli_options import options, positional
 from growtas.errors import UsageError, nearest
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 NAMED = 20  # unreadable images that are printed
 
 
+@bounded(workers=PROCESSES)
 def check(
     data: str,
     data_folder: str | None = None,
@@ -94,7 +97,7 @@ def _pack(args: Sequence[str]) -> None:
     paths = {"data": positional(str), "out": positional(str)}
     out = data_pack(**options(data_pack, args, "data pack", paths))
     size = sum(path.stat().st_size for path in out.rglob("*.tar"))
-    print(f"wrote {out}: {size / 1e6:,.1f} MB. Train on it with --data packed:{out}")
+    print(f"wrote {out}: {size / 1e6:,.1f} MB. Train on it with --data {shlex.quote(f'packed:{out}')}")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {"check": _check, "pack": _pack}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from growtas.bounds import COST, EPOCHS, GENERATIONS, SEED, SUBNETS, bounded
 from growtas.errors import GrowtasError, UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class DemoResult:
     files: tuple[Path, ...]
 
 
+@bounded(max_params=COST, epochs=EPOCHS, population=SUBNETS, generations=GENERATIONS, seed=SEED)
 def demo(
     out: str = "demo-output",
     max_params: float = 60_000,

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from growtas import threads
-from growtas.errors import nearest
+from growtas.bounds import bounded
+from growtas.errors import command, nearest
 from growtas.version import __version__
 
 PACKAGES = ("torch", "torchvision", "triton", "timm", "numpy", "scikit-learn", "tyro", "safetensors")
@@ -303,15 +304,14 @@ def _tuning_lines(told: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     for one in told:
         head = f"  {one['name']} ({one['device']}): "
+        measure = command("tune", "--device", one["device"])
         if one["source"] is None:
-            lines.append(
-                f"{head}no record, so torch everywhere. Measure it: growtas tune --device {one['device']}"
-            )
+            lines.append(f"{head}no record, so torch everywhere. Measure it: {measure}")
             continue
         whose = "your record" if one["source"] == "user" else "a record that comes with growtas"
         lines.append(f"{head}{whose}, {(one['date'] or 'without a date')[:10]}, {one['path']}")
         if one["source"] == "shipped":
-            lines.append(f"    {one['about']} Measure your own: growtas tune --device {one['device']}")
+            lines.append(f"    {one['about']} Measure your own: {measure}")
         lines += [f"    {line}" for line in table(one["choices"]).splitlines()]
     return lines
 
@@ -330,6 +330,7 @@ def _latency_line(one: dict[str, Any]) -> str:
     )
 
 
+@bounded()
 def main(require: Sequence[str] | None = None, as_json: bool = False) -> int:
     """Print the report.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from growtas import cost
+from growtas import bounds, cost
 from growtas.space import Space, load_space, preset_names
 
 CLASSES = {"digits": 10, "digits-mobilenet": 10, "glyphs": 62}  # of the data that a preset is for; else 1000
@@ -27,6 +27,7 @@ COLUMNS = {  # what the families choose, and its column's title, by the choice t
 }
 
 
+@bounds.bounded(num_classes=bounds.CLASSES)
 def spaces(space: str | None = None, num_classes: int | None = None) -> None:
     """The search spaces that come with growtas, or one space or YAML file in detail.
 

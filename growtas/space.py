@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from growtas.errors import UsageError, nearest
+from growtas import plain_yaml
+from growtas.errors import UsageError, nearest, quoted
 from growtas.spaces.choices import listed
 from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.spaces.model import ModelSpace
@@ -52,11 +51,13 @@ def space_from_dict(data: Mapping[str, Any]) -> Space:
     Raises:
         UsageError: the family is unknown, or its space refuses the values.
     """
+    if not isinstance(data, Mapping):
+        raise UsageError(f"A space is given by its fields, not by {quoted(data)}.")
     family = data.get("family", "vit")
     if family == ModelSpace.family:
         return ModelSpace.from_dict(data)
-    if family not in FAMILIES:
-        raise UsageError(f"There is no family {family!r} of spaces.{nearest(str(family), FAMILIES)}")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise UsageError(f"There is no family {quoted(family)} of spaces.{nearest(str(family), FAMILIES)}")
     return FAMILIES[family].from_dict(data)
 
 
@@ -86,9 +87,11 @@ def load_space(space: str | Path | Space) -> Space:
         if not path.is_file():
             raise UsageError(f"The space file {path} does not exist. Presets: {listed(preset_names())}.")
     try:
-        data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+        data = plain_yaml.read(path)
+    except plain_yaml.NotPlain as error:
+        raise UsageError(f"{path} {error}.") from error
+    except OSError as error:
+        raise UsageError(f"The space file {path} cannot be read ({error.strerror}).") from error
     if not isinstance(data, dict):
         raise UsageError(f"{path} must hold the fields of a space, one per line, such as 'embed_dim: [192]'.")
     return space_from_dict({"name": path.stem, **data})

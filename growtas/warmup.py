@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from growtas import ops
+from growtas.bounds import BATCH, CLASSES, SOME_PROCESSES, Bound, bounded
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.ops import dispatch
 from growtas.shadow import Shadows
@@ -42,6 +43,7 @@ BATCHES = (1, 8, 64, 128, 256, 512)
 """Images per device where the caller names none: tiles depend on the number of rows, in a few classes."""
 
 
+@bounded(batch=BATCH, num_classes=CLASSES, arch=Bound(1, 1000), jobs=SOME_PROCESSES)
 def warmup(
     space: SearchSpace | str,
     batch: Sequence[int] = BATCHES,

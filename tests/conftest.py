@@ -9,6 +9,10 @@ import os
 # Two workers share two cores: threads of NumPy and of other processes would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Triton reads it when it is first imported, which the conftest.py of a folder may do before pytest_configure.
+if not any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import pytest
 from forking import ADDRESS, Server, run
 
@@ -21,7 +25,7 @@ def pytest_configure(config):
     import torch
 
     if not torch.cuda.is_available():
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
     import interpreting
 

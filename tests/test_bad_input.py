@@ -335,7 +335,7 @@ def test_a_damaged_configuration(run, capsys):
     (run / "config.yaml").write_text("train: {space: [")
     before = digest(run)
     assert cli.main(["train", "--resume", str(run)]) == 1
-    assert "is not the configuration of a run" in sentence(capsys)
+    assert "is damaged or not the configuration of a run" in sentence(capsys)
     assert digest(run) == before
 
 

@@ -114,7 +114,7 @@ def test_search_has_the_names_and_defaults_of_the_api(monkeypatch):
         raise GrowtasError("enough")
 
     search.__signature__, search.__doc__ = signature, growtas.search.__doc__
-    search.__module__ = inspect.unwrap(growtas.search).__module__
+    search.__module__, search.bounds = inspect.unwrap(growtas.search).__module__, growtas.search.bounds
     monkeypatch.setattr(growtas, "search", search)
     assert cli.main(["search", "runs/a", "--max-params", "6e6"]) == 1
     expected = {p.name: p.default for p in signature.parameters.values()}

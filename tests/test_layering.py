@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 # Lower layers first; a module may import from its own layer's package and from the layers before it.
 LAYERS = [
     {"errors", "version", "progress"},
-    {"atomic", "locks"},
+    {"bounds", "plain_yaml"},
+    {"atomic", "chain", "files", "locks"},
     {"plotting", "table"},
     {"spaces"},
     {"subnet"},
@@ -40,7 +41,8 @@ LAYERS = [
     {"doctor", "warmup", "listing"},
     {"jobs"},
     {"demo", "comparing", "cli_options"},
-    {"analysis", "data_commands"},
+    {"analysis", "data_commands", "cli_search"},
+    {"checking"},
     {"cli"},
     {"__main__"},
 ]
@@ -50,7 +52,20 @@ KERNEL_LAYERS = [{"common"}, {"layer_norm"}, {"linear", "qkv", "relative_attenti
 COMMANDS = {"kernels.compile_ahead": "warmup"}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 SPACES = sorted(f"spaces/{path.stem}" for path in (ROOT / "growtas" / "spaces").glob("*.py"))
-TORCH_FREE = ("errors", "version", "atomic", "subnet", "space", "cost", "listing", *SPACES)
+TORCH_FREE = (
+    "errors",
+    "version",
+    "bounds",
+    "plain_yaml",
+    "atomic",
+    "chain",
+    "files",
+    "subnet",
+    "space",
+    "cost",
+    "listing",
+    *SPACES,
+)
 
 
 def modules() -> dict[str, Path]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from growtas.errors import GrowtasError
+from growtas.errors import UsageError
 from growtas.table import Table, Value
 
 if TYPE_CHECKING:
@@ -116,10 +116,10 @@ class Analysis(ABC):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The analysis that was kept. Raises: GrowtasError: the text is not what :meth:`to_json` gave."""
+        """The analysis that was kept. Raises: UsageError: the text is not what :meth:`to_json` gave."""
         try:
             data = json.loads(text)
             tables = {name: Table.of(t["columns"], t["rows"]) for name, t in data["tables"].items()}
             return cls(tables, data["facts"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise GrowtasError(f"This is not an analysis that growtas kept ({error}).") from error
+            raise UsageError(f"This is not an analysis that growtas kept ({error}).") from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from growtas.chain import Chain
 from growtas.progress import track
 from growtas.searching.evaluate import Evaluator
 from growtas.training.calibration import calibration, kept_statistics
@@ -67,16 +68,26 @@ def _read(log: Path | None, key: str) -> dict[str, float]:
         return {}
     found = {}
     for line in log.read_bytes().splitlines():
-        try:
-            record = json.loads(line)
+        with suppress(ValueError, KeyError, TypeError):
+            record = Chain().read(line)  # several processes write: each line has a checksum of its own
             if record["of"] == key:
                 found[record["subnet"]] = float(record["top1"])
-        except (ValueError, KeyError, TypeError):
-            continue
     return found
 
 
-def _append(log: Path, record: Mapping[str, Any]) -> None:
+def damaged_lines(log: Path) -> list[int]:
+    """The numbers of the lines that are passed over, but for one that a killed process did not finish."""
+    found = []
+    for number, line in enumerate(log.read_bytes().splitlines(), start=1):
+        try:
+            record = Chain().read(line) if line.endswith(b"}") else {}
+            float(record["top1"]) if record else None
+        except (ValueError, KeyError, TypeError):
+            found.append(number)
+    return found
+
+
+def _append(log: Path, record: dict[str, Any]) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as file:  # a line of its own even where the last one is unfinished
-        file.write(b"\n" + json.dumps(record).encode() + b"\n")
+        file.write(b"\n" + Chain().write(record))

@@ -117,7 +117,7 @@ def interference(runs: Iterable[str | os.PathLike | Run]) -> GradientInterferenc
     Example:
         >>> interference(["runs/uniform", "runs/growtas"]).findings()  # doctest: +SKIP
     """
-    from growtas.training.log import read_log
+    from growtas.training.log import check_whole, read_log
     from growtas.training.run import Run
 
     opened = [Run.open(run) for run in runs]
@@ -132,6 +132,7 @@ def interference(runs: Iterable[str | os.PathLike | Run]) -> GradientInterferenc
                 f"{first.path} {first.config.epochs} on {space.name!r}; give runs of one space and length."
             )
         key = (run.config.method, run.config.seed)
+        check_whole(run.path)
         records = [record for record in read_log(run.path, "interference") if record["cosine"] is not None]
         if not records:
             raise UsageError(

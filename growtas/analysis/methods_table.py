@@ -19,7 +19,7 @@ from growtas.comparing.plan import comparison_in
 from growtas.comparing.specs import read_methods
 from growtas.comparing.statistics import CONFIDENCE, Interval
 from growtas.comparing.summary import Cells, Summary, read_cells, summarise
-from growtas.errors import UsageError
+from growtas.errors import UsageError, command
 
 if TYPE_CHECKING:
     from growtas.analysis.workspace import Workspace
@@ -199,7 +199,7 @@ def methods_table(
         raise UsageError(f"The comparison in {path} searched under no limit; Table A is of what is found.")
     cells = read_cells(recorded)
     if not cells:
-        raise UsageError(f"No cell of the comparison in {path} is finished: growtas compare {path}")
+        raise UsageError(f"No cell of the comparison in {path} is finished: {command('compare', path)}")
     summary = summarise(recorded, cells)
     plan, recipe = recorded.plan, recorded.recipe
     facts = {

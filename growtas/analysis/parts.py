@@ -6,12 +6,12 @@ import importlib
 import json
 from pathlib import Path
 
-from growtas import atomic
+from growtas import atomic, files
 from growtas.analysis import networks
 from growtas.analysis.base import Analysis
 from growtas.analysis.plan import read_plan
 from growtas.analysis.workspace import Workspace
-from growtas.errors import GrowtasError, UsageError, nearest
+from growtas.errors import UsageError, nearest
 from growtas.jobs.folder import train_once
 from growtas.jobs.ranks import call_on_ranks
 from growtas.version import __version__
@@ -57,13 +57,16 @@ def read(workspace: Workspace, name: str) -> Analysis | None:
     path = _file(workspace, name)
     if not path.is_file():
         return None
-    try:
-        data = json.loads(path.read_text())
+    return read_file(path)
+
+
+def read_file(path: Path) -> Analysis | None:
+    """The part in a file, named after it; None, Raises: as :func:`read`."""
+    with files.reading(path, "a part of a report", "Remove it, and the part is made again."):
+        data = files.read_json(path)
         if (data["format"], data["growtas"]) != (FORMAT, __version__):
             return None
-        return part(name).from_json(json.dumps(data["analysis"]))
-    except (ValueError, KeyError, TypeError, GrowtasError) as error:
-        raise GrowtasError(f"{path} is damaged ({error}); remove it, and the part is made again.") from error
+        return part(path.stem).from_json(json.dumps(data["analysis"]))
 
 
 # -- jobs ------------------------------------------------------------------------------------------------
@@ -91,7 +94,7 @@ def make_part(base: str, name: str, device: str, ranks: int = 1) -> None:
     path, made = _file(workspace, name), part(name).make(workspace)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = {"format": FORMAT, "growtas": __version__, "analysis": json.loads(made.to_json())}
-    atomic.write_text(path, json.dumps(data, indent=None, allow_nan=False) + "\n")
+    atomic.write_text(path, json.dumps(files.signed(data), allow_nan=False) + "\n")
 
 
 def make_network(base: str, name: str, device: str, ranks: int = 1) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from growtas.analysis.networks import ofa_space_for
 from growtas.analysis.workspace import SEEDS, SUBNETS, Workspace
 from growtas.comparing.specs import common_settings
-from growtas.errors import UsageError
+from growtas.errors import UsageError, command
 from growtas.jobs import folder
 from growtas.jobs.folder import FORMAT, check_counts, space_and_data, write_json
 from growtas.space import MobileNetSpace, Space, load_space, space_from_dict
@@ -87,7 +87,7 @@ def workspace_for(
 def _check_of_run(run: Run, space: object, data: str | None) -> None:
     if not run.finished:
         raise UsageError(
-            f"The run {run.path} is not finished; go on with: growtas train --resume {run.path} - and then "
+            f"The run {run.path} is not finished; go on with: {run.resume_command} - and then "
             "make its report."
         )
     if run.config.initial is not None:
@@ -111,7 +111,7 @@ def _check_free(base: Path, run: Run | None) -> None:
         return
     held = sorted(entry.name for entry in base.iterdir() if not entry.name.startswith("."))
     if CONFIG_NAME in held:
-        raise UsageError(f"{base} holds a run; its own report is made with: growtas report {base}")
+        raise UsageError(f"{base} holds a run; its own report is made with: {command('report', base)}")
     if set(held) - {WORK}:
         raise UsageError(f"{base} holds something else ({', '.join(held[:3])}); choose another folder.")
 

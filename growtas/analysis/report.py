@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from growtas import atomic
+from growtas import atomic, bounds
 from growtas.analysis import parts
 from growtas.analysis.base import Analysis
 from growtas.analysis.plan import workspace_for, write_plan
@@ -57,6 +57,13 @@ class Report:
         return "\n".join(lines)
 
 
+@bounds.bounded(
+    epochs=bounds.EPOCHS,
+    seeds=bounds.RUNS,
+    subnets=bounds.SUBNETS,
+    jobs=bounds.SOME_PROCESSES,
+    ranks=bounds.SOME_PROCESSES,
+)
 def report(
     run: str | Path | Run | None = None,
     *,

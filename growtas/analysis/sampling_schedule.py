@@ -20,7 +20,7 @@ from growtas.errors import UsageError
 from growtas.methods import Method, Stage
 from growtas.methods.schedule import FIXED
 from growtas.progress import track
-from growtas.training.log import read_log
+from growtas.training.log import check_whole, read_log
 from growtas.training.run import Run
 from growtas.training.run_method import create_run_method
 
@@ -162,6 +162,7 @@ def sampling_schedule(run: Run | str | os.PathLike, stages: Sequence[int] = STAG
         raise UsageError(
             f"The run {run.path} is of method {run.config.method!r}; figure G is of a run of {METHOD!r}."
         )
+    check_whole(run.path)
     own = tuple(Stage(tuple(record["groups"]), record["epoch"]) for record in read_log(run.path, "stage"))
     counts, differing = _counted(run, own)
     if not counts:
@@ -213,7 +214,7 @@ def _counted(run: Run, stages: tuple[Stage, ...]) -> tuple[Counter, int]:
     method = create_run_method(run)
     method.stages = stages  # as they began; a rule may have decided during the run
     count, differing, counts = run.config.subnets_per_step, 0, Counter()
-    for record in track(read_log(run.path, "step"), "count draws", "step", run.steps):
+    for record in track(read_log(run.path, "draw"), "count draws", "step", run.steps):
         counts.update((record["stage"], group) for group in record["group"][-count:])
         differing += record["subnets"] != [str(subnet) for subnet in method.subnets(record["step"])]
     return counts, differing

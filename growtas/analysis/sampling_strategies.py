@@ -27,7 +27,7 @@ from growtas.comparing.summary import read_cells
 from growtas.errors import UsageError
 from growtas.plotting import method_colour
 from growtas.subnet import parse_subnet
-from growtas.training.log import read_log
+from growtas.training.log import check_whole, read_log
 from growtas.training.run import Run
 
 if TYPE_CHECKING:
@@ -220,9 +220,10 @@ _COLUMNS = {
 
 def _read(run: Run) -> list[_Draw]:
     sizes = functools.cache(lambda text: cost.parameters(parse_subnet(text), run.space, run.num_classes))
+    check_whole(run.path)
     draws = [
         _Draw(record["epoch"], record["stage"], group, subnet, sizes(subnet))
-        for record in read_log(run.path, "step")
+        for record in read_log(run.path, "draw")
         for group, subnet in zip(record["group"], record["subnets"], strict=True)
     ]
     if not draws:

@@ -85,9 +85,7 @@ class Trained:
                 f"{trained}; train one with method='single', method_options='subnet={which}'."
             )
         if not run.finished:
-            raise GrowtasError(
-                f"The run {run.path} is not finished. Continue it with: growtas train --resume {run.path}"
-            )
+            raise GrowtasError(f"The run {run.path} is not finished. Continue it with: {run.resume_command}")
         return cls(run, wanted, run.splits())
 
     def net(self, device: str) -> AnySupernet:

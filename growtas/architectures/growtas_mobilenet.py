@@ -9,10 +9,14 @@ growtas loads them:
 Source: Cai et al., "Once-for-All" (ICLR 2020), ``OFAMobileNetV3``.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
+import safetensors.torch
 import timm
 import torch
 from timm.layers import DropPath, SelectAdaptivePool2d, make_divisible
@@ -22,6 +26,8 @@ from torch import Tensor, nn
 
 ACTIVATIONS = {"relu": nn.ReLU, "h-swish": nn.Hardswish}
 POOLINGS = ("avg", "max", "avgmax", "")
+MOST_BLOCKS, MOST_CHANNELS, MOST_PIXELS, MOST_CLASSES = 1000, 2**16, 2**14, 10**6
+MOST_KERNEL, MOST_STRIDE, MOST_EXPANSION = 99, 16, 64
 
 
 def _conv(in_width: int, out_width: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -112,7 +118,7 @@ class GrowtasMobileNet(nn.Module):
         drop_path_rate: of the last block.
 
     Raises:
-        ValueError: the lists do not fit each other, or the pooling is unknown.
+        ValueError: a size is not possible, the lists do not fit each other, or the pooling is unknown.
     """
 
     architecture = "growtas_mobilenet"
@@ -139,6 +145,10 @@ class GrowtasMobileNet(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
+        lists = {"kernel": kernel, "expand": expand, "depth": depth, "widths": widths, "strides": strides}
+        lists |= {"activations": activations, "squeeze_excite": squeeze_excite}
+        for name, values in lists.items():
+            _list(name, values, MOST_BLOCKS)
         places, odd = divmod(len(kernel), len(depth))
         stages = {len(depth), len(widths), len(strides), len(activations), len(squeeze_excite)}
         if odd or len(expand) != len(kernel) or len(stages) > 1 or max(depth) > places:
@@ -147,6 +157,38 @@ class GrowtasMobileNet(nn.Module):
                 f"expand one per place of a block; kernel={list(kernel)}, expand={list(expand)} and "
                 f"depth={list(depth)} were given for widths={list(widths)}."
             )
+        for name, most in (
+            ("kernel", MOST_KERNEL),
+            ("depth", MOST_BLOCKS),
+            ("widths", MOST_CHANNELS),
+            ("strides", MOST_STRIDE),
+        ):
+            for value in lists[name]:
+                _whole(f"an entry of {name}", value, 1, most)
+        for value in expand:
+            _real("an entry of expand", value, 1 / MOST_CHANNELS, MOST_EXPANSION)
+        for value in activations:
+            if value not in tuple(ACTIVATIONS):
+                raise ValueError(
+                    f"The activation {_shown(value)} is unknown; choose one of {', '.join(ACTIVATIONS)}."
+                )
+        for value in squeeze_excite:
+            _whole("an entry of squeeze_excite", int(value) if isinstance(value, bool) else value, 0, 1)
+        widths_of = {
+            "stem_width": stem_width,
+            "first_width": first_width,
+            "final_width": final_width,
+            "feature_width": feature_width,
+            "in_chans": in_chans,
+        }
+        for name, value in widths_of.items():
+            _whole(name, value, 1, MOST_CHANNELS)
+        _whole("stem_stride", stem_stride, 1, MOST_STRIDE)
+        for side in img_size if isinstance(img_size, list | tuple) else (img_size,):
+            _whole("img_size", side, 1, MOST_PIXELS)
+        _whole("num_classes", num_classes, 0, MOST_CLASSES)
+        _real("drop_rate", drop_rate, 0, 1)
+        _real("drop_path_rate", drop_path_rate, 0, 1)
         self._args = {
             "kernel": list(kernel),
             "expand": list(expand),
@@ -367,6 +409,101 @@ class GrowtasMobileNet(nn.Module):
         return self
 
 
+def _whole(name: str, value: Any, least: int, most: int) -> None:
+    """Raises: ValueError: a size is no whole number of these."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
+        raise ValueError(
+            f"{name}={_shown(value)} is not possible; it must be a whole number from {least:,} to {most:,}."
+        )
+
+
+def _real(name: str, value: Any, least: float, most: float) -> None:
+    """Raises: ValueError: a value is no number of these."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not least <= value <= most:
+        raise ValueError(
+            f"{name}={_shown(value)} is not possible; it must be a number from {least:g} to {most:g}."
+        )
+
+
+def _list(name: str, value: Any, most: int) -> None:
+    """Raises: ValueError: a value is no list of at most so many entries."""
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= most:
+        raise ValueError(
+            f"{name}={_shown(value)} is not possible; it must be a list of 1 to {most:,} entries."
+        )
+
+
+def _shown(value: Any) -> str:
+    """A value for a sentence, cut where it is long."""
+    return (
+        f"{value!r:.60}"
+        if not isinstance(value, int) or abs(value) < 10**60
+        else "a number of over 60 digits"
+    )
+
+
+def check_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
+    """Check that weights are those of the model that its config.json describes.
+
+    The head may have other classes only where the caller of ``create_model`` asked for them.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or not finite, or the head has other classes.
+    """
+    head = "classifier"
+    rows = len(weights[f"{head}.weight"]) if weights.get(f"{head}.weight", torch.empty(())).ndim else 0
+    saved = getattr(model, "pretrained_model_args", {}).get("num_classes", rows)  # older timm keeps none
+    declared = model.pretrained_cfg["num_classes"]
+    if not rows == saved == declared:
+        raise ValueError(
+            f"The head of the weights has {rows:,} classes, but config.json says num_classes={declared}, and "
+            f"{saved} in model_args. Save the model again; for a head of other classes, pass num_classes."
+        )
+    lost = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")} - set(weights)
+    unknown = set(weights) - set(model.state_dict())
+    if model.num_classes != declared:
+        lost, unknown = (
+            {name for name in names if not name.startswith(f"{head}.")} for names in (lost, unknown)
+        )
+    if lost or unknown:
+        missing, others = (", ".join(sorted(names)[:3]) for names in (lost, unknown))
+        raise ValueError(
+            f"The weights are not those of this model: {len(lost):,} tensors are missing ({missing}) and "
+            f"{len(unknown):,} are unknown ({others:.200})."
+        )
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite: the weights are damaged. Use others.")
+
+
+def check_digest(folder: str | os.PathLike) -> None:
+    """Check that model.safetensors is the file that config.json was saved with, if that says.
+
+    Raises:
+        ValueError: it is another one, or damaged.
+    """
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        about = json.load(file).get("growtas")
+    digest = about.get("sha256") if isinstance(about, dict) else None
+    path = os.path.join(folder, "model.safetensors")
+    if digest is None or not os.path.isfile(path):  # a folder of an older version
+        return
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != digest:
+        raise ValueError(
+            f"{path} is damaged, or another one than its config.json was saved with: its SHA-256 starts with "
+            f"{found[:12]}, not {digest[:12]}. Save the model again; after a change on purpose, "
+            "remove sha256 from config.json."
+        )
+
+
+def _filtered(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a checkpoint, checked."""
+    check_weights(weights, model)
+    return weights
+
+
 def pretrained_cfg(**values: Any) -> dict[str, Any]:
     """timm's description of a checkpoint's input and head.
 
@@ -399,6 +536,7 @@ def growtas_mobilenet(pretrained: bool = False, **kwargs: Any) -> GrowtasMobileN
         GrowtasMobileNet,
         GrowtasMobileNet.architecture,
         pretrained,
+        pretrained_filter_fn=_filtered,
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         **kwargs,
     )
@@ -410,8 +548,31 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> GrowtasMobileNet:
     Args:
         folder: that ``growtas extract`` or ``growtas.export.save`` wrote.
         kwargs: of timm's ``create_model``, such as ``num_classes``.
+
+    Raises:
+        ValueError: config.json describes no model, or other weights than model.safetensors holds, which may
+            be damaged.
     """
-    return timm.create_model(f"local-dir:{os.fspath(folder)}", pretrained=True, **kwargs).eval()
+    name = f"local-dir:{os.fspath(folder)}"
+    try:
+        if kwargs:  # timm adapts the weights to them
+            return timm.create_model(name, pretrained=True, **kwargs).eval()
+        weights = safetensors.torch.load_file(os.path.join(folder, "model.safetensors"))
+        with torch.device("meta"):  # nothing is allocated for sizes that the weights do not have
+            own = timm.create_model(name)
+        check_weights(weights, own)
+        for key, value in own.state_dict().items():
+            if value.shape != weights.get(key, value).shape:
+                raise ValueError(
+                    f"{key} is {tuple(weights[key].shape)}, and {tuple(value.shape)} is expected."
+                )
+        model = timm.create_model(name)
+        model.load_state_dict({**model.state_dict(), **weights})  # old folders have no counters of batches
+        return model.eval()
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # timm and safetensors raise their own
+        raise ValueError(f"{folder} holds no model that fits its weights ({error!r:.300}).") from error
 
 
 if not is_model(GrowtasMobileNet.architecture):  # growtas registers the same file

@@ -13,11 +13,15 @@ and by column, for keys and for values.
 Source: AutoFormer (Chen et al., ICCV 2021).
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
+import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
@@ -29,6 +33,8 @@ from torch import Tensor, nn
 from torch.jit import Final
 
 NORM_EPS = 1e-5
+POOLINGS = ("", "avg", "avgmax", "max", "token", "map")
+MOST_LAYERS, MOST_CHANNELS, MOST_PIXELS, MOST_CLASSES = 1000, 2**16, 2**14, 10**6
 
 # What AutoFormer's search found in its tiny space; timm.create_model builds it where no sizes are given.
 TINY_HEADS = (3,) * 10 + (4, 3, 3)
@@ -195,7 +201,7 @@ class GrowtasViT(VisionTransformer):
         norm_eps: epsilon of every LayerNorm.
 
     Raises:
-        ValueError: the lists differ in length.
+        ValueError: a size is not possible, or the lists differ in length.
     """
 
     architecture = "growtas_vit"
@@ -220,11 +226,35 @@ class GrowtasViT(VisionTransformer):
         drop_path_rate: float = 0.0,
         norm_eps: float = NORM_EPS,
     ) -> None:
+        _list("num_heads", num_heads, MOST_LAYERS)
+        _list("mlp_ratio", mlp_ratio, MOST_LAYERS)
         depth = len(num_heads)
         if len(mlp_ratio) != depth:
             raise ValueError(
                 f"num_heads has {depth} entries and mlp_ratio {len(mlp_ratio)}: give one of each per layer."
             )
+        for name, value in (("embed_dim", embed_dim), ("head_dim", head_dim), ("in_chans", in_chans)):
+            _whole(name, value, 1, MOST_CHANNELS)
+        _whole("num_classes", num_classes, 0, MOST_CLASSES)
+        _whole("max_relative_position", max_relative_position, 0, MOST_PIXELS)
+        for layer in range(depth):
+            _whole(f"num_heads of layer {layer}", num_heads[layer], 1, MOST_CHANNELS // head_dim)
+            _real(f"mlp_ratio of layer {layer}", mlp_ratio[layer], 1 / embed_dim, MOST_CHANNELS / embed_dim)
+        sides = [_pair("img_size", img_size), _pair("patch_size", patch_size)]
+        if any(patch > image for image, patch in zip(*sides, strict=True)):
+            raise ValueError(f"patch_size={patch_size} is larger than img_size={img_size}.")
+        for name, rate in (
+            ("drop_rate", drop_rate),
+            ("proj_drop_rate", proj_drop_rate),
+            ("attn_drop_rate", attn_drop_rate),
+            ("pos_drop_rate", pos_drop_rate),
+            ("drop_path_rate", drop_path_rate),
+        ):
+            _real(name, rate, 0, 1)
+        _real("norm_eps", norm_eps, 0, 1)
+        if global_pool not in POOLINGS:
+            known = ", ".join(map(repr, POOLINGS))
+            raise ValueError(f"global_pool={_shown(global_pool)} is unknown; choose one of {known}.")
         super().__init__(
             img_size=tuple(img_size) if isinstance(img_size, list) else img_size,
             patch_size=tuple(patch_size) if isinstance(patch_size, list) else patch_size,
@@ -406,6 +436,113 @@ def _pooling_heads(embed_dim: int, head_dim: int) -> int:
     return next(heads for heads in range(most, 0, -1) if embed_dim % heads == 0)
 
 
+def _whole(name: str, value: Any, least: int, most: int) -> None:
+    """Raises: ValueError: a size is no whole number of these."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
+        raise ValueError(
+            f"{name}={_shown(value)} is not possible; it must be a whole number from {least:,} to {most:,}."
+        )
+
+
+def _real(name: str, value: Any, least: float, most: float) -> None:
+    """Raises: ValueError: a value is no number of these."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not least <= value <= most:
+        raise ValueError(
+            f"{name}={_shown(value)} is not possible; it must be a number from {least:g} to {most:g}."
+        )
+
+
+def _list(name: str, value: Any, most: int) -> None:
+    """Raises: ValueError: a value is no list of at most so many entries."""
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= most:
+        raise ValueError(
+            f"{name}={_shown(value)} is not possible; it must be a list of 1 to {most:,} entries."
+        )
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    """Height and width. Raises: ValueError: they are no whole numbers, or too large."""
+    if not isinstance(value, list | tuple):
+        value = (value, value)
+    if len(value) != 2:
+        raise ValueError(f"{name}={_shown(value)} is not possible; give one number, or height and width.")
+    for side in value:
+        _whole(name, side, 1, MOST_PIXELS)
+    return tuple(value)
+
+
+def _shown(value: Any) -> str:
+    """A value for a sentence, cut where it is long."""
+    return (
+        f"{value!r:.60}"
+        if not isinstance(value, int) or abs(value) < 10**60
+        else "a number of over 60 digits"
+    )
+
+
+def check_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
+    """Check that weights are those of the model that its config.json describes.
+
+    The head may have other classes only where the caller of ``create_model`` asked for them.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or not finite, or the head has other classes.
+    """
+    head = "head"
+    rows = len(weights[f"{head}.weight"]) if weights.get(f"{head}.weight", torch.empty(())).ndim else 0
+    saved = getattr(model, "pretrained_model_args", {}).get("num_classes", rows)  # older timm keeps none
+    declared = model.pretrained_cfg["num_classes"]
+    if not rows == saved == declared:
+        raise ValueError(
+            f"The head of the weights has {rows:,} classes, but config.json says num_classes={declared}, and "
+            f"{saved} in model_args. Save the model again; for a head of other classes, pass num_classes."
+        )
+    lost = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")} - set(weights)
+    unknown = set(weights) - set(model.state_dict())
+    if model.num_classes != declared:
+        lost, unknown = (
+            {name for name in names if not name.startswith(f"{head}.")} for names in (lost, unknown)
+        )
+    if lost or unknown:
+        missing, others = (", ".join(sorted(names)[:3]) for names in (lost, unknown))
+        raise ValueError(
+            f"The weights are not those of this model: {len(lost):,} tensors are missing ({missing}) and "
+            f"{len(unknown):,} are unknown ({others:.200})."
+        )
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite: the weights are damaged. Use others.")
+
+
+def check_digest(folder: str | os.PathLike) -> None:
+    """Check that model.safetensors is the file that config.json was saved with, if that says.
+
+    Raises:
+        ValueError: it is another one, or damaged.
+    """
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        about = json.load(file).get("growtas")
+    digest = about.get("sha256") if isinstance(about, dict) else None
+    path = os.path.join(folder, "model.safetensors")
+    if digest is None or not os.path.isfile(path):  # a folder of an older version
+        return
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != digest:
+        raise ValueError(
+            f"{path} is damaged, or another one than its config.json was saved with: its SHA-256 starts with "
+            f"{found[:12]}, not {digest[:12]}. Save the model again; after a change on purpose, "
+            "remove sha256 from config.json."
+        )
+
+
+def _filtered(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a checkpoint as timm adapts them, checked."""
+    weights = checkpoint_filter_fn(weights, model)
+    check_weights(weights, model)
+    return weights
+
+
 def pretrained_cfg(**values: Any) -> dict[str, Any]:
     """timm's description of a checkpoint's input and head.
 
@@ -439,7 +576,7 @@ def growtas_vit(pretrained: bool = False, **kwargs: Any) -> "GrowtasViT":
         GrowtasViT,
         GrowtasViT.architecture,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_filter_fn=_filtered,
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         **kwargs,
     )
@@ -451,8 +588,31 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> "GrowtasViT":
     Args:
         folder: that ``growtas extract`` or ``growtas.export.save`` wrote.
         kwargs: of timm's ``create_model``, such as ``num_classes`` or ``img_size``.
+
+    Raises:
+        ValueError: config.json describes no model, or other weights than model.safetensors holds, which may
+            be damaged.
     """
-    return timm.create_model(f"local-dir:{os.fspath(folder)}", pretrained=True, **kwargs).eval()
+    name = f"local-dir:{os.fspath(folder)}"
+    try:
+        if kwargs:  # timm adapts the weights to them
+            return timm.create_model(name, pretrained=True, **kwargs).eval()
+        weights = safetensors.torch.load_file(os.path.join(folder, "model.safetensors"))
+        with torch.device("meta"):  # nothing is allocated for sizes that the weights do not have
+            own = timm.create_model(name)
+        check_weights(weights, own)
+        for key, value in own.state_dict().items():
+            if value.shape != weights.get(key, value).shape:
+                raise ValueError(
+                    f"{key} is {tuple(weights[key].shape)}, and {tuple(value.shape)} is expected."
+                )
+        model = timm.create_model(name)
+        model.load_state_dict({**model.state_dict(), **weights})  # old folders have no counters of batches
+        return model.eval()
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # timm and safetensors raise their own
+        raise ValueError(f"{folder} holds no model that fits its weights ({error!r:.300}).") from error
 
 
 if not is_model(GrowtasViT.architecture):  # growtas registers the same file

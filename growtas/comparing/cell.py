@@ -103,7 +103,7 @@ def _train(plan: Plan, spec: MethodSpec, seed: int, device: str, ranks: int) -> 
         first = plan.cell_path(spec.first, seed)
         if not (first / RESULT_NAME).exists():
             raise GrowtasError(f"{spec} goes on from {spec.first} of seed {seed}, which is not finished.")
-        before = read_json(first / RESULT_NAME)["time"]["phases"]
+        before = read_json(first / RESULT_NAME, lambda cell: cell["time"]["phases"])
     splits_of(plan.config({}), plan.space)  # so that reading or rendering it does not count as training
     times = path.parent / f"{path.name}.time.json"
     if not finished(path):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from growtas.bounds import EPOCHS, GENERATIONS, RUNS, SOME_PROCESSES, SUBNETS, Bound, bounded
 from growtas.comparing.limits import default_limits, read_limits
 from growtas.comparing.plan import (
     MOST_FURTHER_RATES,
@@ -25,7 +26,7 @@ from growtas.comparing.plan import (
 )
 from growtas.comparing.report import Comparison, make_report
 from growtas.comparing.specs import MethodSpec, check_known, common_settings, read_methods
-from growtas.errors import GrowtasError, UsageError
+from growtas.errors import GrowtasError, UsageError, command
 from growtas.jobs import Job, Placement, Runner
 from growtas.jobs.folder import check_counts, check_method, read_json, space_and_data, write_json
 from growtas.locks import locked
@@ -39,6 +40,15 @@ CONVOLUTIONAL_METHODS = ("uniform", "growtas", "shrinking")
 _COUNTS = {"seeds": 1, "epochs": 1, "subnets": 1, "population": 2, "generations": 1}
 
 
+@bounded(
+    seeds=RUNS,
+    epochs=EPOCHS,
+    subnets=SUBNETS,
+    population=Bound(2, SUBNETS.most),
+    generations=GENERATIONS,
+    jobs=SOME_PROCESSES,
+    ranks=SOME_PROCESSES,
+)
 def compare(
     out: str | os.PathLike,
     space: str | Path | SearchSpace | None = None,
@@ -127,7 +137,7 @@ def compare(
         raise UsageError(f"seeds={seeds} is over {RATE_SEED:,}, where the seeds of trials begin.")
     recorded, specs, seeds = _plan(path, values, methods, seeds)
     plan = recorded.plan
-    again = f"Continue with: growtas compare {path}{placement.words()}"
+    again = f"Continue with: {command('compare', path)}{placement.words()}"
     runner = Runner(placement.launcher(plan.space, path / "slurm"), again)
     where = {"device": placement.device, "ranks": ranks}
     with locked(path / ".lock", f"Another process is comparing methods in {path}; wait for it."):
@@ -268,4 +278,7 @@ def _try_rates(
     ]
     for name, reason in runner.run(jobs, "learning rate", "cell").items():
         raise GrowtasError(f"The trial of {name} failed: {reason} Give lr=NUMBER to do without trials.")
-    return {rate: read_json(plan.rate_path(rate) / RESULT_NAME)["top1"] for rate in rates}
+    return {
+        rate: read_json(plan.rate_path(rate) / RESULT_NAME, lambda trial: float(trial["top1"]))
+        for rate in rates
+    }

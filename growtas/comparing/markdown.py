@@ -95,10 +95,9 @@ def _rate(recorded: Recorded) -> str:
         return f"Learning rate {rate:g}, as given."
     if rate is None:
         return "The learning rate is not chosen yet."
-    chosen = read_json(plan.path / RATE_NAME)["tried"]
-    tried = ", ".join(f"{each['lr']:g}: {each['top1']:.2f} %" for each in chosen)
-    rates = [each["lr"] for each in chosen]
-    edge = " It lies at the edge of what was tried." if rate in (min(rates), max(rates)) else ""
+    chosen = read_json(plan.path / RATE_NAME, lambda rate: {t["lr"]: float(t["top1"]) for t in rate["tried"]})
+    tried = ", ".join(f"{each:g}: {top1:.2f} %" for each, top1 in chosen.items())
+    edge = " It lies at the edge of what was tried." if rate in (min(chosen), max(chosen)) else ""
     return (
         f"Learning rate {rate:g} for every method, chosen with uniform sampling on the search split with a "
         f"seed of its own ({tried}).{edge}"

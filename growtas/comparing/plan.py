@@ -14,7 +14,7 @@ import yaml
 from growtas import atomic
 from growtas.comparing.limits import Limit, read_limits
 from growtas.comparing.specs import MethodSpec, read_methods
-from growtas.errors import UsageError
+from growtas.errors import UsageError, command
 from growtas.jobs import folder
 from growtas.jobs.folder import FORMAT, QUIET, read_json, write_json
 from growtas.space import MobileNetSpace, load_space, seeded_rng
@@ -121,7 +121,7 @@ class Plan:
         if len(rates) == 1:
             return rates[0]
         file = self.path / RATE_NAME
-        return read_json(file)["lr"] if file.exists() else None
+        return read_json(file, lambda chosen: float(chosen["lr"])) if file.exists() else None
 
     # -- subnets -----------------------------------------------------------------------------------------
 
@@ -199,7 +199,7 @@ def comparison_in(path: Path) -> Recorded:
     """The comparison of a folder. Raises: UsageError: it holds none."""
     recorded = read_plan(path)
     if recorded is None:
-        raise UsageError(f"{path} holds no comparison; make one with: growtas compare {path}")
+        raise UsageError(f"{path} holds no comparison; make one with: {command('compare', path)}")
     return recorded
 
 

@@ -101,7 +101,15 @@ class Summary:
 def read_cells(recorded: Recorded) -> dict[tuple[MethodSpec, int], dict[str, Any]]:
     """The results of every finished cell, by method and seed. Raises: GrowtasError: a file is damaged."""
     files = {cell: recorded.plan.cell_path(*cell) / RESULT_NAME for cell in recorded.cells()}
-    return {cell: read_json(file) for cell, file in files.items() if file.exists()}
+    return {cell: read_json(file, whole_cell) for cell, file in files.items() if file.exists()}
+
+
+def whole_cell(cell: dict[str, Any]) -> dict[str, Any]:
+    """A cell that holds all that a report takes from it; KeyError or TypeError where it does not."""
+    cell_values(cell), cell_top5(cell), dict(cell["made_by"])
+    math.fsum(found["params"] for found in cell["searched"])
+    {name: cell["time"][name] for name in ("cpu", "wall", "device")}
+    return cell
 
 
 def measures(plan: Plan) -> tuple[Measure, ...]:

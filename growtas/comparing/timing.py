@@ -43,7 +43,9 @@ def total(path: Path, before: list[Times]) -> dict[str, Any]:
 
 
 def _attempts(path: Path) -> list[Times]:
-    return read_json(path)["attempts"] if path.exists() else []
+    if not path.exists():
+        return []
+    return read_json(path, lambda data: [{name: each[name] for name in _CLOCKS} for each in data["attempts"]])
 
 
 def _sums(parts: list[Times]) -> Times:

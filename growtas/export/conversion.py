@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from growtas.bounds import bounded
 from growtas.errors import UsageError
 from growtas.export import formats
 from growtas.export.extraction import extract
@@ -21,6 +22,7 @@ from growtas.training.model import model_space
 from growtas.training.run import Run
 
 
+@bounded()
 def convert(
     source: Run | str | os.PathLike,
     to: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,22 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import timm
-from safetensors import SafetensorError
 
 from growtas import atomic
-from growtas.architectures import growtas_mobilenet, growtas_vit
-from growtas.errors import GrowtasError, UsageError
+from growtas.errors import UsageError
 from growtas.export.card import CARD_NAME, card
 from growtas.export.sizes import Model, macs_of, sides_of, subnet_of
 from growtas.locks import locked
+from growtas.supernet import saved
+from growtas.supernet.saved import CODE, CONFIG_NAME, WEIGHTS_NAME
 from growtas.version import __version__
 
-WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 LOCK_NAME = ".model.lock"
-
-_CODE = {Path(module.__file__).stem: Path(module.__file__) for module in (growtas_vit, growtas_mobilenet)}
-"""Of each architecture the file that defines it and needs torch and timm only."""
 
 
 def save(
@@ -59,13 +55,14 @@ def save(
         metadata={"format": "pt"},  # one entry: safetensors writes several in any order
     )
     about = json.loads(json.dumps(config(model, license)))
+    about["growtas"]["sha256"] = hashlib.sha256(weights).hexdigest()
     contents = {
         WEIGHTS_NAME: weights,
         CONFIG_NAME: (json.dumps(about, indent=2) + "\n").encode(),
         CARD_NAME: card(about).encode(),
     }
-    if about["architecture"] in _CODE:
-        code = _CODE[about["architecture"]]
+    if about["architecture"] in CODE:
+        code = CODE[about["architecture"]]
         contents[code.name] = code.read_bytes()
     _check_free(folder, contents, overwrite)
     with locked(folder / LOCK_NAME, f"Another process is writing a model to {folder}; wait.", remove=True):
@@ -93,7 +90,7 @@ def config(model: Model, license: str | None = None) -> dict[str, Any]:
         if k not in ("url", "file", "hf_hub_id", "source", "state_dict")
     }
     architecture = cfg.pop("architecture", None) or model.architecture
-    own = architecture in _CODE  # else one of timm's that growtas.transfer has fine-tuned
+    own = architecture in CODE  # else one of timm's that growtas.transfer has fine-tuned
     args = model.model_args() if own else model._model_args
     cfg["num_classes"] = model.num_classes
     if own:
@@ -135,25 +132,10 @@ def load(folder: str | os.PathLike, fused: bool = False) -> Model:
 
     Raises:
         UsageError: the folder holds no saved model.
-        GrowtasError: a file is truncated or foreign.
+        GrowtasError: a file is damaged or foreign, or the weights are not those that config.json describes.
     """
     folder = Path(folder)
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise UsageError(
-                f"{folder} holds no saved model: {name} is missing. Save one with growtas extract."
-            )
-    try:
-        if json.loads((folder / CONFIG_NAME).read_text()).get("architecture") not in _CODE:
-            known = " or ".join(_CODE)
-            raise UsageError(f"{folder / CONFIG_NAME} describes another model than {known}.")
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise GrowtasError(f"{folder / CONFIG_NAME} is damaged ({error}). Save the model again.") from error
-    except (SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise GrowtasError(
-            f"{folder / WEIGHTS_NAME} is truncated or does not belong to its {CONFIG_NAME} ({reason}). "
-            "Save the model again."
-        ) from error
+    if saved.read_config(folder)["architecture"] not in CODE:
+        raise UsageError(f"{folder / CONFIG_NAME} describes another model than {' or '.join(CODE)}.")
+    model = saved.open_model(folder)
     return model.fuse() if fused else model

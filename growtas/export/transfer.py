@@ -10,17 +10,18 @@ from typing import Any
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
+from growtas.bounds import PIXELS, bounded
 from growtas.errors import UsageError, nearest
 from growtas.export import card, files
 from growtas.progress import silent
 from growtas.searching.evaluate import Evaluator
 from growtas.supernet import SingleModel
-from growtas.training.config import TrainConfig
+from growtas.training.config import BOUNDS, TrainConfig
 from growtas.training.data import preprocessing
 from growtas.training.data.images import seed_globally
 from growtas.training.embedded import EMBEDDED
 from growtas.training.external import PREFIX, create
-from growtas.training.log import read_log
+from growtas.training.log import last_record
 from growtas.training.model import label_names, model_space, takes_size
 from growtas.training.ranks import choose_device
 from growtas.training.recipes import REFERENCE_BATCH, TRANSFER, WARMUP_SHARE
@@ -41,6 +42,7 @@ OF_ARCHITECTURE = ("architecture", "fixed_input_size", "crop_mode", "first_conv"
 SETTINGS = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name not in OF_SUPERNETS)
 
 
+@bounded(image_size=PIXELS, **BOUNDS)
 def transfer(
     model: str | Path | None = None,
     data: str | None = None,
@@ -215,7 +217,9 @@ def _held_out(run: Run, net: SingleModel) -> float:
     """Top-1 accuracy on the held-out images; training does not evaluate the averaged weights."""
     config = run.config
     if config.ema_decay is None:
-        return list(read_log(run.path, "eval"))[-1]["results"][0]["top1"]
+        evaluation = last_record(run.path, "eval")
+        if evaluation is not None:  # else the log was removed
+            return evaluation["results"][0]["top1"]
     net, images = net.to(choose_device(config.device)), run.splits().search
     return Evaluator(net, images, amp=config.amp, workers=config.workers, keep=False).top1(
         run.space.largest()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from growtas import atomic
+from growtas import atomic, files
 from growtas.errors import GrowtasError, UsageError
 from growtas.space import Space, load_space, preset_names
 from growtas.training.config import RUNTIME, TrainConfig
@@ -23,17 +23,15 @@ FORMAT = 1
 QUIET = {"eval_every": 0, "eval_subnets": 0, "tensorboard": False}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises: GrowtasError: the file cannot be understood."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise GrowtasError(f"{path} cannot be read ({error}); remove it to have it made again.") from error
+def read_json(path: Path, use: Callable[[dict[str, Any]], T]) -> T:
+    """Return what ``use`` makes of a file. Raises: GrowtasError: the file cannot be understood."""
+    with files.reading(path, "a result of this folder", "Remove it to have it made again."):
+        return use(files.read_json(path))
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Replace a file, atomically."""
-    atomic.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+    atomic.write_text(path, json.dumps(files.signed(data), indent=1, allow_nan=False) + "\n")
 
 
 def read_plan(file: Path, kind: str, build: Callable[[dict[str, Any]], T]) -> T:
@@ -47,13 +45,11 @@ def read_plan(file: Path, kind: str, build: Callable[[dict[str, Any]], T]) -> T:
     Raises:
         GrowtasError: the file is damaged, or of a later format.
     """
-    try:
-        data = json.loads(file.read_text())
+    with files.reading(file, f"the plan of a {kind}", "Put a good copy back, or choose another folder."):
+        data = files.read_json(file)
         if data["format"] != FORMAT:
             raise GrowtasError(f"{file} has format {data['format']}; this version reads format {FORMAT}.")
         return build(data)
-    except (ValueError, KeyError, TypeError, UsageError) as error:
-        raise GrowtasError(f"{file} is not the plan of a {kind} ({error}).") from error
 
 
 def check_counts(given: Mapping[str, Any], least: Mapping[str, int]) -> None:

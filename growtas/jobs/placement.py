@@ -96,7 +96,7 @@ def _device(name: str) -> tuple[str, tuple[str, ...]]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
     gpus = [each.strip() for each in visible.split(",")] if visible else list(map(str, range(count)))
     if index:
-        if not index.isdigit() or int(index) >= count:
+        if not index.isdecimal() or len(index) > 6 or int(index) >= count:
             raise UsageError(f"device={name!r} cannot be used here: torch sees {count} CUDA GPUs.")
         return "cuda", (gpus[int(index)],)
     return "cuda", tuple(gpus[:count])

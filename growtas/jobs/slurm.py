@@ -7,6 +7,7 @@ submitted them: it notes their numbers beside their outputs, and another call wa
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growtas import threads
-from growtas.errors import GrowtasError, UsageError
+from growtas.errors import GrowtasError, UsageError, quoted
 from growtas.jobs.job import Job, outcome, start_process
 
 if TYPE_CHECKING:
@@ -66,8 +67,10 @@ class Options:
                 "slurm needs time=MINUTES (or HH:MM:SS, D-HH:MM:SS), the time limit of a job. A job that "
                 "reaches it is saved and queued again."
             )
-        if not str(requeues).isdigit():
-            raise UsageError(f"slurm has requeue={requeues}; it must be a whole number, 0 or more.")
+        if not str(requeues).isdecimal() or len(str(requeues)) > 6:
+            raise UsageError(
+                f"slurm has requeue={quoted(requeues)}; it must be a whole number from 0 to 999,999."
+            )
         return cls(_minutes(str(limit)), int(requeues), given)
 
 
@@ -152,6 +155,19 @@ def _state(number: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+class _Plain(pickle.Unpickler):
+    """Reads values that no class is needed for: a folder of jobs may be somebody else's."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Refuse every class and function."""
+        raise pickle.UnpicklingError(f"since it asks for {module}.{name}")
+
+
+def _plain(data: bytes) -> Any:
+    """Numbers, texts and tuples of a pickle. Raises: pickle.UnpicklingError: it asks for anything else."""
+    return _Plain(io.BytesIO(data)).load()
+
+
 @dataclass
 class SlurmHandle:
     """A job in the queue, running or ended.
@@ -171,10 +187,14 @@ class SlurmHandle:
         """See :class:`growtas.jobs.job.Handle`."""
         number, paths = self.submitted.job_id, self.submitted.paths
         if paths.result_pickle.exists():
-            how, result = pickle.loads(paths.result_pickle.read_bytes())
-            if how == "success":
-                return outcome(result, self.output)
-            return f"Slurm job {number} failed: {result.strip().splitlines()[-1]} (see {paths.stderr})"
+            try:
+                how, result = _plain(paths.result_pickle.read_bytes())
+                if how == "success":
+                    return outcome(int(result), self.output)
+                said = str(result).strip().splitlines()[-1]
+            except Exception as error:  # an unpickler that is fed garbage may raise anything
+                said = f"its result cannot be read, {error}"
+            return f"Slurm job {number} failed: {said} (see {paths.stderr})"
         if self.launcher.has(number):
             self._gone = None
             return None

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from growtas import cost
+from growtas.bounds import IMAGES, Bound
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.methods.base import Method, MethodSettings, register
 from growtas.methods.focus_reinforce import Reinforce
@@ -27,9 +28,20 @@ if TYPE_CHECKING:
     from growtas.methods.base import TrainingContext
 
 COSTS = {"params": cost.parameters, "macs": cost.macs}
-_POSITIVE = ("budgets", "update_every", "samples", "images", "hidden", "lr")
-_NOT_NEGATIVE = ("penalty", "entropy")
-_SHARES = ("uniform", "epsilon")
+_SHARE = Bound(0, 1, whole=False)
+_BOUNDS = {
+    "budgets": Bound(0, 4096, above=True),
+    "penalty": Bound(0, 10**9, whole=False),
+    "update_every": Bound(0, 10**9, above=True),
+    "uniform": _SHARE,
+    "epsilon": _SHARE,
+    "entropy": Bound(0, 10**9, whole=False),
+    "decay": Bound(0, 1, whole=False, below=True),
+    "samples": Bound(0, 10_000, above=True),
+    "images": Bound(0, IMAGES.most, above=True),
+    "lr": Bound(0, 10**9, whole=False, above=True),
+    "hidden": Bound(0, 4096, above=True),
+}
 
 
 @dataclass(frozen=True)
@@ -71,17 +83,8 @@ class FocusOptions:
     def __post_init__(self) -> None:
         if self.cost not in COSTS:
             raise UsageError(f"cost={self.cost!r} of focusformer is unknown.{nearest(self.cost, COSTS)}")
-        inf = float("inf")
-        for names, holds, allowed in (
-            (_POSITIVE, lambda value: 0 < value < inf, "more than 0"),
-            (_NOT_NEGATIVE, lambda value: 0 <= value < inf, "0 or more"),
-            (_SHARES, lambda value: 0 <= value <= 1, "between 0 and 1"),
-            (("decay",), lambda value: 0 <= value < 1, "at least 0 and below 1"),
-        ):
-            for name in names:
-                value = getattr(self, name)
-                if not holds(value):
-                    raise UsageError(f"{name}={value} of focusformer is not possible; it must be {allowed}.")
+        for name, bound in _BOUNDS.items():
+            bound(name, getattr(self, name), "focusformer")
 
 
 @register("focusformer")

@@ -8,7 +8,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from growtas.errors import UsageError, nearest
+from growtas.errors import UsageError, nearest, quoted
 
 Options = TypeVar("Options")
 
@@ -82,12 +82,12 @@ def _value(name: str, text: str, hint: Any, owner: str) -> Any:
         if kind in allowed:
             try:
                 return kind(text) if kind is float or "e" not in word else _whole(text)
-            except ValueError:
+            except (ValueError, OverflowError):
                 continue
     if str in allowed:
         return text
     kinds = " or ".join(_KINDS[kind] for kind in allowed)
-    raise UsageError(f"{name}={text!r} of {owner} is not possible; it must be {kinds}.")
+    raise UsageError(f"{name}={quoted(text)} of {owner} is not possible; it must be {kinds}.")
 
 
 def _whole(text: str) -> int:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from growtas.bounds import Bound
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.methods.base import Method, MethodSettings, TrainingContext, register
 from growtas.methods.prenas_bins import parse_bins, parse_depths
@@ -58,8 +59,7 @@ class PreNASOptions:
     def __post_init__(self) -> None:
         if self.data not in DATA:
             raise UsageError(f"data={self.data!r} is unknown.{nearest(self.data, DATA)}")
-        if self.images < 1:
-            raise UsageError(f"images={self.images} is not possible; the score needs at least one image.")
+        Bound(1, 100_000)("images", self.images, "prenas")
 
 
 @register("prenas")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from growtas import cost
-from growtas.errors import UsageError, nearest
+from growtas.errors import UsageError, brief, nearest, quoted
 from growtas.space import SearchSpace
 
 FIXED = ("size-aware", "midpoint")
@@ -70,7 +70,7 @@ def stage_groups(stages: int | str | Sequence[Sequence[int]], num_groups: int) -
         return _grown(stages, num_groups)
     if not isinstance(stages, list | tuple) or not stages:
         raise UsageError(
-            f"stages must be a number or the groups of each stage, such as '0,1/0,1,2', not {stages!r}."
+            f"stages must be a number or the groups of each stage, such as '0,1/0,1,2', not {quoted(stages)}."
         )
     listed = []
     for position, groups in enumerate(stages):
@@ -93,20 +93,20 @@ def stage_groups(stages: int | str | Sequence[Sequence[int]], num_groups: int) -
 
 def _parse_stages(text: str) -> int | list[list[int]]:
     try:
-        if text.strip().isdigit():
+        if text.strip().isdecimal():
             return int(text)
         return [[int(group) for group in part.split(",")] for part in text.split("/")]
     except ValueError as error:
         raise UsageError(
-            f"stages={text!r} is neither a number nor groups per stage. Separate the groups of a stage with "
-            "commas and stages with slashes, such as '0,1/0,1,2'."
+            f"stages={quoted(text)} is neither a number nor groups per stage. Separate the groups of a "
+            "stage with commas and stages with slashes, such as '0,1/0,1,2'."
         ) from error
 
 
 def _grown(count: int, num_groups: int) -> tuple[tuple[int, ...], ...]:
     if not 1 <= count <= num_groups:
         raise UsageError(
-            f"stages={count} is not possible: a space of {num_groups} groups can be trained in 1 to "
+            f"stages={quoted(count)} is not possible: a space of {num_groups} groups can be trained in 1 to "
             f"{num_groups} stages."
         )
     if count == 1:
@@ -216,7 +216,7 @@ def _parse_transition(rule: str | Sequence[int]) -> tuple[int, ...] | None:
             return tuple(int(part) for part in rule.replace(",", " ").split())
         except ValueError:
             raise UsageError(
-                f"There is no transition rule {rule!r}.{nearest(rule, RULES)} "
+                f"There is no transition rule {quoted(rule)}.{nearest(rule, RULES)} "
                 "Or give the epochs, such as '250,375'."
             ) from None
     if isinstance(rule, int) and not isinstance(rule, bool):
@@ -227,7 +227,7 @@ def _parse_transition(rule: str | Sequence[int]) -> tuple[int, ...] | None:
 
 
 def _listed(values: Sequence) -> str:
-    return ", ".join(str(value) for value in values) or "(none)"
+    return brief(", ".join(map(str, values)), 200) or "(none)"
 
 
 def plan(

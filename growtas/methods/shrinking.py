@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from growtas.bounds import EPOCHS, Bound
 from growtas.errors import GrowtasError, UsageError
 from growtas.methods.base import Method, MethodSettings, TrainingContext, register
 from growtas.methods.schedule import Stage
@@ -62,6 +63,9 @@ class ShrinkingOptions:
 
     largest_epochs: float = 180.0
     sort: bool = True
+
+    def __post_init__(self) -> None:
+        Bound(0, EPOCHS.most, whole=False)("largest_epochs", self.largest_epochs, "shrinking")
 
 
 def phases(space: MobileNetSpace, largest_epochs: float = 180.0) -> tuple[Phase, ...]:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from growtas.bounds import EPOCHS, IMAGES, SUBNETS, Bound
 from growtas.errors import GrowtasError, UsageError
 from growtas.methods.schedule import ADAPTIVE, Stage, least_epochs
 
@@ -25,6 +26,13 @@ from growtas.methods.schedule import ADAPTIVE, Stage, least_epochs
 WINDOW_SHARES = {"interference": 1 / 8, "plateau": 1 / 16}  # of the epochs of the run
 TOLERANCES = {"interference": 0.05, "plateau": 0.05}
 LATEST = "latest epoch"
+_BOUNDS = {
+    "window": EPOCHS,
+    "tolerance": Bound(0, 10**9, whole=False),
+    "least_fall": Bound(0, 1, whole=False, below=True),
+    "subnets": SUBNETS,
+    "images": IMAGES,
+}
 
 
 @dataclass(frozen=True)
@@ -53,16 +61,9 @@ class TransitionOptions:
     images: int = 64
 
     def __post_init__(self) -> None:
-        for name, holds, allowed in (
-            ("window", lambda value: value is None or value >= 1, "1 or more"),
-            ("tolerance", lambda value: value is None or 0 <= value < math.inf, "0 or more"),
-            ("least_fall", lambda value: 0 <= value < 1, "at least 0 and below 1"),
-            ("subnets", lambda value: value >= 1, "1 or more"),
-            ("images", lambda value: value >= 1, "1 or more"),
-        ):
-            value = getattr(self, name)
-            if not holds(value):
-                raise UsageError(f"{name}={value} of growtas is not possible; it must be {allowed}.")
+        for name, bound in _BOUNDS.items():
+            if getattr(self, name) is not None:
+                bound(name, getattr(self, name), "growtas")
 
 
 def share_of_fall(losses: Sequence[float], window: int) -> float | None:

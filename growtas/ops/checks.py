@@ -21,7 +21,22 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def activation(op: str, x: Tensor, axes: int, shape: str, name: str = "x") -> None:
+def values(x: Tensor) -> Tensor:
+    """The tensor, its sign applied: kernels read memory, where ``z.conj().imag`` still has the old one.
+
+    Such a view has a gap between its elements, so dense tensors of two or more need not be asked. Compilers
+    apply the sign before they look at strides.
+    """
+    return x if torch.compiler.is_compiling() or not x.is_neg() else x.resolve_neg()
+
+
+def whole(op: str, name: str, size: int) -> None:
+    """Refuse a size that is no whole number, True and False among them."""
+    if isinstance(size, bool) or not hasattr(size, "__index__"):
+        raise UsageError(f"{op} got {name}={size!r}, and takes a whole number.")
+
+
+def activation(op: str, x: Tensor, axes: int, shape: str, name: str = "x") -> Tensor:
     """Refuse activations of another number of axes, without channels, or that are not floating-point.
 
     Args:
@@ -30,8 +45,12 @@ def activation(op: str, x: Tensor, axes: int, shape: str, name: str = "x") -> No
         axes: how many; 0 for any number.
         shape: as the message has it, such as ``(B, N, d)``.
         name: of the argument.
+
+    Returns:
+        The activations, their sign applied.
     """
-    if (axes or x.dim() or 1) != x.dim() or not x.shape[-1]:
+    sizes = x.shape
+    if (axes or len(sizes) or 1) != len(sizes) or not sizes[-1]:
         raise UsageError(
             f"{op} got {name} of shape {tuple(x.shape)}, and takes {shape} with a channel or more."
         )
@@ -40,6 +59,7 @@ def activation(op: str, x: Tensor, axes: int, shape: str, name: str = "x") -> No
             f"{op} got {name} in {_name(x.dtype)}, and computes in float32, bfloat16, float16 or float64; "
             f"convert it, for example with {name}.float()."
         )
+    return x if sizes[-1] > 1 and x.is_contiguous() else values(x)
 
 
 def check_dtype(op: str, name: str, dtype: torch.dtype, x: Tensor) -> None:
@@ -56,15 +76,15 @@ def shared(op: str, name: str, parameter: Tensor, axes: int, x: Tensor) -> torch
     shape, dtype = parameter.shape, parameter.dtype
     if len(shape) != axes:
         raise UsageError(f"{op} got {name} of shape {tuple(shape)}, and takes {axes} axes.")
-    if parameter.device != x.device:
+    if not (parameter.is_cpu and x.is_cpu) and parameter.device != x.device:  # device: three times as slow
         raise UsageError(f"{op} got {name} on {parameter.device}, and the activations on {x.device}.")
     if dtype is not torch.float32 and dtype is not x.dtype:
         check_dtype(op, name, dtype, x)
     return shape
 
 
-def matrix(op: str, name: str, weight: Tensor, rows: int, columns: int, x: Tensor) -> None:
-    """Refuse a slice that is empty or larger than its shared weight.
+def matrix(op: str, name: str, weight: Tensor, rows: int, columns: int, x: Tensor) -> Tensor:
+    """A shared weight as backends read it; refused where a slice is empty or larger than the weight.
 
     Args:
         op, name: for the message.
@@ -79,6 +99,7 @@ def matrix(op: str, name: str, weight: Tensor, rows: int, columns: int, x: Tenso
             f"{op} needs a ({rows}, {columns}) slice{part}, but the shared weight is {tuple(shape)}; sample "
             "a smaller subnet or build a larger supernet."
         )
+    return weight if shape[1] > 1 and weight.is_contiguous() else values(weight)
 
 
 def vector(op: str, name: str, parameter: Tensor | None, length: int, x: Tensor) -> Tensor | None:
@@ -98,20 +119,27 @@ def vector(op: str, name: str, parameter: Tensor | None, length: int, x: Tensor)
             f"{op} got {name} of length {shape[0]}, and the shared weight has {length}: pass the whole "
             "vector, not a slice of it."
         )
-    return parameter if parameter.is_contiguous() else parameter.contiguous()
+    return parameter if length != 1 and parameter.is_contiguous() else values(parameter).contiguous()
 
 
 def images_scale(op: str, scale: Tensor | None, x: Tensor) -> Tensor | None:
     """The factors of each image's branch as backends read them: dense, one per image of x (B, N, d)."""
     if scale is None:
         return None
-    if scale.shape != x.shape[:1] or scale.device != x.device or scale.dtype not in _DTYPES:
+    elsewhere = not (scale.is_cpu and x.is_cpu) and scale.device != x.device
+    if scale.shape != x.shape[:1] or elsewhere or scale.dtype not in _DTYPES:
         raise UsageError(
             f"{op} got scale of shape {tuple(scale.shape)} in {_name(scale.dtype)} on {scale.device}, and "
             f"takes one floating-point factor for each of the {x.shape[0]} images, on {x.device}."
         )
+    if scale.requires_grad:
+        raise UsageError(
+            f"{op} got a scale that requires a gradient, and gives it none: pass scale.detach(), or multiply "
+            "the branch yourself."
+        )
     wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-    return (scale if scale.dtype is wide else scale.to(wide)).contiguous()
+    scale = scale if scale.dtype is wide else scale.to(wide)
+    return scale if x.shape[0] > 1 and scale.is_contiguous() else values(scale).contiguous()
 
 
 def bias_layout(layout: str) -> None:
@@ -122,8 +150,8 @@ def bias_layout(layout: str) -> None:
 
 def qkv(
     op: str, x: Tensor, weight: Tensor, bias: Tensor | None, num_heads: int, head_dim: int, layout: str
-) -> Tensor | None:
-    """Refuse heads that are not inside the shared qkv weight.
+) -> tuple[Tensor, Tensor | None]:
+    """The qkv weight and bias as backends read them; refused where the heads are not inside.
 
     Args:
         op: for the message.
@@ -131,10 +159,10 @@ def qkv(
         weight, bias: (3 * e * H, D) and (3 * e * H,) or None.
         num_heads, head_dim: h and e.
         layout: of the bias.
-
-    Returns:
-        The bias, dense.
     """
+    for name, size in (("num_heads", num_heads), ("head_dim", head_dim)):
+        if size.__class__ is not int:
+            whole(op, name, size)
     shape, rows = shared(op, "the qkv weight", weight, 2, x), 3 * num_heads * head_dim
     if not (0 < rows <= shape[0] and x.shape[-1] <= shape[1] and num_heads > 0):
         raise UsageError(
@@ -148,12 +176,17 @@ def qkv(
         )
     if layout != "interleaved":
         bias_layout(layout)
-    return vector(op, "the qkv bias", bias, shape[0], x)
+    weight = weight if shape[1] > 1 and weight.is_contiguous() else values(weight)
+    return weight, vector(op, "the qkv bias", bias, shape[0], x)
 
 
 def grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:
     """Refuse a grid that does not make the tokens, with or without a cls token."""
+    if len(grid) != 2:
+        raise UsageError(f"relative_attention got grid={grid}, and takes the rows and columns of patches.")
     rows, columns = grid
+    whole("relative_attention", "rows of the grid", rows)
+    whole("relative_attention", "columns of the grid", columns)
     if tokens - rows * columns not in (0, 1) or rows < 1 or columns < 1:
         raise UsageError(
             f"relative_attention got {tokens} tokens, but a {rows} x {columns} grid makes {rows * columns}, "

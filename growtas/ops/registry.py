@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from growtas import shadow
+from growtas.errors import GrowtasError
+from growtas.ops import checks
 
 Step = Callable[..., Any]
 
@@ -138,6 +140,12 @@ def register(
         result: list[Tensor | None] = [None] * len(names)
         if dy is None:  # nothing downstream used the result
             return tuple(result)
+        if torch.is_grad_enabled() and eager():  # kernels leave no graph, and statistics count as constants
+            raise GrowtasError(
+                f"{name} has no second derivative: leave out create_graph=True, or compute with plain torch "
+                "layers."
+            )
+        dy = checks.values(dy)
         needs = ctx.needs_input_grad
         kept = ctx.saved_tensors
         step = backward if eager() else backward_operator

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from growtas.errors import UsageError
+from growtas.ops import checks
 from growtas.ops.registry import classic, eager
 
 
@@ -25,7 +27,22 @@ def tokens(patches: Tensor, cls_token: Tensor, pos_embed: Tensor) -> Tensor:
     Returns:
         (B, P + 1, d), in the wider dtype of patches and pos_embed. Gradients of the parameters have the
         shared size, zero outside the slice.
+
+    Raises:
+        UsageError: the patches are wider than a parameter, the position has another number of tokens, or an
+            argument has another shape, dtype or device.
     """
+    patches = checks.activation("tokens", patches, 3, "(B, P, d)", "patches")
+    for name, parameter, count in (
+        ("cls_token", cls_token, 1),
+        ("pos_embed", pos_embed, patches.shape[1] + 1),
+    ):
+        one, held, full = checks.shared("tokens", name, parameter, 3, patches)
+        if one != 1 or held != count or full < patches.shape[2]:
+            raise UsageError(
+                f"tokens got {name} of shape {tuple(parameter.shape)} and patches of shape "
+                f"{tuple(patches.shape)}, and takes (1, {count}, {patches.shape[2]} or more)."
+            )
     if eager():
         return Tokens.apply(patches, cls_token, pos_embed)
     width = patches.shape[-1]

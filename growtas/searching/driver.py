@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growtas import threads
+from growtas.bounds import COST, GENERATIONS, IMAGES, PROCESSES, SEED, SUBNETS, Bound, bounded
 from growtas.errors import UsageError
 from growtas.progress import say
 from growtas.searching.evolution import Evolution, EvolutionConfig, Generations
@@ -38,6 +39,21 @@ if TYPE_CHECKING:
 _PARETO = {"parents": 1, "mutations": 0, "crossovers": 0, **RATES}  # NSGA-II has its own parents
 
 
+@bounded(
+    max_params=COST,
+    min_params=COST,
+    max_macs=COST,
+    max_latency_ms=COST,
+    population=SUBNETS,
+    generations=GENERATIONS,
+    parents=SUBNETS,
+    mutations=Bound(0, SUBNETS.most),
+    crossovers=Bound(0, SUBNETS.most),
+    seed=SEED,
+    batch_size=IMAGES,
+    workers=PROCESSES,
+    images=IMAGES,
+)
 def search(
     run: Run | str | os.PathLike,
     max_params: float | Sequence[float] | None = None,

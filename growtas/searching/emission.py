@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from growtas import cost
+from growtas.bounds import COST, bounded
 from growtas.errors import GrowtasError, UsageError
 from growtas.searching.limits import Limits
 from growtas.subnet import Subnet
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from growtas.training.run import Run
 
 
+@bounded(max_params=COST, max_macs=COST)
 def emit(
     run: Run | str | os.PathLike, max_params: float | None = None, max_macs: float | None = None
 ) -> Subnet:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from growtas import cost, threads
+from growtas.bounds import IMAGES, PROCESSES, bounded
 from growtas.errors import UsageError, nearest
 from growtas.progress import track_images
 from growtas.searching.named import named_subnet
@@ -65,6 +66,7 @@ class Accuracy:
         )
 
 
+@bounded(batch_size=IMAGES, workers=PROCESSES)
 def evaluate(
     run: Run | str | os.PathLike,
     subnet: AnySubnet | str = "best",

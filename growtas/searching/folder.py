@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from itertools import count
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import GrowtasError
-from growtas.searching.log import LOG_NAME, plain, read_log
+from growtas.progress import say
+from growtas.searching.log import LOG_NAME, header_in, plain, read_log, records_in
 from growtas.searching.result import Evaluation, ParetoResult, Score, SearchResult
 from growtas.subnet import AnySubnet
 
@@ -41,12 +41,9 @@ def header_of(path: Path) -> dict[str, Any] | None:
     try:
         with open(path, "rb") as file:
             line = file.readline()
-        header = json.loads(line) if line.endswith(b"\n") else None
     except OSError:
         return {}
-    except ValueError:
-        return {}
-    return header if header is None or isinstance(header, dict) and header.get("record") == "search" else {}
+    return header_in(line) or {} if line.endswith(b"\n") else None
 
 
 def _is(identity: Mapping[str, Any], header: Mapping[str, Any] | None) -> bool:
@@ -68,15 +65,14 @@ def known_scores(
     for path in sorted(paths - {own and own.resolve()}):
         header = header_of(path)
         if header and all(header.get(key) == identity[key] for key in SHARED):
-            for line in path.read_bytes().rpartition(b"\n")[0].splitlines()[1:]:
-                try:
-                    record = json.loads(line)
+            try:
+                for record in records_in(path, path.read_bytes()):
                     if record["record"] == "evaluation" and record.get("images") == identity["images"]:
                         found = Evaluation.from_json(record)
                         if found.correct is not None:
                             known[found.subnet] = Score(found.top1, found.images, found.correct)
-                except (ValueError, KeyError, TypeError):
-                    break
+            except (GrowtasError, ValueError, LookupError, TypeError, AttributeError) as error:
+                say(f"The evaluations in {path} behind its damage are left aside: {error}")
     return known
 
 

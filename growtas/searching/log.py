@@ -4,7 +4,8 @@ The first line, the header, says which search this is; with a predictor, the nex
 from other searches. Then comes one line per evaluation, in the order in which they were asked for, and at the
 end one line with the result. A line is handed to the operating system as soon as it is complete, so that a
 killed process loses no evaluation, and flushed to the disk once per generation, against a power cut. A last
-line without its line end was being written when the process died: it is cut off.
+line without its line end was being written when the process died: it is cut off. Every line has a checksum
+over itself and the lines before it (:mod:`growtas.chain`); the lines of older versions have none.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from growtas.chain import Chain, read_lines
 from growtas.errors import GrowtasError, UsageError
+from growtas.files import reading
 from growtas.locks import lock
+from growtas.progress import say
 from growtas.searching.result import Evaluation, ParetoResult, Ranking, SearchResult, front_of
 from growtas.subnet import AnySubnet, subnet_from_json
 
 FORMAT = 1
 LOG_NAME = "search.jsonl"
+_REMEDY = "Put a good copy back, remove that line and what follows to go on there, or choose another out."
 
 
 class SearchLog:
@@ -52,6 +57,7 @@ class SearchLog:
         self.evaluations: list[dict[str, Any]] = []
         self.result: dict[str, Any] | None = None
         self.prior: dict[AnySubnet, float] = {}
+        self._chain = Chain()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a+b", buffering=0)  # a failed write must not linger in a buffer
@@ -118,31 +124,41 @@ class SearchLog:
         whole, _, torn = content.rpartition(b"\n")
         if not whole:
             # nothing complete yet: only what a dying process can have left of this header may be cut
-            start = _encode(identity)[: -len("}\n")]
+            start = json.dumps(identity, allow_nan=False).encode()[:-1]
             if not (start.startswith(torn) or torn.startswith(start)):
                 raise UsageError(f"{self.path} is not a search log; it is left as it is. Choose another out.")
             self._file.truncate(0)
             self._append(header)
             self.sync()
             return
-        records = read_records(self.path, whole)
+        records = read_records(self.path, content, self._chain)
         _check_same_search(self.path, records[0], identity)
-        if torn:
-            self._file.truncate(len(whole) + 1)
-        self.evaluations = _evaluations(records)
-        for record in records:
-            if record["record"] == "prior":
-                self.prior = {subnet_from_json(subnet): top1 for subnet, top1 in record["evaluations"]}
+        with reading(self.path, "a search log", _REMEDY):
+            self.evaluations = _evaluations(records)
+            for record in self.evaluations:
+                Evaluation.from_json(record)
+            for record in records:
+                if record["record"] == "prior":
+                    self.prior = {subnet_from_json(subnet): top1 for subnet, top1 in record["evaluations"]}
         results = [record for record in records if record["record"] == "result"]
         self.result = results[-1] if results else None
+        if torn:
+            self._file.truncate(len(whole) + 1)
+        if not self._chain.signed:
+            say(
+                f"The lines of {self.path} have no checksums, since an older version wrote them: what was "
+                "changed there could not be noticed."
+            )
 
     def _append(self, record: dict[str, Any]) -> None:
         end = self._file.seek(0, os.SEEK_END)
-        line = memoryview(_encode(record))
+        before = self._chain.value
+        line = memoryview(self._chain.write(record))
         try:
             while line:  # a nearly full device takes part of a line and refuses the rest
                 line = line[self._file.write(line) :]
         except OSError as error:
+            self._chain.value = before
             with contextlib.suppress(OSError):  # if this fails too, the next opening cuts the torn line
                 self._file.truncate(end)
             raise GrowtasError(
@@ -157,42 +173,45 @@ def plain(identity: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({"record": "search", "format": FORMAT, **identity}))
 
 
-def _encode(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, allow_nan=False).encode() + b"\n"
-
-
-def read_records(path: Path, content: bytes) -> list[dict[str, Any]]:
+def read_records(path: Path, content: bytes, chain: Chain | None = None) -> list[dict[str, Any]]:
     """The objects of a log's complete lines.
 
     Args:
         path: for the error sentence.
-        content: the lines.
+        content: the lines; what stands behind the last line end is left out.
+        chain: whose value holds these lines afterwards.
 
     Raises:
         UsageError: the first line is not the header of a search log of this format.
-        GrowtasError: a later line is damaged.
+        GrowtasError: a line is damaged, or one was dropped, doubled or moved before it.
     """
-    records = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            record["record"]
-        except (ValueError, KeyError, TypeError) as error:
-            if number == 1:
-                break
-            raise GrowtasError(
-                f"Line {number} of the search log {path} is damaged. Remove it and what follows to "
-                "resume from there, or choose another out."
-            ) from error
-        records.append(record)
-    if not records or records[0]["record"] != "search":
+    header = header_in(content)
+    if header is None:
         raise UsageError(f"{path} is not a search log; it is left as it is. Choose another out.")
-    if records[0].get("format") != FORMAT:
+    if header.get("format") != FORMAT:
         raise UsageError(
-            f"{path} is a search log of format {records[0].get('format')}, and this growtas reads format "
+            f"{path} is a search log of format {header.get('format')}, and this growtas reads format "
             f"{FORMAT}. Choose another out."
         )
-    return records
+    return list(records_in(path, content, chain))
+
+
+def records_in(path: Path, content: bytes, chain: Chain | None = None) -> Iterator[dict[str, Any]]:
+    """As :func:`read_records`, one after the other, and without looking at the header."""
+    lines = (line + b"\n" for line in content.rpartition(b"\n")[0].split(b"\n"))
+    for number, record in enumerate(read_lines(lines, f"the search log {path}", _REMEDY, chain), start=1):
+        if "record" not in record:
+            raise GrowtasError(f"Line {number} of the search log {path} is damaged (no 'record'). {_REMEDY}")
+        yield record
+
+
+def header_in(content: bytes) -> dict[str, Any] | None:
+    """The header in the first line of a search log; None where it is no search log."""
+    try:
+        header = json.loads(content.partition(b"\n")[0])
+        return header if header["record"] == "search" else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _check_same_search(path: Path, header: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -228,10 +247,17 @@ def read_log(path: Path) -> SearchResult | ParetoResult | None:
     Raises:
         GrowtasError: the file is no search log, or it is damaged.
     """
-    records = read_records(path, path.read_bytes().rpartition(b"\n")[0])
+    records = read_records(path, path.read_bytes())
     header, result = records[0], records[-1]
     if result["record"] != "result":
         return None
+    with reading(path, "the log of a search", _REMEDY):
+        return _result_of(path, header, records, result)
+
+
+def _result_of(
+    path: Path, header: dict[str, Any], records: list[dict[str, Any]], result: dict[str, Any]
+) -> SearchResult | ParetoResult:
     history = tuple(map(Evaluation.from_json, _evaluations(records)))
     ranking = Ranking(**result["predictor"]) if "predictor" in result else None
     ends = (result["test_top1"], result["feasible"], path, ranking)

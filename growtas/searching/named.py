@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from growtas.errors import GrowtasError, UsageError
+from growtas.errors import GrowtasError, UsageError, command
 from growtas.searching.folder import header_of, read_result, results_in
 from growtas.searching.result import Evaluation, ParetoResult, SearchResult, best_of
 
@@ -79,9 +79,9 @@ def _found(folder: Path, name: str, which: str) -> Evaluation:
     fronts = [each for each in results if isinstance(each, ParetoResult)]
     fronts = [each for each in fronts if objective in ("", each.objective)]
     if not fronts:
-        asked = f"--pareto {objective or 'params'}"
+        asked = ("--pareto", objective or "params")
         raise GrowtasError(
-            f"{folder} has no finished Pareto search; growtas search {folder} {asked} makes one."
+            f"{folder} has no finished Pareto search; {command('search', folder, *asked)} makes one."
         )
     if len(fronts) > 1:
         names = ", ".join(each.path.name for each in fronts)

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from growtas.errors import UsageError, nearest
+from growtas.errors import UsageError, brief, nearest, quoted
 from growtas.spaces.choices import listed
 
 
@@ -49,11 +49,13 @@ class PlainSpace(ABC):
         Raises:
             UsageError: a field is missing or unknown (the nearest known one is named), or does not fit.
         """
+        if not isinstance(data, Mapping):
+            raise UsageError(f"{cls.title} is given by its fields, not by {quoted(data)}.")
         data = {key: value for key, value in data.items() if key != "family"}
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for key in data:
             if key not in fields:
-                raise UsageError(f"{cls.title} has no field {key!r}.{nearest(str(key), fields)}")
+                raise UsageError(f"{cls.title} has no field {quoted(key)}.{nearest(str(key), fields)}")
         missing = [name for name in ("name", *cls.required) if name not in data]
         if missing:
             raise UsageError(f"The space lacks {listed(missing)}.")
@@ -75,9 +77,9 @@ def json_fields(kind: type, data: str | Mapping[str, Any], title: str) -> Mappin
     if isinstance(data, str):
         try:
             data = json.loads(data)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"This is not the JSON of a subnet: {error}.") from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"This is not the JSON of a subnet: {brief(str(error), 100)}.") from error
     if not isinstance(data, Mapping) or set(data) != set(names):
-        given = sorted(data) if isinstance(data, Mapping) else type(data).__name__
+        given = quoted(sorted(map(str, data))) if isinstance(data, Mapping) else type(data).__name__
         raise UsageError(f"{title} has the fields {', '.join(names[:-1])} and {names[-1]}, not {given}.")
     return data

@@ -5,12 +5,21 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from growtas.errors import UsageError, nearest
-from growtas.spaces.choices import check_choices, check_size, check_stages, check_whole
+from growtas.errors import UsageError, nearest, quoted
+from growtas.spaces.choices import (
+    MOST_LAYERS,
+    check_choices,
+    check_name,
+    check_optional_count,
+    check_size,
+    check_stages,
+    check_whole,
+)
 from growtas.spaces.mobilenet_block import make_divisible
 from growtas.spaces.mobilenet_subnet import FIELDS
 
 ACTIVATIONS = ("relu", "h-swish")
+_MOST = {"kernel": 63, "expand": 64, "depth": MOST_LAYERS}
 _STAGES = ("widths", "strides", "activations", "squeeze_excite")
 _SIZES = (
     *("stem_width", "first_width", "final_width", "feature_width"),
@@ -24,33 +33,43 @@ def check_fields(space: Any) -> None:
     Raises:
         UsageError: the first that does not fit.
     """
+    check_name("a space", space.name)
     for name in FIELDS:
-        check_choices(space.name, name, getattr(space, name))
+        check_choices(space.name, name, getattr(space, name), _MOST[name])
         check_whole(space.name, name, getattr(space, name))
     if any(kernel % 2 == 0 for kernel in space.kernel):
-        raise UsageError(f"kernel of space {space.name!r} must hold odd numbers, not {tuple(space.kernel)}.")
+        raise UsageError(
+            f"kernel of space {space.name!r} must hold odd numbers, not {quoted(tuple(space.kernel))}."
+        )
     for name in _SIZES:
         check_size(space.name, name, getattr(space, name))
+    check_optional_count(space.name, "schedule_params", space.schedule_params)
     stages = len(space.widths) if isinstance(space.widths, list | tuple) else 0
     for name in _STAGES:
         check_stages(space.name, name, getattr(space, name), stages)
+    blocks = stages * int(space.depth[-1])
+    if blocks > MOST_LAYERS:
+        raise UsageError(
+            f"Space {space.name!r} has {blocks:,} blocks in {stages} stages; {MOST_LAYERS} is the most that "
+            "is possible."
+        )
     for name in ("widths", "strides"):
         for value in getattr(space, name):
             check_size(space.name, name, value)
     for activation in space.activations:
-        if activation not in ACTIVATIONS:
+        if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise UsageError(
-                f"activations of space {space.name!r} cannot hold {activation!r}."
+                f"activations of space {space.name!r} cannot hold {quoted(activation)}."
                 f"{nearest(str(activation), ACTIVATIONS)}"
             )
     if not all(isinstance(value, bool) for value in space.squeeze_excite):
         raise UsageError(
             f"squeeze_excite of space {space.name!r} holds true or false per stage, "
-            f"not {list(space.squeeze_excite)!r}."
+            f"not {quoted(space.squeeze_excite)}."
         )
     dropout = space.dropout
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise UsageError(f"dropout={dropout!r} of space {space.name!r} must lie from 0 to below 1.")
+        raise UsageError(f"dropout={quoted(dropout)} of space {space.name!r} must lie from 0 to below 1.")
     _check_middle_widths(space)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from growtas.errors import UsageError
+from growtas.errors import UsageError, brief, quoted
 from growtas.spaces.base import json_fields
 
 FIELDS = ("kernel", "expand", "depth")
@@ -42,10 +42,12 @@ class MobileNetSubnet:
             values = getattr(self, name)
             try:
                 whole = tuple(int(value) for value in values)
-            except (TypeError, ValueError) as error:
-                raise UsageError(f"{name} of a subnet is a list of whole numbers, not {values!r}.") from error
+            except (TypeError, ValueError, OverflowError) as error:
+                raise UsageError(
+                    f"{name} of a subnet is a list of whole numbers, not {quoted(values)}."
+                ) from error
             if not whole or min(whole) < 1 or any(a != b for a, b in zip(whole, values, strict=True)):
-                raise UsageError(f"{name} of a subnet holds positive whole numbers, not {values!r}.")
+                raise UsageError(f"{name} of a subnet holds positive whole numbers, not {quoted(values)}.")
             object.__setattr__(self, name, whole)
         if len(self.kernel) != len(self.expand) or len(self.kernel) % len(self.depth):
             raise UsageError(
@@ -89,8 +91,8 @@ class MobileNetSubnet:
             raise
         except (ValueError, IndexError) as error:
             raise UsageError(
-                f"{text!r} is not a subnet of a MobileNetV3 space ({error}). Write kernels and expand ratios "
-                "per block and the depth of each stage, such as k3,5,7,3-e3,6,4,3-d2,1."
+                f"{quoted(text)} is not a subnet of a MobileNetV3 space ({brief(str(error), 100)}). Write "
+                "kernels and expand ratios per block and depths per stage, such as k3,5,7,3-e3,6,4,3-d2,1."
             ) from error
 
     def to_json(self) -> dict[str, Any]:

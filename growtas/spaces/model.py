@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from growtas.errors import UsageError
+from growtas.bounds import PIXELS, Bound
+from growtas.errors import UsageError, quoted
 from growtas.spaces.base import PlainSpace
+from growtas.spaces.choices import check_name, check_size
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,26 @@ class ModelSpace(PlainSpace):
     group_axis: ClassVar[str] = "model"
 
     def __post_init__(self) -> None:
+        for name in ("name", "architecture", "crop_mode"):
+            check_name("a model", getattr(self, name), name)
+        if not isinstance(self.args, dict):
+            raise UsageError(
+                f"args of model {self.name!r} must be names and values, not {quoted(self.args)}."
+            )
+        for name in ("image_size", "in_channels"):
+            check_size(self.name, name, getattr(self, name), PIXELS.most)
+        if self.image_width is not None:
+            check_size(self.name, "image_width", self.image_width, PIXELS.most)
+        Bound(0, 10, whole=False, above=True)("crop_pct", self.crop_pct)
         for name in ("mean", "std", "scale", "shift"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            values = getattr(self, name)
+            if not isinstance(values, list | tuple) or len(values) != self.in_channels:
+                raise UsageError(
+                    f"{name} of model {self.name!r} must hold a number per channel, {self.in_channels} of "
+                    f"them, not {quoted(values)}."
+                )
+            Bound(-(10**9), 10**9, whole=False)(name, values)
+            object.__setattr__(self, name, tuple(values))
 
     @property
     def input_size(self) -> tuple[int, int]:

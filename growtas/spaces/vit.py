@@ -13,12 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from growtas.bounds import PIXELS
 from growtas.errors import UsageError
 from growtas.spaces.base import PlainSpace
 from growtas.spaces.choices import (
+    MOST_LAYERS,
+    MOST_SIZE,
     adjacent,
     check_choices,
     check_groups,
+    check_name,
+    check_optional_count,
     check_size,
     check_whole,
     entries,
@@ -27,6 +32,14 @@ from growtas.spaces.choices import (
 from growtas.spaces.vit_subnet import Subnet, plain_number
 
 _CHOICES = ("embed_dim", "mlp_ratio", "num_heads", "depth")
+_MOST = {
+    "embed_dim": MOST_SIZE,
+    "mlp_ratio": 64,
+    "num_heads": 1024,
+    "depth": MOST_LAYERS,
+    "head_dim": 1024,
+    "in_channels": 1024,
+}
 
 
 @dataclass(frozen=True)
@@ -69,8 +82,9 @@ class SearchSpace(PlainSpace):
     schedule_params: int | None = None
 
     def __post_init__(self) -> None:
+        check_name("a space", self.name)
         for name in _CHOICES:
-            check_choices(self.name, name, getattr(self, name))
+            check_choices(self.name, name, getattr(self, name), _MOST[name])
             if name != "mlp_ratio":
                 check_whole(self.name, name, getattr(self, name))
             choices = tuple(plain_number(c) for c in getattr(self, name))
@@ -78,13 +92,19 @@ class SearchSpace(PlainSpace):
             limit = getattr(self, f"super_{name}")
             if limit is None:
                 object.__setattr__(self, f"super_{name}", choices[-1])
-            elif limit < choices[-1]:
+                continue
+            if name == "mlp_ratio":
+                check_choices(self.name, f"super_{name}", [limit], _MOST[name])
+            else:
+                check_size(self.name, f"super_{name}", limit, _MOST[name])
+            if limit < choices[-1]:
                 raise UsageError(
                     f"{name}={choices[-1]} of space {self.name!r} is over its supernet's {name}, {limit}; "
                     f"raise super_{name} or drop the choice."
                 )
         for name in ("image_size", "patch_size", "in_channels", "head_dim", "max_relative_position"):
-            check_size(self.name, name, getattr(self, name))
+            check_size(self.name, name, getattr(self, name), _MOST.get(name, PIXELS.most))
+        check_optional_count(self.name, "schedule_params", self.schedule_params)
         if self.image_size % self.patch_size:
             raise UsageError(
                 f"image_size={self.image_size} of space {self.name!r} is no multiple of "

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from growtas.errors import UsageError
+from growtas.errors import UsageError, brief, quoted
 from growtas.spaces.base import json_fields
 
 
+def whole(name: str, value: Any) -> int:
+    """A size as an int. Raises: UsageError: it is not whole, such as 2.9; 36.0 is 36."""
+    if type(value) is int:  # most are, and a search makes millions of subnets
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value // 1:
+        raise UsageError(f"{name}={quoted(value)} of a subnet is no whole number.")
+    return int(value)
+
+
 def plain_number(value: float) -> int | float:
-    """3.0 as 3, 3.5 as 3.5: so that strings and JSON are short and equal values look equal."""
+    """3.0 as 3, 3.5 as 3.5: so that strings and JSON are short and equal values look equal.
+
+    Raises: TypeError, ValueError, OverflowError: it is no finite number.
+    """
+    if not isinstance(value, int | float | numbers.Real):
+        raise TypeError(f"{quoted(value)} is none")
     return int(value) if value == int(value) else float(value)
 
 
@@ -40,18 +55,24 @@ class Subnet:
 
     def __post_init__(self) -> None:
         try:
-            object.__setattr__(self, "num_heads", tuple(int(h) for h in self.num_heads))
+            for name in ("embed_dim", "depth"):
+                object.__setattr__(self, name, whole(name, getattr(self, name)))
+            object.__setattr__(self, "num_heads", tuple(whole("num_heads", h) for h in self.num_heads))
             object.__setattr__(self, "mlp_ratio", tuple(plain_number(r) for r in self.mlp_ratio))
-        except (TypeError, ValueError) as error:
+        except UsageError:
+            raise
+        except (TypeError, ValueError, OverflowError) as error:
             raise UsageError(f"num_heads and mlp_ratio of a subnet are lists of numbers: {error}.") from error
         for name in ("num_heads", "mlp_ratio"):
             if len(getattr(self, name)) != self.depth:
                 raise UsageError(
-                    f"A subnet of depth {self.depth} needs {self.depth} entries in {name}, "
+                    f"A subnet of depth {quoted(self.depth)} needs {quoted(self.depth)} entries in {name}, "
                     f"but {len(getattr(self, name))} were given."
                 )
         if min(self.embed_dim, self.depth, *self.num_heads, *self.mlp_ratio) <= 0:
-            raise UsageError(f"Every size of a subnet must be positive, but {self} was given.")
+            raise UsageError(
+                f"Every size of a subnet must be positive, but {brief(str(self), 200)} was given."
+            )
 
     @property
     def hidden_dims(self) -> tuple[int, ...]:
@@ -82,9 +103,9 @@ class Subnet:
             return cls(int(parts["d"]), len(heads), heads, ratios)
         except UsageError:
             raise
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, OverflowError) as error:
             raise UsageError(
-                f"{text!r} is not a subnet ({error}). "
+                f"{quoted(text)} is not a subnet ({brief(str(error), 100)}). "
                 "Write embed_dim, heads and MLP ratios per layer, such as d216-h3,4-r3.5,4."
             ) from error
 

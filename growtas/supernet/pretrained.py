@@ -14,13 +14,25 @@ from torch import Tensor
 from growtas.errors import UsageError
 from growtas.ops.qkv.reference import qkv_bias_rows, qkv_rows
 from growtas.space import Subnet
+from growtas.supernet import weights as foreign
 from growtas.supernet.vit import VisionTransformer
 
 PLAIN_NORM_EPS = 1e-6  # of every ViT and DeiT in timm and in DeiT's own code
 _PLAIN = re.compile(
     r"cls_token|pos_embed|patch_embed\.proj\.(weight|bias)|norm\.(weight|bias)|head\.(weight|bias)"
-    r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.(weight|bias)|blocks\.\d+\.ls[12]\.gamma"
+    r"|blocks\.[0-9]{1,4}\.((norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.(weight|bias)|ls[12]\.gamma)"
 )
+_NEEDED = {
+    "cls_token": 3,
+    "pos_embed": 3,
+    "patch_embed.proj.weight": 4,
+    "norm.weight": 1,
+    "blocks.0.attn.qkv.weight": 2,
+    "blocks.0.mlp.fc1.weight": 2,
+}
+"""Tensors that tell the sizes of a ViT, with their dimensions."""
+_OPTIONAL = ("attn.qkv.bias", "attn.proj.bias", "mlp.fc1.bias", "mlp.fc2.bias", "ls1.gamma", "ls2.gamma")
+"""Tensors that a ViT may have in all of its blocks or in none."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +83,10 @@ def load_vit(
     Raises:
         UsageError: it is no plain ViT, or the space has no subnet of its sizes; the net is unchanged.
     """
-    weights = _plain_weights(source)
+    weights = foreign.unwrapped(source.weights, source.name)
+    _check_names(source, weights)
     subnet = _subnet_of(net, source, weights)
+    weights = _plain_weights(source, weights, subnet)
     remarks: list[str] = []
     dim, dims = subnet.embed_dim, net.dims
     patches, bias = _patches(net, source, weights, mean, std)
@@ -114,18 +128,44 @@ def load_vit(
     return subnet, remarks
 
 
-def _plain_weights(source: PlainViT) -> dict[str, Tensor]:
-    """The weights in fp32, layer scales folded in, biases complete. Raises: UsageError: no plain ViT."""
-    weights = {name: value.float() for name, value in source.weights.items()}
-    needed = {"cls_token", "pos_embed", "patch_embed.proj.weight", "norm.weight", "blocks.0.attn.qkv.weight"}
+def _check_names(source: PlainViT, weights: Mapping[str, Tensor]) -> None:
+    """Raises: UsageError: it is no plain ViT, by its names and by the dimensions that tell its sizes."""
     unknown = sorted(name for name in weights if not _PLAIN.fullmatch(name))
-    missing = sorted(needed - set(weights))
+    missing = sorted(set(_NEEDED) - set(weights))
     if unknown or missing:
-        what = f"has {_some(unknown)}" if unknown else f"lacks {_some(missing)}"
+        problem = f"has {foreign.some(unknown)}" if unknown else f"lacks {foreign.some(missing)}"
         raise UsageError(
-            f"{source.name} is no plain vision transformer of timm or DeiT: it {what}. One with a cls token, "
-            "learned positions and a norm before the head is needed, such as timm:deit_tiny_patch16_224."
+            f"{source.name} is no plain vision transformer of timm or DeiT: it {problem}. One with a cls "
+            "token, learned positions and a norm before the head is needed, such as "
+            "timm:deit_tiny_patch16_224."
         )
+    for name, dimensions in _NEEDED.items():
+        if weights[name].ndim != dimensions or not weights[name].numel():
+            raise UsageError(
+                f"{name} of {source.name} is {tuple(weights[name].shape)}, and that of a plain vision "
+                f"transformer has {dimensions} dimensions and is not empty."
+            )
+
+
+def _plain_weights(source: PlainViT, weights: Mapping[str, Tensor], subnet: Subnet) -> dict[str, Tensor]:
+    """The weights in fp32, layer scales folded in, biases complete.
+
+    Raises: UsageError: a tensor is missing, has another shape than the ViT's sizes say, or is not finite.
+    """
+    shapes = _shapes(weights, subnet)
+    missing = sorted(set(shapes) - set(weights))
+    unknown = sorted(set(weights) - set(shapes))
+    if missing or unknown:
+        problem = f"lacks {foreign.some(missing)}" if missing else f"has {foreign.some(unknown)} besides"
+        raise UsageError(f"The weights of {source.name} are not complete: it {problem}.")
+    for name, shape in shapes.items():
+        if tuple(weights[name].shape) != shape:
+            raise UsageError(
+                f"{name} of {source.name} is {tuple(weights[name].shape)}, and {shape} by the sizes of its "
+                "other weights."
+            )
+        foreign.check_numbers(name, weights[name], torch.float32, source.name)
+    weights = {name: value.float() for name, value in weights.items()}
     for name in [name for name in weights if name.endswith(".gamma")]:
         gamma = weights.pop(name)
         before = name.replace(".ls1.gamma", ".attn.proj").replace(".ls2.gamma", ".mlp.fc2")
@@ -135,6 +175,46 @@ def _plain_weights(source: PlainViT) -> dict[str, Tensor]:
     for name in [name for name in weights if name.endswith(".weight")]:
         weights.setdefault(name.replace(".weight", ".bias"), torch.zeros(len(weights[name])))
     return weights
+
+
+def _shapes(weights: Mapping[str, Tensor], subnet: Subnet) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every tensor of a ViT, from those that tell its sizes."""
+    dim, patches = subnet.embed_dim, tuple(weights["patch_embed.proj.weight"].shape)
+    inner = len(weights["blocks.0.attn.qkv.weight"]) // 3
+    hidden = len(weights["blocks.0.mlp.fc1.weight"])
+    shapes = {
+        "cls_token": (1, 1, dim),
+        "pos_embed": (1, weights["pos_embed"].shape[1], dim),
+        "patch_embed.proj.weight": (dim, patches[1], patches[3], patches[3]),
+        "patch_embed.proj.bias": (dim,),
+        "norm.weight": (dim,),
+        "norm.bias": (dim,),
+    }
+    if any(name.startswith("head.") for name in weights):
+        classes = len(weights["head.weight"]) if weights.get("head.weight", torch.empty(())).ndim else 0
+        shapes |= {"head.weight": (classes, dim), "head.bias": (classes,)}
+    of_block = {
+        "norm1.weight": (dim,),
+        "norm1.bias": (dim,),
+        "attn.qkv.weight": (3 * inner, dim),
+        "attn.qkv.bias": (3 * inner,),
+        "attn.proj.weight": (dim, inner),
+        "attn.proj.bias": (dim,),
+        "norm2.weight": (dim,),
+        "norm2.bias": (dim,),
+        "mlp.fc1.weight": (hidden, dim),
+        "mlp.fc1.bias": (hidden,),
+        "mlp.fc2.weight": (dim, hidden),
+        "mlp.fc2.bias": (dim,),
+        "ls1.gamma": (dim,),
+        "ls2.gamma": (dim,),
+    }
+    present = {name.split(".", 2)[2] for name in weights if name.startswith("blocks.")}
+    for layer in range(subnet.depth):
+        for name, shape in of_block.items():
+            if name not in _OPTIONAL or name in present:
+                shapes[f"blocks.{layer}.{name}"] = shape
+    return shapes
 
 
 def _subnet_of(net: VisionTransformer, source: PlainViT, weights: Mapping[str, Tensor]) -> Subnet:
@@ -209,7 +289,3 @@ def _patches(
 
 def _values(values: Sequence[float]) -> str:
     return " or ".join(", ".join(f"{value:g}" for value in values).rsplit(", ", 1))
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"

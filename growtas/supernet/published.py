@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from growtas.errors import UsageError
+from growtas.supernet import weights as foreign
 from growtas.supernet.mobilenet import MobileNetV3
 from growtas.supernet.vit import VisionTransformer
+
+CHECKPOINT = "the checkpoint"
 
 _AUTOFORMER = (
     (r"patch_embed_super\.proj\.", "patch_embed.proj."),
@@ -37,16 +41,19 @@ def load_autoformer(net: VisionTransformer, state_dict: Mapping[str, Tensor]) ->
 
     Args:
         net: a supernet of the same space.
-        state_dict: published name to tensor; a checkpoint's ``{"model": …}`` wrapper is accepted.
+        state_dict: published name to tensor, alone or as ``{"model": …}`` and the like, with or without
+            ``module.`` before the names; see :func:`growtas.supernet.weights.unwrapped`.
 
     Raises:
-        UsageError: names or shapes do not fit; the net is unchanged.
+        UsageError: names, shapes or kinds of numbers do not fit, or a number is not finite; the net is
+            unchanged.
 
     Source: microsoft/Cream, AutoFormer, ``Vision_TransformerSuper``.
     """
-    weights = state_dict.get("model", state_dict)
-    renamed = {autoformer_name(name): value for name, value in weights.items()}
-    _load(net, renamed, "AutoFormer")
+    if not isinstance(net, VisionTransformer):
+        raise UsageError("AutoFormer's weights are for the supernet of a vision transformer's space.")
+    weights = foreign.unwrapped(state_dict, CHECKPOINT)
+    _load(net, foreign.renamed(weights, autoformer_name, CHECKPOINT), "AutoFormer")
 
 
 _OFA = (
@@ -70,10 +77,10 @@ def ofa_name(published: str, slots: int = 4) -> str:
             ``mobile_inverted_conv`` for the block's ``conv``.
         slots: blocks of each stage.
     """
-    name = published.removeprefix("module.")
+    name = published
     for pattern, ours in _OFA:
         name = re.sub(pattern, ours, name)
-    found = re.match(r"blocks\.(\d+)\.(?:conv|mobile_inverted_conv)\.(\w+)\.(.*)", name)
+    found = re.match(r"blocks\.([0-9]{1,4})\.(?:conv|mobile_inverted_conv)\.(\w+)\.(.*)", name)
     if found is None or found[2] not in _OFA_LAYERS:
         return name
     number, layer, rest = int(found[1]), _OFA_LAYERS[found[2]], found[3]
@@ -93,11 +100,10 @@ def load_ofa(net: MobileNetV3, state_dict: Mapping[str, Tensor]) -> None:
 
     Args:
         net: a supernet of the same space.
-        state_dict: published name to tensor; names may begin with ``module.``, and a checkpoint's
-            ``{"state_dict": …}`` wrapper is accepted.
+        state_dict: published name to tensor; wrapped or not, as of :func:`load_autoformer`.
 
     Raises:
-        UsageError: names or shapes do not fit; the net is unchanged.
+        UsageError: as :func:`load_autoformer`.
 
     Example:
         >>> net = growtas.Supernet("ofa-mobilenetv3")
@@ -109,12 +115,9 @@ def load_ofa(net: MobileNetV3, state_dict: Mapping[str, Tensor]) -> None:
         raise UsageError(
             "OFA's weights are for the supernet of a MobileNetV3 space, such as ofa-mobilenetv3."
         )
-    weights = state_dict.get("state_dict", state_dict)
-    renamed = {
-        ofa_name(name, net.space.slots): value
-        for name, value in weights.items()
-        if not name.endswith("num_batches_tracked")
-    }
+    weights = foreign.unwrapped(state_dict, CHECKPOINT)
+    weights = {name: value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
+    renamed = foreign.renamed(weights, partial(ofa_name, slots=net.space.slots), CHECKPOINT)
     own = net.state_dict()
     transforms = {name for name in own if name.endswith("_matrix")}
     if not transforms & set(renamed):
@@ -132,14 +135,9 @@ def _load(net: VisionTransformer | MobileNetV3, renamed: Mapping[str, Tensor], p
             f"{len(missing)} parameters are missing{_first(missing)} and {len(unknown)} are unknown"
             f"{_first(unknown)}. Build the net from the space that the checkpoint was trained on."
         )
-    for name, value in renamed.items():
-        if value.shape != own[name].shape:
-            raise UsageError(
-                f"{name} is {tuple(value.shape)} in the checkpoint, but {tuple(own[name].shape)} in this "
-                "net; build the net from the space and the number of classes that the checkpoint has."
-            )
+    foreign.check_shapes(renamed, own, CHECKPOINT)
     net.load_state_dict(renamed)
 
 
 def _first(names: list[str]) -> str:
-    return f" (such as {names[0]})" if names else ""
+    return f" (such as {foreign.some(names[:1])})" if names else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from growtas.bounds import BATCH, SOME_PROCESSES, Bound, bounded
 from growtas.errors import UsageError
 from growtas.space import MobileNetSpace, SearchSpace, load_space
 from growtas.timing import targets
@@ -15,6 +16,7 @@ from growtas.timing.table import LatencyTable
 from growtas.training.run import Run
 
 
+@bounded(batch=BATCH, threads=SOME_PROCESSES, validate=Bound(0, 10_000))
 def latency(
     space: Any,
     on: str = "cpu",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from growtas import atomic
-from growtas.errors import GrowtasError
-from growtas.training.config import TrainConfig
+from growtas.errors import GrowtasError, UsageError
+from growtas.files import damaged_record
+from growtas.space import space_from_dict
+from growtas.training.config import RUNTIME, TrainConfig, with_former
 from growtas.training.log import disk_error
 
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -34,7 +36,7 @@ KEYS = (
     "generator",
     "versions",
 )
-LATER_KEYS = ("ranks", "to_assess")
+LATER_KEYS = ("ranks", "to_assess", "log_check", "environment")
 """Keys that the checkpoints of earlier versions lack."""
 
 
@@ -96,19 +98,33 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
         map_location: where the tensors go.
 
     Raises:
-        GrowtasError: the file is missing, truncated, or no checkpoint of growtas; it is left as it is.
+        GrowtasError: the file is missing, truncated, damaged (by one bit, too), or no checkpoint of growtas;
+            it is left as it is.
     """
     try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
+        with open(path, "rb") as file:
+            damaged = damaged_record(file)  # torch reads over flipped bits
+            file.seek(0)
+            state = None if damaged else torch.load(file, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:
         raise GrowtasError(f"There is no checkpoint {path} yet; resume the run to write one.") from error
+    except OSError as error:
+        raise GrowtasError(
+            f"{path} cannot be read ({(error.strerror or str(error)).lower()}). Nothing was changed; make it "
+            "readable and repeat the command."
+        ) from error
     except MemoryError:
         raise
     except Exception as error:  # an unpickler that is fed garbage may raise anything
         raise GrowtasError(
-            f"{path} is truncated or no checkpoint of growtas ({type(error).__name__}). Nothing was changed; "
-            "put a good copy in its place, or move it away and resume to start the run again."
+            f"{path} is no checkpoint of growtas ({type(error).__name__}). Nothing was changed; "
+            "put the right file in its place, or move it away and resume to start the run again."
         ) from error
+    if damaged:
+        raise GrowtasError(
+            f"{path} is truncated or damaged: {damaged} does not match its checksum. Nothing "
+            "was changed; put a good copy in its place, or move it away and resume to start the run again."
+        )
     if not isinstance(state, dict) or not set(KEYS) <= set(state) or state["format"] != FORMAT:
         raise GrowtasError(
             f"{path} is no checkpoint of growtas, or one of another version. Nothing was changed; "
@@ -119,12 +135,14 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
 
 def check_belongs(state: Mapping[str, Any], identity: Mapping[str, Any], path: Path) -> None:
     """Raises: GrowtasError: the checkpoint was written by a run of other settings than ``identity``."""
-    defaults = {each.name: each.default for each in dataclasses.fields(TrainConfig) if each.name in identity}
-    before = defaults | state["run"]  # a setting that is younger than the checkpoint had its default
-    if before != identity:
-        differing = [
-            name for name in sorted(set(before) | set(identity)) if before.get(name) != identity.get(name)
-        ]
+    known, before = dict(state["run"]), dict.fromkeys(identity)
+    with suppress(UsageError, LookupError, TypeError, AttributeError):  # else it differs
+        known["space"] = space_from_dict(known["space"]).to_dict()  # with fields that are younger
+    for name, value in with_former(known).items():
+        if name in identity or name in known and name not in RUNTIME:  # it may have become one of these
+            before[name] = value
+    differing = [name for name, value in sorted(before.items()) if value != identity.get(name)]
+    if differing:
         raise GrowtasError(
             f"{path} belongs to another run: it differs from config.yaml in {', '.join(differing)}. Nothing "
             "was changed; put the right checkpoint in its place, or move it away and resume to start again."

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from growtas.errors import UsageError, nearest
+from growtas.bounds import COST, EPOCHS, IMAGES, PIXELS, PROCESSES, SEED, SUBNETS, Bound
+from growtas.errors import UsageError, nearest, quoted
 from growtas.methods.schedule import MAX_PARAMS
+from growtas.spaces.choices import MOST_CHOICES
 from growtas.training.embedded import data_for
 from growtas.training.recipes import (
     CONVOLUTIONAL,
@@ -145,6 +147,8 @@ class TrainConfig:
         interference_every: epochs between measurements of how far the gradients of the smallest and the
             largest group agree on the weights that they share; 0 for none.
         log_every: steps between step records in log.jsonl.
+        log_steps: of them that are complete in a run of more, evenly spread; of the others the log keeps the
+            subnets alone, packed. 0 for all.
         checkpoint_every_steps: steps between checkpoints within an epoch; 0 for none.
         checkpoint_every_seconds: seconds between checkpoints within an epoch; 0 for none.
         tensorboard: write TensorBoard curves, where ``trackers`` is not given.
@@ -160,12 +164,12 @@ class TrainConfig:
     space: str
     data: str | None = None
     method: str = "growtas"
-    stages: int | str = 2
+    stages: int | str = setting(2, Bound(1, MOST_CHOICES, words=True))
     transition: str = "size-aware"
     new_region: str = setting("keep", choices("keep", "standard", "near_zero", "pretrained"))
     new_region_moments: str = setting("keep", choices("keep", "reset"))
     method_options: str = ""
-    subnets_per_step: int = setting(1, at_least(1))
+    subnets_per_step: int = setting(1, at_least(1, 1000))
     gradients: str = setting("auto", choices("auto", "mean", "sum"))
     sandwich: bool = False
     distill: str = setting("none", choices("none", "inplace", "ema", "teacher"))
@@ -173,22 +177,22 @@ class TrainConfig:
     distill_weight: float = setting(1.0, at_least(0))
     label_weight: float = setting(1.0, at_least(0))
     ema_decay: float | None = setting(None, BELOW_ONE)
-    epochs: int | None = setting(None, at_least(1))
-    batch_size: int | None = setting(None, at_least(1))
-    accumulate: int = setting(1, at_least(1))
+    epochs: int | None = setting(None, EPOCHS)
+    batch_size: int | None = setting(None, IMAGES)
+    accumulate: int = setting(1, IMAGES)
     checkpoint_activations: bool = setting(False, runtime=True)
     out: str | None = None
-    seed: int = 0
-    transition_params: float | None = setting(None, at_least(0))
-    transition_max_params: float = setting(MAX_PARAMS, ABOVE_ZERO)
-    transition_beta: float | None = None
+    seed: int = setting(0, SEED)
+    transition_params: float | None = setting(None, at_least(0, COST.most))
+    transition_max_params: float = setting(MAX_PARAMS, COST)
+    transition_beta: float | None = setting(None, Bound(-EPOCHS.most, EPOCHS.most, whole=False))
     opt: str | None = None
-    lr: float | None = setting(None, at_least(0))
+    lr: float | None = setting(None, at_least(0, 1e30))
     min_lr: float | None = setting(None, at_least(0))
     warmup_lr: float | None = setting(None, at_least(0))
     warmup_epochs: float | None = setting(None, at_least(0))
     weight_decay: float | None = setting(None, at_least(0))
-    layer_decay: float | None = setting(None, ABOVE_ZERO)
+    layer_decay: float | None = setting(None, Bound(0, 10, whole=False, above=True))
     sched: str = setting("cosine", choices("cosine", "constant", "poly", "rsqrt", "tanh", "wsd"))
     sched_step: str = setting("update", choices("update", "epoch", "epoch_late"))
     clip_grad: float | None = setting(None, ABOVE_ZERO)
@@ -203,31 +207,32 @@ class TrainConfig:
     color_jitter: float | None = setting(None, at_least(0))
     reprob: float | None = setting(None, PROBABILITY)
     remode: str = setting("pixel", choices("const", "rand", "pixel"))
-    recount: int = setting(1, at_least(1))
+    recount: int = setting(1, at_least(1, 1000))
     hflip: float | None = setting(None, PROBABILITY)
-    shift: int | None = setting(None, at_least(0))
+    shift: int | None = setting(None, at_least(0, PIXELS.most))
     interpolation: str = setting("bicubic", choices("bicubic", "bilinear", "nearest", "random"))
     resolutions: str | None = None
-    repeated_augmentation: int = setting(1, at_least(1))
+    repeated_augmentation: int = setting(1, at_least(1, 1000))
     qkv_bias: str = setting("interleaved", choices("interleaved", "published"))
     global_pool: str | None = setting(None, choices("avg", "token"))
-    norm_eps: float | None = setting(None, ABOVE_ZERO)
+    norm_eps: float | None = setting(None, Bound(0, 1, whole=False, above=True))
     unused_blocks: str = setting("skip", choices("skip", "zero"))
     amp: str = setting("auto", choices("auto", "none", "bfloat16", "float16"))
     reduce_dtype: str = setting("float32", choices("float32", "bfloat16"))
     device: str = setting("auto", runtime=True)
     tune: str = setting("auto", choices("auto", "off"), runtime=True)
-    workers: int | None = setting(None, at_least(0), runtime=True)
+    workers: int | None = setting(None, PROCESSES, runtime=True)
     rank_timeout: float = setting(600.0, ABOVE_ZERO, runtime=True)
     data_folder: str | None = setting(None, runtime=True)
     download: bool = False
     bad_images: str = setting("error", choices("error", "skip"))
-    split_seed: int = 0
+    split_seed: int = setting(0, SEED)
     search_images: str = setting("held_out", choices("held_out", "shared"))
     eval_every: int = setting(10, at_least(0))
-    eval_subnets: int = setting(2, at_least(0))
+    eval_subnets: int = setting(2, at_least(0, SUBNETS.most))
     interference_every: int = setting(0, at_least(0), runtime=True)
     log_every: int = setting(1, at_least(1))
+    log_steps: int = setting(20_000, at_least(0), runtime=True)
     checkpoint_every_steps: int = setting(0, at_least(0), runtime=True)
     checkpoint_every_seconds: float = setting(600.0, at_least(0), runtime=True)
     tensorboard: bool = setting(True, runtime=True)
@@ -282,15 +287,16 @@ class TrainConfig:
             first, dash, rest = text.partition("-")
             if dash:
                 last, _, step = rest.partition("/")
-                sizes = tuple(range(int(first), int(last) + 1, int(step or 1)))
+                found = range(int(first), int(last) + 1, int(step or 1))
+                sizes = tuple(found[: PIXELS.most + 1])  # more than may be, of a range of 23 digits
             else:
                 sizes = tuple(int(part) for part in text.split(",") if part.strip())
-            if any(size < 1 for size in sizes) or bool(text) != bool(sizes):
+            if any(not 1 <= size <= PIXELS.most for size in sizes) or bool(text) != bool(sizes):
                 raise ValueError(text)
         except ValueError:
             raise UsageError(
-                f"resolutions={text!r} is not possible; write sizes in pixels, such as '128,160,192', or a "
-                "range and its step, such as '128-224/4'."
+                f"resolutions={quoted(text)} is not possible; write sizes of 1 to {PIXELS.most:,} pixels, "
+                "such as '128,160,192', or a range and its step, such as '128-224/4'."
             ) from None
         return sizes
 
@@ -351,5 +357,24 @@ class TrainConfig:
         return cls(**{**recipe, **values})
 
 
+FORMER: dict[str, Any] = {}
+"""Of a setting that is younger than the first format, the value that runs had before it, where that is not
+its default now. A setting that gets another default goes in here with its first one."""
+
+
+def with_former(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version wrote, those that it did not know yet at the value of that time."""
+    fields = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    known = {name: value for name, value in fields.items() if value is not dataclasses.MISSING}
+    return {**known, **FORMER, **settings}
+
+
 RUNTIME = tuple(field.name for field in dataclasses.fields(TrainConfig) if field.metadata.get("runtime"))
 """Settings that a resume may change: they do not enter the result."""
+
+BOUNDS = {
+    field.name: field.metadata["check"]
+    for field in dataclasses.fields(TrainConfig)
+    if isinstance(field.metadata.get("check"), Bound)
+}
+"""Of every number, for public functions to check it before anything else."""

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 import growtas.architectures  # noqa: F401 - registers growtas' own with timm
 from growtas.errors import GrowtasError, UsageError, nearest
+from growtas.supernet import weights
 from growtas.supernet.pretrained import PlainViT
+from growtas.supernet.saved import open_model
 from growtas.training.data import Splits, preprocessing
 from growtas.training.precision import precision
 from growtas.training.run import Run
@@ -45,13 +44,8 @@ def create(name: str, **args: Any) -> nn.Module:
         GrowtasError: the weights cannot be downloaded or read.
     """
     chosen = name.removeprefix(PREFIX)
-    if not name.startswith(PREFIX):
-        if not (Path(name) / "config.json").is_file():
-            raise UsageError(
-                f"{name} holds no model: it has no config.json. Write timm:NAME, or the folder of a model "
-                "that timm or growtas extract saved."
-            )
-        chosen = f"local-dir:{Path(name).absolute()}"
+    if not name.startswith(PREFIX) or chosen.startswith("local-dir:"):
+        return open_model(chosen.removeprefix("local-dir:"), **args)
     architecture = chosen.partition(".")[0]
     if ":" not in chosen and not timm.is_model(architecture):
         known = nearest(architecture, timm.list_models())
@@ -80,7 +74,7 @@ def plain_vit(name: str) -> PlainViT:
         GrowtasError: its weights cannot be downloaded or read.
     """
     if Path(name).suffix in FILES and not name.startswith(PREFIX):
-        return PlainViT(name, _read_weights(Path(name)))
+        return PlainViT(name, weights.unwrapped(weights.read(name), name))
     model = create(name)
     problem = _why_not_plain(model)
     if problem:
@@ -111,29 +105,6 @@ def _why_not_plain(model: nn.Module) -> str | None:
     if not isinstance(activation, nn.GELU) or getattr(activation, "approximate", "none") != "none":
         return f"its activation is {activation}, not the exact GELU"
     return None
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Weights of a file, unwrapped. Raises: UsageError: it holds none; GrowtasError: it cannot be read."""
-    if not path.is_file():
-        raise UsageError(f"There is no file {path} with weights to begin with.")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise GrowtasError(
-            f"{path} cannot be read as weights ({str(error).strip().splitlines()[0]}). One that holds more "
-            "than tensors is not loaded, since it can run code: save the state dict alone, as .safetensors."
-        ) from error
-    for key in ("model", "state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UsageError(
-            f"{path} holds no state dict: names and tensors, alone or under 'model' or 'state_dict'."
-        )
-    return {name.removeprefix("module."): value for name, value in found.items()}
 
 
 def weights_hash(net: nn.Module) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from growtas import cost
+from growtas.bounds import bounded
 from growtas.errors import UsageError
-from growtas.training.config import TrainConfig
+from growtas.training.config import BOUNDS, TrainConfig
 from growtas.training.run import Run
 from growtas.training.start import begin
 
@@ -16,6 +17,7 @@ LR_SHARE_LARGE = 0.005  # 5e-6 of it: AutoFormer-B
 LARGE = 50e6  # parameters; T, S and B have 9, 34 and 75 million
 
 
+@bounded(**BOUNDS)
 def finetune(
     run: str | Path | Run,
     method: str = "growtas+",

@@ -6,6 +6,7 @@ They are copied into the new folder when it is made: from then on the run needs 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from growtas import atomic
-from growtas.errors import GrowtasError, UsageError
+from growtas.errors import GrowtasError, UsageError, command
 from growtas.methods import Method
 from growtas.progress import silent
 from growtas.space import SearchSpace
+from growtas.supernet import weights as foreign
 from growtas.supernet.pretrained import PlainViT, load_vit
 from growtas.training import checkpoint
 from growtas.training.config import TrainConfig
@@ -78,7 +80,7 @@ def of_source(source: Source, run: Run) -> Mapping[str, Tensor]:
     if done < source.steps:
         raise UsageError(
             f"The run {source.path} is not finished: its checkpoint holds {done:,} of {source.steps:,} "
-            f"steps. Finish it first, with: growtas train --resume {source.path}"
+            f"steps. Finish it first, with: {command('train', '--resume', source.path)}"
         )
     return state["weights"]
 
@@ -98,23 +100,37 @@ def _of_vit(source: PlainViT, run: Run) -> dict[str, Tensor]:
     return net.state_dict()
 
 
-def write(run: Run, weights: Mapping[str, Tensor]) -> None:
-    """Put weights into a run's folder. Raises: OSError, GrowtasError (a full disk): no file is left."""
+def write(run: Run, weights: Mapping[str, Tensor]) -> str:
+    """Put weights into a run's folder.
+
+    Returns:
+        The SHA-256 of the file.
+
+    Raises:
+        OSError, GrowtasError: the disk is full; no file is left.
+    """
     content = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
     atomic.write_bytes(run.path / INITIAL_NAME, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def read(run: Run) -> dict[str, Tensor] | None:
     """The weights that a run's folder says it begins with; None where it begins with random ones.
 
     Raises:
-        GrowtasError: the file is missing, truncated or another one.
+        GrowtasError: the file is missing, truncated, damaged or another one.
     """
     if run.config.initial is None:
         return None
     path = run.path / INITIAL_NAME
     try:
-        return safetensors.torch.load_file(path)
+        content = path.read_bytes()
+        if run.initial_digest not in (None, hashlib.sha256(content).hexdigest()):
+            raise GrowtasError(
+                f"{path}, the weights that this run begins with, is damaged or another file than then. Put "
+                "it back, or start the run again in another folder."
+            )
+        return safetensors.torch.load(content)
     except (OSError, SafetensorError) as error:
         raise GrowtasError(
             f"{path}, the weights that this run begins with, is missing or truncated ({error}). Put it back, "
@@ -123,7 +139,10 @@ def read(run: Run) -> dict[str, Tensor] | None:
 
 
 def load_into(net: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Raises: UsageError: the weights of ``source`` are not those of a network like this one."""
+    """Raises: UsageError: the weights of ``source`` are of another network than this one, or not finite."""
+    for name, parameter in net.named_parameters():
+        if name in weights:
+            foreign.check_numbers(name, weights[name], parameter.dtype, str(source))
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:

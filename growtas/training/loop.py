@@ -27,6 +27,7 @@ from growtas.training.data import Splits
 from growtas.training.data.images import seed_globally
 from growtas.training.data.loader import TrainingLoader
 from growtas.training.data.workers import worker_count
+from growtas.training.environment import environment
 from growtas.training.evaluate import evaluate, watched_subnets
 from growtas.training.external import Teacher
 from growtas.training.guards import Interrupted, stop_signals
@@ -39,6 +40,7 @@ from growtas.training.precision import precision
 from growtas.training.ranks import Ranks
 from growtas.training.run import Run, versions
 from growtas.training.run_method import create_run_method
+from growtas.training.steps import spacing
 from growtas.training.trackers import Trackers
 from growtas.training.update import Update
 
@@ -282,12 +284,17 @@ class Trainer:
         self.update.apply(norm)
 
     def _record(self, step: int, loss: float, skipped: bool, subnets: tuple[Subnet, ...]) -> None:
-        if self.log is None or step % self.config.log_every and not skipped:
+        config = self.config
+        if self.log is None or step % config.log_every and not skipped:
             return
         stage = self.method.stage_of(step)
         rate = self._learning_rate()
-        self.log.write(
-            "step",
+        every = spacing(self.run.steps, config.log_every, config.log_steps)
+        complete = skipped or step % every == 0
+        write = partial(self.log.write, "step")
+        if every > config.log_every:
+            write = partial(self.log.write_step, complete=complete)
+        write(
             step,
             step // self.run.steps_per_epoch,
             stage=stage,
@@ -298,7 +305,7 @@ class Trainer:
             lr=rate,
             **({"skipped": True} if skipped else {}),
         )
-        if not skipped:
+        if complete and not skipped:
             self.curves.add(step, train__loss=loss, train__lr=rate, train__stage=stage)
 
     def _status(self, loss: float) -> tuple[str, ...]:
@@ -352,6 +359,7 @@ class Trainer:
             "skipped": progress.skipped,
             "skipped_in_a_row": progress.skipped_in_a_row,
             "log_offset": self.log.sync(),
+            "log_check": self.log.check,
             "weights": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -359,6 +367,7 @@ class Trainer:
             "generator": torch.get_rng_state(),
             "versions": versions(),
             "ranks": self.ranks.world,
+            "environment": environment(self.device),
             "to_assess": self._unassessed,
         }
         if self.ema is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 
 from growtas.errors import UsageError
 from growtas.space import ModelSpace
+from growtas.supernet.saved import CONFIG_NAME, read_config
 from growtas.training.data import Splits, preprocessing
 from growtas.training.data.evaluation_crop import MODES
 from growtas.training.embedded import EMBEDDED
@@ -80,10 +80,9 @@ def model_space(name: str, model: nn.Module, data: str, image_size: int | None =
 
 def _arguments(name: str) -> dict[str, Any]:
     """The arguments that a model's folder builds it with, but those that are given anew."""
-    config = Path(name) / "config.json"
-    if name.startswith(PREFIX) or not config.is_file():
+    if name.startswith(PREFIX) or not (Path(name) / CONFIG_NAME).is_file():
         return {}
-    args = json.loads(config.read_text()).get("model_args") or {}
+    args = read_config(Path(name)).get("model_args") or {}
     return {key: value for key, value in args.items() if key not in ("num_classes", "drop_path_rate")}
 
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from growtas import atomic
-from growtas.errors import GrowtasError, UsageError
+from growtas import atomic, files
+from growtas.bounds import CLASSES, Bound
+from growtas.errors import GrowtasError, UsageError, command, quoted
 from growtas.space import ModelSpace, Space, space_from_dict
-from growtas.training.config import RUNTIME, TrainConfig
+from growtas.training.config import RUNTIME, TrainConfig, with_former
 from growtas.training.log import LOG_NAME
 from growtas.version import __version__, commit
 
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
 CONFIG_NAME = "config.yaml"
 INITIAL_NAME = "initial.safetensors"
 FORMAT = 1
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a thousand class names take Python 0.2 s
 _HEADER = "# Everything needed to repeat this run. Continue it with: growtas {verb} --resume FOLDER\n"
 
 
@@ -46,6 +48,7 @@ class Run:
             Python and the platform when the run began.
         classes: names of the classes, in the order of the labels; empty where the data has none.
         teacher_digest: of the weights of the external teacher, where there is one.
+        initial_digest: SHA-256 of initial.safetensors, where there is one.
     """
 
     path: Path
@@ -57,6 +60,7 @@ class Run:
     versions: Mapping[str, str] = field(hash=False)
     classes: tuple[str, ...] = ()
     teacher_digest: str | None = None
+    initial_digest: str | None = None
 
     def __repr__(self) -> str:
         config = self.config
@@ -90,7 +94,7 @@ class Run:
     @property
     def resume_command(self) -> str:
         """The command that continues the run."""
-        return f"growtas {self._verb} --resume {self.path}"
+        return command(self._verb, "--resume", self.path)
 
     @property
     def _verb(self) -> str:
@@ -114,16 +118,18 @@ class Run:
         file = path / CONFIG_NAME
         if not file.is_file():
             state = "holds no run: it has no config.yaml" if path.is_dir() else "does not exist"
-            raise UsageError(f"The run folder {path} {state}. Start one with: growtas train --out {path}")
-        try:
-            data = yaml.load(file.read_text(), Loader=_LOADER)  # noqa: S506 - safe, both of them
+            raise UsageError(
+                f"The run folder {path} {state}. Start one with: {command('train', '--out', path)}"
+            )
+        with files.reading(file, "the configuration of a run", "Nothing was changed; put a good copy back."):
+            data = files.read_yaml(file)
             if data["format"] != FORMAT:
                 raise GrowtasError(
                     f"{file} has format {data['format']}, but growtas {__version__} reads format {FORMAT}."
                 )
             run = cls(
                 path=path,
-                config=TrainConfig.from_dict(data["train"]),
+                config=TrainConfig.from_dict(with_former(data["train"])),
                 space=space_from_dict(data["space"]),
                 num_classes=data["num_classes"],
                 steps_per_epoch=data["steps_per_epoch"],
@@ -131,16 +137,38 @@ class Run:
                 versions=data["versions"],
                 classes=tuple(data.get("classes", ())),
                 teacher_digest=data.get("teacher_digest"),
+                initial_digest=data.get("initial_digest"),
             )
-        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, UsageError) as error:
-            raise GrowtasError(
-                f"{file} is not the configuration of a run ({' '.join(str(error).split())[:200]}). "
-                "Nothing was changed."
-            ) from error
+            run._check()
         if isinstance(run.space, ModelSpace) != of_model:
             kind = "trains a supernet" if of_model else "fine-tunes one model, which has no subnets"
             raise UsageError(f"The run {path} {kind}. Continue it with: {run.resume_command}")
         return run
+
+    def _check(self) -> None:
+        """Raises: ValueError: a field of config.yaml is not what growtas writes there."""
+        CLASSES("num_classes", self.num_classes)
+        for name in ("images", "versions"):
+            values = getattr(self, name)
+            if not isinstance(values, dict) or not all(
+                isinstance(each, int | str) for each in values.values()
+            ):
+                raise UsageError(f"{name} must be names and values, not {quoted(values)}")
+        if self.classes and len(self.classes) != self.num_classes:
+            raise UsageError(f"it has {len(self.classes):,} classes, but num_classes={self.num_classes:,}")
+        if not all(isinstance(each, str) for each in self.classes):
+            raise UsageError(f"classes must be names, not {quoted(self.classes)}")
+        for name in ("teacher_digest", "initial_digest"):
+            if not isinstance(getattr(self, name), str | None):
+                raise UsageError(f"{name} must be text, not {quoted(getattr(self, name))}")
+        images, batch, steps = self.images["train"], self.config.batch_size, self.steps_per_epoch
+        for name, value in (("images: train", images), ("batch_size", batch), ("epochs", self.config.epochs)):
+            Bound(1, 10**12)(name, value)
+        if isinstance(steps, bool) or steps != images // batch:
+            raise UsageError(
+                f"steps_per_epoch={quoted(steps)}, but {images:,} images in batches of {batch:,} make "
+                f"{images // batch:,}"
+            )
 
     def write_config(self) -> None:
         """Write config.yaml. Raises: GrowtasError: it could not be written."""
@@ -154,6 +182,7 @@ class Run:
             "versions": dict(self.versions),
             "classes": list(self.classes),
             **({"teacher_digest": self.teacher_digest} if self.teacher_digest else {}),
+            **({"initial_digest": self.initial_digest} if self.initial_digest else {}),
         }
         text = _HEADER.format(verb=self._verb)
         for name, value in data.items():
@@ -259,6 +288,7 @@ def yaml_line(key: str, value: Any) -> str:
 def versions() -> dict[str, str]:
     """The versions that the result of a run may depend on besides its settings."""
     import numpy
+    import PIL
     import timm
     import torch
 
@@ -271,6 +301,8 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "timm": timm.__version__,
         "numpy": numpy.__version__,
+        "pillow": PIL.__version__,
+        **({"triton": version("triton")} if find_spec("triton") else {}),
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
@@ -284,8 +316,8 @@ def check_free(path: Path) -> None:
         return
     if (path / CONFIG_NAME).exists():
         raise UsageError(
-            f"{path} holds another run. Continue it with: growtas train --resume {path} - or choose another "
-            "folder. Nothing was changed."
+            f"{path} holds another run. Continue it with: {command('train', '--resume', path)} - or choose "
+            "another folder. Nothing was changed."
         )
     held = sorted(entry.name for entry in path.iterdir() if not is_leftover(entry))
     if LOG_NAME in held and not (path / LOG_NAME).stat().st_size:  # a run that was killed while its folder

@@ -9,7 +9,8 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from growtas.errors import UsageError, nearest
+from growtas.bounds import Bound, check_text
+from growtas.errors import UsageError, nearest, quoted
 
 Check = Callable[[str, Any], None]  # of a name and a value; raises a UsageError
 
@@ -24,27 +25,19 @@ def choices(*known: str) -> Check:
 
     def check(name: str, value: Any) -> None:
         if value not in known:
-            raise UsageError(f"{name}={value!r} is unknown.{nearest(str(value), known)}")
+            raise UsageError(f"{name}={quoted(value)} is unknown.{nearest(str(value), known)}")
 
     return check
 
 
-def _bounded(holds: Callable[[float], bool], allowed: str) -> Check:
-    def check(name: str, value: Any) -> None:
-        if not (math.isfinite(value) and holds(value)):
-            raise UsageError(f"{name}={value} is not possible; it must be {allowed}.")
-
-    return check
+def at_least(least: int, most: float = 1_000_000_000) -> Bound:
+    """A number from here on, up to what makes sense; :func:`typed` has made sure of its type."""
+    return Bound(least, most, whole=False)
 
 
-def at_least(least: int) -> Check:
-    """A number from here on."""
-    return _bounded(lambda value: value >= least, f"{least} or more")
-
-
-ABOVE_ZERO = _bounded(lambda value: value > 0, "more than 0")
-BELOW_ONE = _bounded(lambda value: 0 <= value < 1, "at least 0 and below 1")
-PROBABILITY = _bounded(lambda value: 0 <= value <= 1, "between 0 and 1")
+ABOVE_ZERO = Bound(0, 10**9, whole=False, above=True)
+BELOW_ONE = Bound(0, 1, whole=False, below=True)
+PROBABILITY = Bound(0, 1, whole=False)
 
 
 def stages_text(stages: Any) -> Any:
@@ -66,11 +59,12 @@ def transition_text(transition: Any) -> Any:
 def typed(name: str, value: Any, hint: Any) -> Any:
     """The value, an int as a float where a float is meant; otherwise it must be what the field says."""
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    check_text(name, value)
     if isinstance(value, int) and not isinstance(value, bool) and int not in allowed and float in allowed:
-        return float(value)
+        return float(value) if value.bit_length() <= 1000 else math.inf  # which no bound lets pass
     if isinstance(value, bool) and bool not in allowed or not isinstance(value, allowed):
         kinds = " or ".join(KINDS[kind] for kind in allowed)
-        raise UsageError(f"{name}={value!r} is not possible; it must be {kinds}.")
+        raise UsageError(f"{name}={quoted(value)} is not possible; it must be {kinds}.")
     return value
 
 

@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 from growtas import threads
+from growtas.bounds import bounded
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.ops import dispatch
 from growtas.space import ModelSpace, Space, load_space
 from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.training import checkpoint, initial
-from growtas.training.config import RUNTIME, TrainConfig
+from growtas.training.config import BOUNDS, RUNTIME, TrainConfig
 from growtas.training.data import Splits, splits_of
 from growtas.training.data.loader import TrainingLoader
 from growtas.training.dry_run import DryRun
 from growtas.training.dry_run import dry_run as estimate
 from growtas.training.embedded import data_for
+from growtas.training.environment import changes, environment
 from growtas.training.external import load_teacher
 from growtas.training.guards import preserved_generators
 from growtas.training.log import RunLog
@@ -35,6 +37,7 @@ from growtas.training.trackers import Trackers, check_installed
 from growtas.tuning import tune_before_training
 
 
+@bounded(**BOUNDS)
 def train(
     space: str | Path | Space | None = None,
     data: str | None = None,
@@ -172,7 +175,7 @@ def _create(run: Run, log: RunLog, weights: Mapping[str, Tensor] | None) -> None
         check_free(run.path)
         remove_leftovers(run.path)
         if weights is not None:
-            initial.write(run, weights)
+            run = dataclasses.replace(run, initial_digest=initial.write(run, weights))
         run.write_config()
     except BaseException as error:
         log.discard()
@@ -277,19 +280,26 @@ def _run(trainer: Trainer, run: Run, log: RunLog | None, state: Mapping[str, Any
     try:
         if log is not None:
             print(trainer.splits, flush=True)
-            log.keep(state["log_offset"] if state else 0)
+            _keep(log, run, state)
             remove_leftovers(run.path)
             curves = Trackers(run, trainer.progress.step)
             print(f"training on {described(run.config.amp, trainer.device)}", flush=True)
-            world = trainer.ranks.world
-            if state is not None and state.get("ranks", world) != world:
-                print(
-                    f"The number of ranks changed from {state['ranks']} to {world}: the result will be as "
-                    "good as that of an undisturbed run, but not the same bit for bit.",
-                    flush=True,
-                )
+            if state is not None:
+                now = {"ranks": trainer.ranks.world, "environment": environment(trainer.device)}
+                changed = changes(state, now | {"versions": versions()})
+                if changed:
+                    print(changed, flush=True)
         with tf32(run.config.amp, trainer.device):
             trainer.train(log, curves)
     finally:
         if curves is not None:
             curves.close()
+
+
+def _keep(log: RunLog, run: Run, state: Mapping[str, Any] | None) -> None:
+    """Cut off what was logged after the checkpoint."""
+    if state is None:
+        log.keep()
+    else:
+        step = state["step"]
+        log.keep(state["log_offset"], state.get("log_check"), step, step // run.steps_per_epoch)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from growtas import atomic
 from growtas.errors import UsageError, nearest
-from growtas.training.log import Curves
+from growtas.training.curves import Curves
 from growtas.training.run import Run
 
 IDS_NAME = "trackers.json"

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from growtas import bounds
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.locks import locked
 from growtas.ops import dispatch, records
@@ -43,6 +44,7 @@ COMPILE_SECONDS = 150.0
 __all__ = ["Session", "plan", "rivals", "tune"]
 
 
+@bounds.bounded(seconds=bounds.SECONDS, batch=bounds.BATCH, patience=bounds.SECONDS)
 def tune(
     space: SearchSpace | str = "autoformer-tiny",
     device: str = "auto",

@@ -89,6 +89,7 @@ def test_a_whole_run(tmp_path, run):
     assert len(done.stdout.split(f"== run {run}")[1]) < 12_000
 
 
+@pytest.mark.slow
 def test_what_crashes_hangs_or_fails_costs_only_itself(tmp_path):
     faults = {
         "crash": ["smoke mlp backward S", "race fc1 forward", "prepare masked"],

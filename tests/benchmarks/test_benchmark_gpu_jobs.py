@@ -83,6 +83,7 @@ def test_a_way_that_took_its_process_down_is_not_timed(context):
     assert gpu_jobs.crashed(context) == set()
 
 
+@pytest.mark.slow
 def test_steps_of_every_rival_are_timed_with_their_bound(context):
     for way in ("growtas triton", "published", "timm", "compiled", "masked"):
         context.state.clear()

@@ -305,6 +305,7 @@ def test_the_masked_way_and_old_records_without_a_bound_are_shown():
     assert "× masked supernet" in step_report.headline([old]) and "2.00" in step_report.headline([old])
 
 
+@pytest.mark.slow
 def test_masked_steps_run_in_a_process_with_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(steps, "COMPILER", "eager")
     arguments = [*TINY, "--quick", "--rounds", "1", "--ways", "growtas,published,compiled,masked"]

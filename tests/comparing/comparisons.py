@@ -187,7 +187,7 @@ def results(folder: Path) -> dict[str, dict]:
     found = {}
     for file in sorted((folder / "cells").rglob("cell.json")):
         data = json.loads(file.read_text())
-        del data["time"], data["made_by"]
+        del data["time"], data["made_by"], data["crc"]
         found[str(file.relative_to(folder))] = data
     return found
 

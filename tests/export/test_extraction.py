@@ -23,8 +23,15 @@ def trained_like(space="digits", num_classes=10, qkv_bias="interleaved", seed=0)
     return net
 
 
-@pytest.mark.parametrize("qkv_bias", ["interleaved", "published"])
-@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize(
+    ("backend", "qkv_bias"),
+    [
+        ("torch", "published"),
+        ("cpu", "interleaved"),
+        pytest.param("torch", "interleaved", marks=pytest.mark.slow),
+        pytest.param("cpu", "published", marks=pytest.mark.slow),
+    ],
+)
 def test_the_logits_are_the_slices(backend, qkv_bias):
     if not ops.available(backend).ok:
         pytest.fail(ops.available(backend).reason)

@@ -18,6 +18,7 @@ from growtas.export import formats
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from runs import SPACE
 from test_mobilenet_run import SPACE as MOBILENET
+from thinning import thinned
 
 RUNTIME = """
 import sys
@@ -48,31 +49,28 @@ def model():
     return growtas.extract(net, "d12-h1,2-r2,1", mean=(0.3,), std=(0.4,))
 
 
-def test_a_digits_and_a_mobilenet_run_go_from_training_to_onnx_without_growtas(needs, tmp_path):
+@pytest.mark.parametrize(
+    ("space", "method"),
+    thinned([(MOBILENET, "uniform"), (SPACE, "growtas")], fast=(0,), several=True),
+    ids=["mobilenet", "digits"],
+)
+def test_a_run_goes_from_training_to_onnx_without_growtas(needs, tmp_path, space, method):
     needs("onnx")
     import numpy as np
 
     settings = {"data": "digits", "epochs": 1, "batch_size": 192, "stages": 1, "tensorboard": False}
-    folders = []
-    for space, method in ((SPACE, "growtas"), (MOBILENET, "uniform")):
-        run = growtas.train(
-            space, method=method, out=tmp_path / space.name, eval_subnets=0, device="cpu", **settings
-        )
-        assert cli.main(["export", str(run.path), "--to", "onnx", "--subnet", "smallest"]) == 0
-        images = torch.stack([image for image, _ in run.splits().test][:6])
-        np.save(run.path / "images.npy", images.numpy())
-        folders.append((run, images))
-    subprocess.run(
-        [sys.executable, "-c", RUNTIME, *(str(run.path) for run, _ in folders)], check=True, cwd="/"
-    )
-    for run, images in folders:
-        net, found = run.load_net(), torch.from_numpy(np.load(run.path / "found.npy"))
-        if net.needs_calibration:
-            growtas.training.calibration.calibration(net, run.splits().train)(run.space.smallest())
-        with torch.inference_mode():
-            expected = net(images, run.space.smallest())
-        assert found.shape == (6, 10) and expected.std() > 0.01
-        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    run = growtas.train(space, method=method, out=tmp_path, eval_subnets=0, device="cpu", **settings)
+    assert cli.main(["export", str(run.path), "--to", "onnx", "--subnet", "smallest"]) == 0
+    images = torch.stack([image for image, _ in run.splits().test][:6])
+    np.save(run.path / "images.npy", images.numpy())
+    subprocess.run([sys.executable, "-c", RUNTIME, str(run.path)], check=True, cwd="/")
+    net, found = run.load_net(), torch.from_numpy(np.load(run.path / "found.npy"))
+    if net.needs_calibration:
+        growtas.training.calibration.calibration(net, run.splits().train)(run.space.smallest())
+    with torch.inference_mode():
+        expected = net(images, run.space.smallest())
+    assert found.shape == (6, 10) and expected.std() > 0.01
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     about = {
         p.key: json.loads(p.value)
         for p in pytest.importorskip("onnx").load(run.path / "model.onnx").metadata_props

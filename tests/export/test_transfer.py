@@ -192,7 +192,7 @@ def test_a_timm_model_with_batch_norm_gets_a_new_head_and_its_average_is_saved(
         ({"stages": 2}, "Fine-tuning has no setting 'stages'"),
         ({"distill": "inplace"}, "one model learns from a teacher"),
         ({"image_size": 2}, "cannot be built with {'img_size': 2}"),
-        ({"model": "nowhere"}, "holds no model"),
+        ({"model": "nowhere"}, "holds no saved model"),
     ],
 )
 def test_wrong_calls_are_sentences_and_write_nothing(vit, tmp_path, given, sentence):

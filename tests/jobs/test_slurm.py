@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import submitit
@@ -15,7 +17,7 @@ import submitit
 import growtas
 from growtas.errors import GrowtasError, UsageError
 from growtas.jobs import Job, Placement, Runner
-from growtas.jobs.slurm import Options, Slurm
+from growtas.jobs.slurm import Options, Slurm, SlurmHandle
 from growtas.training.guards import Interrupted
 
 COMMANDS = ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol")
@@ -147,6 +149,26 @@ def test_jobs_that_slurm_ends_or_refuses(tmp_path, cluster):
     assert "killed by SIGTERM" in handle.poll()
     with pytest.raises(GrowtasError, match="Slurm refused the job 'killed': .*invalid partition .*missing"):
         launcher(tmp_path, "time=1", "partition=missing").start(killed)
+
+
+@pytest.mark.parametrize(
+    "result, says",
+    [
+        (pickle.dumps(("success", 3)), "exit status 3"),
+        (pickle.dumps(("error", "Traceback\nRuntimeError: no memory")), "failed: RuntimeError: no memory"),
+        (pickle.dumps(("success", print)), "cannot be read, since it asks for builtins.print"),
+        (b"cos\nsystem\n(S'touch run'\ntR.", "cannot be read, since it asks for os.system"),
+        (b"", "cannot be read"),
+        (b"\x80garbage", "cannot be read"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_results_are_values_and_run_nothing(tmp_path, monkeypatch, result, says):
+    monkeypatch.chdir(tmp_path)
+    paths = SimpleNamespace(result_pickle=tmp_path / "result.pkl", stderr="err")
+    paths.result_pickle.write_bytes(result)
+    handle = SlurmHandle(SimpleNamespace(job_id="7", paths=paths), tmp_path / "output.txt", None)
+    assert says in handle.poll() and not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow  # the same as above but for who starts the processes

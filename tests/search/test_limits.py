@@ -1,5 +1,6 @@
 """Limits on a subnet's cost: the feasible set is exact, and limits that cannot be met say what can."""
 
+import functools
 import random
 from collections import Counter
 
@@ -28,6 +29,12 @@ def every_subnet(space: SearchSpace) -> list[Subnet]:
     ]
 
 
+@functools.cache
+def every_cost(space: SearchSpace) -> list[tuple[Subnet, int, int]]:
+    """The whole space with each subnet's parameters and MACs."""
+    return [(s, cost.parameters(s, space, 10), cost.macs(s, space, 10)) for s in every_subnet(space)]
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_without_limits_the_set_is_the_space(name):
     space = load_space(name)
@@ -49,9 +56,8 @@ def test_the_set_is_exactly_what_meets_the_limits(space, window):
     )
     expected = {
         subnet
-        for subnet in every_subnet(space)
-        if limits.min_params <= cost.parameters(subnet, space, 10) <= limits.max_params
-        and cost.macs(subnet, space, 10) <= limits.max_macs
+        for subnet, params, macs in every_cost(space)
+        if limits.min_params <= params <= limits.max_params and macs <= limits.max_macs
     }
     feasible = feasible_set(space, 10, limits)
     listed = list(feasible)

@@ -46,7 +46,7 @@ def hypervolume(history, objective: Objective) -> float:
     return sum((end - p.objective) * max(0, p.top1 - floor) for p, end in zip(front, ends, strict=True))
 
 
-@pytest.mark.parametrize("name", ["params", "macs"])
+@pytest.mark.parametrize("name", ["params", pytest.param("macs", marks=pytest.mark.slow)])
 def test_400_evaluations_reach_the_hypervolume_of_every_subnet(name):
     objective = objective_of(name, EVERYTHING)
     whole = hypervolume([evaluation(subnet, objective) for subnet in CORRECT], objective)

@@ -175,11 +175,81 @@ def test_a_damaged_line_is_named(tmp_path):
         run(path)
 
 
+CHANGES = {
+    "dropped": lambda lines, n: lines[:n] + lines[n + 1 :],
+    "doubled": lambda lines, n: lines[: n + 1] + lines[n:],
+    "swapped": lambda lines, n: lines[:n] + [lines[n + 1], lines[n]] + lines[n + 2 :],
+    "changed": lambda lines, n: (
+        lines[:n] + [lines[n].replace(b'"generation": ', b'"generation": 1', 1)] + lines[n + 1 :]
+    ),
+    "without its checksum": lambda lines, n: (
+        lines[:n] + [lines[n].rpartition(b", ")[0] + b"}\n"] + lines[n + 1 :]
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_evaluations_that_were_tampered_with_are_refused_and_named(tmp_path, change):
+    path, rng = tmp_path / "search.jsonl", random.Random(0)
+    run(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number in (1, len(lines) - 3, *rng.sample(range(2, len(lines) - 3), 3)):
+        changed = b"".join(CHANGES[change](lines, number))
+        path.write_bytes(changed)
+        named = number + 2 if change == "doubled" else number + 1
+        with pytest.raises(
+            GrowtasError, match=f"Line {named} of the search log {path} is damaged .*checksum"
+        ):
+            run(path)
+        with pytest.raises(GrowtasError, match=f"Line {named} of "):
+            read_result(path)
+        assert path.read_bytes() == changed
+
+
+def test_flipped_bits_are_refused_or_change_nothing(tmp_path):
+    whole, path, rng = run(tmp_path / "whole.jsonl"), tmp_path / "flipped.jsonl", random.Random(0)
+    content = (tmp_path / "whole.jsonl").read_bytes()
+    refused = 0
+    for _ in range(100):
+        changed = bytearray(content)
+        bit = rng.randrange(8 * len(content))
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            assert run(path) == whole
+        except GrowtasError:
+            refused += 1
+    assert refused > 95
+
+
+def test_a_log_with_other_line_ends_is_read(tmp_path):
+    path = tmp_path / "search.jsonl"
+    whole = run(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2].rpartition(b"\n")[0].replace(b"\n", b"\r\n") + b"\r\n")
+    assert run(path) == whole == run(path)
+
+
+def test_a_log_without_checksums_is_read_with_a_notice(tmp_path, capsys):
+    path = tmp_path / "search.jsonl"
+    whole = run(path)
+    assert "no checksums" not in capsys.readouterr().err
+    lines = path.read_bytes().splitlines(keepends=True)[:20]
+    path.write_bytes(b"".join(line.rpartition(b", ")[0] + b"}\n" for line in lines))
+    assert run(path) == whole
+    assert capsys.readouterr().err.count("have no checksums, since an older version wrote them") == 1
+    lines = path.read_bytes().splitlines(keepends=True)  # those that were added cover the older ones
+    path.write_bytes(b"".join([*lines[:5], *lines[6:]]))
+    with pytest.raises(GrowtasError, match="Line 20 of the search log"):
+        run(path)
+
+
 def test_a_log_whose_evaluations_are_not_this_searchs_is_refused(tmp_path):
     path = tmp_path / "search.jsonl"
     run(path)
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:3] + [lines[4], lines[3]] + lines[5:]))
+    lines = [json.dumps({k: v for k, v in json.loads(line).items() if k != "crc"}) + "\n" for line in lines]
+    path.write_text("".join(lines[:3] + [lines[4], lines[3]] + lines[5:]))  # as an older version wrote them
     before = path.read_bytes()
     with pytest.raises(GrowtasError, match="Evaluation 3 .* is not the one that this search asks for"):
         run(path)

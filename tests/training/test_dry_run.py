@@ -67,7 +67,7 @@ def peak(made, file) -> int:
     [
         {"space": SPACE},
         {"space": SPACE, "checkpoint_activations": True},
-        {"space": SPACE, "accumulate": 4},
+        pytest.param({"space": SPACE, "accumulate": 4}, marks=pytest.mark.slow),
         {"space": CONVOLUTIONAL, "batch": 64},
     ],
     ids=["transformer", "computed again", "in parts", "convolutional"],

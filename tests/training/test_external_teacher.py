@@ -122,7 +122,10 @@ def test_a_subnet_that_growtas_extracted_teaches(taught, tmp_path):
     [
         ({"teacher": "timm:resnet18", "distill": "none"}, "do not belong together"),
         ({"distill": "teacher"}, "do not belong together"),
-        ({"teacher": "nowhere", "distill": "teacher"}, "nowhere holds no model: it has no config.json"),
+        (
+            {"teacher": "nowhere", "distill": "teacher"},
+            "nowhere holds no saved model: config.json is missing",
+        ),
     ],
 )
 def test_settings_that_make_no_sense(settings, told, tmp_path):

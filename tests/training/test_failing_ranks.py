@@ -12,6 +12,7 @@ import pytest
 import torch
 from ranks import launch
 from runs import assert_same_result
+from thinning import thinned
 from torch.distributed import TCPStore
 
 import growtas
@@ -59,13 +60,18 @@ def terminate():
 
 @pytest.mark.parametrize(
     ("rank", "act", "status", "sentence"),
-    [
-        pytest.param(1, kill, 1, r"Rank 1 \(process \d+ on .*\) ended without a word", id="killed"),
-        pytest.param(0, kill, 1, r"Rank 0 \(process \d+ on .*\) ended without a word", id="rank 0 killed"),
-        pytest.param(1, failing(KeyError("wool")), 1, r"Rank 1 .* failed: KeyError: 'wool'", id="raises"),
-        pytest.param(0, failing(OSError("moth")), 1, r"Rank 0 .* failed: OSError: moth", id="rank 0 raises"),
-        pytest.param(1, failing(UsageError("No.")), 2, r"Rank 1 .* failed: No", id="of ours"),
-    ],
+    thinned(
+        [
+            (1, kill, 1, r"Rank 1 \(process \d+ on .*\) ended without a word"),
+            (0, kill, 1, r"Rank 0 \(process \d+ on .*\) ended without a word"),
+            (1, failing(KeyError("wool")), 1, r"Rank 1 .* failed: KeyError: 'wool'"),
+            (0, failing(OSError("moth")), 1, r"Rank 0 .* failed: OSError: moth"),
+            (1, failing(UsageError("No.")), 2, r"Rank 1 .* failed: No"),
+        ],
+        fast=(0, 3),
+        several=True,
+    ),
+    ids=["killed", "rank 0 killed", "raises", "rank 0 raises", "of ours"],
 )
 def test_a_rank_that_fails_is_named_by_the_other(small, tmp_path, monkeypatch, rank, act, status, sentence):
     on_rank(monkeypatch, rank, 13, act)

@@ -10,6 +10,7 @@ import signal
 import pytest
 import torch
 from runs import SPACE, Child, assert_same_result, records
+from thinning import thinned
 
 import growtas
 from growtas import cli
@@ -51,10 +52,13 @@ def every_subnet(groups):
     ("given", "frozen"),
     [
         pytest.param({}, (0,), id="adamw"),
-        pytest.param({"unused_blocks": "zero"}, (0,), id="adamw, all blocks"),
-        pytest.param(
-            {"opt": "sgd", "lr": 1.0, "weight_decay": 0.01}, (0,), id="sgd with momentum"
-        ),  # loses 1 + 1e-8
+        pytest.param({"unused_blocks": "zero"}, (0,), id="adamw, all blocks", marks=pytest.mark.slow),
+        pytest.param(  # loses 1 + 1e-8
+            {"opt": "sgd", "lr": 1.0, "weight_decay": 0.01},
+            (0,),
+            id="sgd with momentum",
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"method_options": "frozen=literal", "subnets_per_step": 2}, (0, 1), id="literal"),
         pytest.param({"sandwich": True, "distill": "ema"}, (0,), id="sandwich"),
     ],
@@ -181,7 +185,7 @@ def steps_logged(folder):
     return path.read_bytes().count(b'"event": "step"') if path.exists() else 0
 
 
-@pytest.mark.parametrize("steps", [0, 5, 15])
+@pytest.mark.parametrize("steps", thinned([0, 5, 15], fast=(1,)))
 def test_sigkill_and_the_loss_of_the_first_run(plus, source, tmp_path, steps):
     lent, out = tmp_path / "source", tmp_path / "plus"
     shutil.copytree(source.path, lent)

@@ -76,7 +76,7 @@ def test_what_is_no_image_is_left_out_and_counted(folder):
     assert str(splits) == (
         f"data folder:{folder}: 2 classes; 4 images to train on, 2 held out for the search, 2 to test on; "
         "left out: 3 hidden, 2 of ending .txt, 1 beside the class folders, 1 links to a folder above, "
-        "1 not files, 1 without ending"
+        "1 pipes, sockets or devices, 1 without ending"
     )
 
 

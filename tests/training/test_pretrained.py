@@ -87,10 +87,10 @@ def test_autoformer_tiny_takes_deit_tiny():
     with torch.device("meta"):
         net = growtas.Supernet("autoformer-tiny", 1000)
         weights = timm.create_model("deit_tiny_patch16_224").state_dict()
-    from growtas.supernet.pretrained import _plain_weights, _subnet_of
+    from growtas.supernet.pretrained import _subnet_of
 
     found = PlainViT("deit", weights, 64)
-    subnet = _subnet_of(net, found, _plain_weights(found))
+    subnet = _subnet_of(net, found, weights)
     assert str(subnet) == f"d192-h{','.join('3' * 12)}-r{','.join('4' * 12)}"
 
 

@@ -10,6 +10,7 @@ import torch
 from runs import SPACE
 from test_mobilenet_run import SPACE as CONVOLUTIONAL
 from test_training_loop import trainer
+from thinning import thinned
 
 import growtas
 from growtas.cli import main
@@ -105,7 +106,7 @@ def test_a_recipe_fits_its_family():
         config("autofromer")
 
 
-@pytest.mark.parametrize("recipe", NAMED)
+@pytest.mark.parametrize("recipe", thinned(NAMED, fast=(1, 3)))
 def test_every_recipe_trains_as_it_stands(tmp_path, recipe):
     """Two epochs of digits: of the recipe only what is a matter of size is given."""
     given = {"epochs": 6, "batch_size": 384, "data": "digits", "out": tmp_path / "run", "tensorboard": False}

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from runs import SMALL, SPACE, assert_same_result, records
+from runs import SMALL, SPACE, assert_same_result, records, same
 
 import growtas
 from growtas.errors import GrowtasError, UsageError
@@ -188,9 +188,25 @@ def test_a_log_that_was_cut_is_noticed(monkeypatch, small, tmp_path):
         with pytest.raises(Stop):
             growtas.train(**small, out=out)
     (out / "log.jsonl").write_bytes((out / "log.jsonl").read_bytes()[:100])
-    with pytest.raises(GrowtasError, match="log was cut"):
+    with pytest.raises(GrowtasError, match="log.jsonl was cut or changed"):
         growtas.train(resume=out)
     assert (out / "log.jsonl").stat().st_size == 100
+
+
+def test_a_log_that_was_removed_does_not_change_the_result(monkeypatch, finished, small, tmp_path, capsys):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 15)
+        with pytest.raises(Stop):
+            growtas.train(**small, out=out)
+    (out / "log.jsonl").unlink()
+    growtas.train(resume=out)
+    assert "the records before step 11 are lost" in capsys.readouterr().err
+    states = [checkpoint.load(folder / "checkpoint.pt") for folder in (out, finished.path)]
+    assert same(*(state["weights"] for state in states))
+    log = records(out)
+    assert (log[0]["event"], log[0]["step"]) == ("gap", 11)
+    assert log[1:] == [each for each in records(finished.path) if each["step"] >= 11]
 
 
 def test_two_processes_do_not_write_one_run(monkeypatch, small, tmp_path):

@@ -14,8 +14,16 @@ SHORT = {"amp": "bfloat16", "epochs": 2}
 SETTINGS = [
     pytest.param({}, id="plain"),
     pytest.param({"sandwich": True, "distill": "inplace", "ema_decay": 0.9}, id="sandwich, averaged weights"),
-    pytest.param({"subnets_per_step": 2, "gradients": "mean", "clip_grad": 0.5}, id="two subnets a step"),
-    pytest.param({"opt": "lamb", "distill": "ema", "ema_decay": 0.9}, id="an optimizer of timm's"),
+    pytest.param(
+        {"subnets_per_step": 2, "gradients": "mean", "clip_grad": 0.5},
+        id="two subnets a step",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        {"opt": "lamb", "distill": "ema", "ema_decay": 0.9},
+        id="an optimizer of timm's",
+        marks=pytest.mark.slow,
+    ),
 ]
 
 
@@ -75,6 +83,7 @@ def test_frozen_weights_of_a_second_phase(small, tmp_path, cast_each_time):
     assert_same_result(tmp_path / "shadows", tmp_path / "slices")
 
 
+@pytest.mark.slow
 def test_two_ranks(small, tmp_path, cast_each_time):
     settings = {**small, **SHORT, "mixup": 0, "cutmix": 0}
     statuses, outputs = launch(tmp_path, lambda _: growtas.train(**settings, out=tmp_path / "shadows"))

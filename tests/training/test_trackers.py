@@ -113,7 +113,7 @@ def test_a_tracker_that_does_not_begin_is_left_out(kept, tmp_path, monkeypatch, 
 
 
 def test_the_curves_of_tensorboard_do_not_end_a_run(tmp_path, monkeypatch, capsys):
-    from growtas.training.log import Curves
+    from growtas.training.curves import Curves
 
     def full(self, step, **values):
         raise growtas.GrowtasError("no space is left on the device")

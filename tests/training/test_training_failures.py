@@ -15,7 +15,7 @@ from runs import SPACE, assert_same_result, records, same
 import growtas
 from growtas import GrowtasError, UsageError
 from growtas.training import Run, checkpoint
-from growtas.training.log import Curves
+from growtas.training.curves import Curves
 from growtas.training.loop import Trainer
 
 
@@ -168,10 +168,10 @@ def spoil_optimizer(path):
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (spoil_truncate, "truncated or no checkpoint"),
-        (spoil_empty, "truncated or no checkpoint"),
-        (spoil_text, "truncated or no checkpoint"),
-        (spoil_pickle, "truncated or no checkpoint"),
+        (spoil_truncate, "truncated or damaged: the list of its records"),
+        (spoil_empty, "truncated or damaged"),
+        (spoil_text, "truncated or damaged"),
+        (spoil_pickle, "no checkpoint of growtas .UnpicklingError"),
         (spoil_foreign, "no checkpoint of growtas, or one of another version"),
         (spoil_tensor, "no checkpoint of growtas, or one of another version"),
         (spoil_other_run, "belongs to another run: it differs from config.yaml in lr"),

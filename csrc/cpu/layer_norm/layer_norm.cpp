@@ -3,7 +3,8 @@
 // Shapes   x, dy, y, dx (rows, width), each with its own row stride and dtype; weight, bias (full_width), of which the first
 //          `width` are read; mean, rstd (rows) fp32; dweight, dbias (full_width).
 // Forward  one row at a time: convert to fp32 in a workspace row, sum, centred sum of squares (two passes over L1, so no
-//          cancellation), scale and shift. Saved: mean and rstd. Everything else is recomputed.
+//          cancellation), scale and shift. Saved: mean and rstd. Everything else is recomputed. A row whose squares overflow
+//          becomes NaN: 1 / infinity would make it a plausible 0, and the run that diverged would go on.
 // Again    y once more from x, mean and rstd: what a backward pass needs where y was not saved.
 // Backward with g = dy * weight and xhat = (x - mean) * rstd:  dx = rstd * (g - (sum g + xhat * sum g*xhat) / width), plus the
 //          gradient of a residual stream around the norm where one is given,
@@ -104,7 +105,8 @@ GROWTAS_INLINE void forward_rows(Rows x, const float* weight, const float* bias,
             squares.low += low * low;
             squares.high += high * high;
         }
-        const float scale = 1.0f / std::sqrt(squares.total() * inverse + eps);
+        const float variance = squares.total() * inverse;
+        const float scale = variance < INFINITY ? 1.0f / std::sqrt(variance + eps) : NAN;
         Y* to = row_of<Y>(y, r);
         each_vector(width, [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS {
             const Lanes xhat = (load(workspace + c) - mu) * scale;

@@ -15,6 +15,7 @@
 #include "cuda/layer_norm/layer_norm.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "cuda/common/elements.cuh"
 
@@ -38,6 +39,11 @@ constexpr int kPack = sizeof(A) == 2 && sizeof(B) == 2 ? 8 : 4;
 // The first `width` entries of a parameter, as fp32 in shared memory: read once per block, whatever its dtype and stride.
 __device__ __forceinline__ void stage(Vector from, int width, float* to) {
     for (int c = threadIdx.x; c < width; c += kThreads) to[c] = load_any(from.data, from.type, c * from.stride);
+}
+
+// NaN where the squares overflow: 1 / infinity would make the row a plausible 0, and the run that diverged would go on.
+__device__ __forceinline__ float rstd_of(float variance, float eps) {
+    return variance < INFINITY ? 1.0f / sqrtf(variance + eps) : NAN;
 }
 
 // x (rows, width) of X, y (rows, width) of Y; a lane owns COLUMNS columns: packs at (p * 32 + lane) * N.
@@ -74,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
 #pragma unroll
                 for (int i = 0; i < N; ++i) squares += (v[p][i] - mu) * (v[p][i] - mu);
             }
-        const float scale = 1.0f / sqrtf(warp_sum(squares) * inverse + eps);
+        const float scale = rstd_of(warp_sum(squares) * inverse, eps);
 #pragma unroll
         for (int p = 0; p < PACKS; ++p) {
             const int column = (p * kWarp + lane) * N;
@@ -107,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
             const float centred = load_any(x.data, x.type, row * x.stride + c) - mu;
             squares += centred * centred;
         }
-        const float scale = 1.0f / sqrtf(warp_sum(squares) * inverse + eps);
+        const float scale = rstd_of(warp_sum(squares) * inverse, eps);
         for (int c = lane; c < width; c += kWarp) {
             const float xhat = (load_any(x.data, x.type, row * x.stride + c) - mu) * scale;
             store_any(y.data, y.type, row * y.stride + c,

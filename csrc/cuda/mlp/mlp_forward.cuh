@@ -125,7 +125,8 @@ __device__ __forceinline__ void normalise(const Branch& p, const Parameters& sha
             float squares = 0.0f;
 #pragma unroll
             for (int i = 0; i < 8; ++i) squares += inside ? (v[r][i] - mu[r]) * (v[r][i] - mu[r]) : 0.0f;
-            scale[r] = fast_rsqrt(warp_sum(squares) * inverse + p.eps);
+            const float variance = warp_sum(squares) * inverse;
+            scale[r] = variance < INFINITY ? fast_rsqrt(variance + p.eps) : NAN;  // as in layer_norm.cu
         }
 #pragma unroll
         for (int r = 0; r < kGroup; ++r) {

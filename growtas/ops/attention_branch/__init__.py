@@ -67,19 +67,19 @@ def attention_branch(
 
     Source: AutoFormer (Chen et al., ICCV 2021), pre-norm block.
     """
-    d, width, x = x.shape[-1], num_heads * head_dim, x.contiguous()
-    checks.activation("attention_branch", x, 3, "(B, N, d)")
+    x = checks.activation("attention_branch", x, 3, "(B, N, d)").contiguous()
     dtype = dtype or x.dtype
     if dtype is not x.dtype:
         checks.check_dtype("attention_branch", "dtype", dtype, x)
-    qkv_bias = checks.qkv("attention_branch", x, *qkv, num_heads, head_dim, bias_layout)
+    qkv = checks.qkv("attention_branch", x, *qkv, num_heads, head_dim, bias_layout)
+    d, width = x.shape[-1], num_heads * head_dim
     rows, columns = checks.grid(grid, x.shape[1])
     norm = check_norm("attention_branch", x, *norm)
     tables = checks.tables("attention_branch", tables, head_dim, x)
-    checks.matrix("attention_branch", "the projection", proj[0], d, width, x)
+    proj_weight = checks.matrix("attention_branch", "the projection", proj[0], d, width, x)
     proj_bias = checks.vector("attention_branch", "the projection's bias", proj[1], proj[0].shape[0], x)
     scale = checks.images_scale("attention_branch", scale, x)
-    layers = (*norm, qkv[0], qkv_bias, *tables, proj[0], proj_bias, scale)
+    layers = (*norm, *qkv, *tables, proj_weight, proj_bias, scale)
     return _attention_branch(x, *layers, num_heads, head_dim, rows, columns, bias_layout, eps, dtype)
 
 

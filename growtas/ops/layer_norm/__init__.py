@@ -65,7 +65,7 @@ def layer_norm(
 
     Source: AutoFormer (Chen et al., ICCV 2021), entangled LayerNorm.
     """
-    checks.activation("layer_norm", x, 0, "(..., d)")
+    x = checks.activation("layer_norm", x, 0, "(..., d)")
     checks.check_dtype("layer_norm", "out_dtype", out_dtype or x.dtype, x)
     weight, bias = check_norm("layer_norm", x, weight, bias)
     return _layer_norm(x, weight, bias, eps, out_dtype)

@@ -103,8 +103,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) ->
 
     Source: AutoFormer (Chen et al., ICCV 2021), weight entanglement.
     """
-    checks.activation("linear", x, 0, "(..., k)")
-    checks.matrix("linear", "weight", weight, out_features, x.shape[-1], x)
+    x = checks.activation("linear", x, 0, "(..., k)")
+    if out_features.__class__ is not int:
+        checks.whole("linear", "out_features", out_features)
+    weight = checks.matrix("linear", "weight", weight, out_features, x.shape[-1], x)
     return _linear(x, weight, checks.vector("linear", "bias", bias, weight.shape[0], x), out_features)
 
 

@@ -48,8 +48,9 @@ def linear_residual_forward(
     """``residual + scale * linear(x)``, in residual's dtype; row r has the scale of image r // tokens."""
     width = residual.shape[1]
     if scale is not None:
-        branch = linear_forward(x, weight, bias, width).view(-1, tokens, width)
-        out = torch.addcmul(residual.view(-1, tokens, width), branch, scale.view(-1, 1, 1))
+        shape = len(scale), tokens, width
+        branch = linear_forward(x, weight, bias, width).view(shape)
+        out = torch.addcmul(residual.view(shape), branch, scale.view(-1, 1, 1))
         return out.to(residual.dtype).view(residual.shape)
     if x.dtype != residual.dtype:
         return residual + linear_forward(x, weight, bias, width)

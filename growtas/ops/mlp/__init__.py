@@ -87,15 +87,17 @@ def mlp(
 
     Source: AutoFormer (Chen et al., ICCV 2021), pre-norm block; GELU by erf.
     """
-    d, x = x.shape[-1], x.contiguous()
-    checks.activation("mlp", x, 3, "(B, N, d)")
+    x = checks.activation("mlp", x, 3, "(B, N, d)").contiguous()
+    d = x.shape[-1]
+    if hidden_dim.__class__ is not int:
+        checks.whole("mlp", "hidden_dim", hidden_dim)
     dtype = dtype or x.dtype
     if dtype is not x.dtype:
         checks.check_dtype("mlp", "dtype", dtype, x)
     norm = check_norm("mlp", x, *norm)
     parameters = []
     for name, (weight, bias), rows, columns in (("fc1", fc1, hidden_dim, d), ("fc2", fc2, d, hidden_dim)):
-        checks.matrix("mlp", name, weight, rows, columns, x)
+        weight = checks.matrix("mlp", name, weight, rows, columns, x)
         parameters += [weight, checks.vector("mlp", f"the bias of {name}", bias, weight.shape[0], x)]
     scale = checks.images_scale("mlp", scale, x)
     return _mlp(x, *norm, *parameters, scale, hidden_dim, eps, dtype)

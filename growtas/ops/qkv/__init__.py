@@ -75,8 +75,8 @@ def qkv(
 
     Source: AutoFormer's published code, setting ``change_qkv``; the bias layouts are in docs/supernet.md.
     """
-    checks.activation("qkv", x, 3, "(B, N, d)")
-    bias = checks.qkv("qkv", x, weight, bias, num_heads, head_dim, bias_layout)
+    x = checks.activation("qkv", x, 3, "(B, N, d)")
+    weight, bias = checks.qkv("qkv", x, weight, bias, num_heads, head_dim, bias_layout)
     return _qkv(x, weight, bias, num_heads, head_dim, bias_layout)
 
 

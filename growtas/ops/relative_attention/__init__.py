@@ -95,10 +95,11 @@ def relative_attention(
 
     Source: AutoFormer (Chen et al., ICCV 2021), published code; decomposed as docs/supernet.md derives.
     """
-    checks.activation("relative_attention", qkv, 5, "(3, B, h, N, e)", "qkv")
-    if qkv.shape[0] != 3:
+    qkv = checks.activation("relative_attention", qkv, 5, "(3, B, h, N, e)", "qkv")
+    if qkv.shape[0] != 3 or not qkv.shape[2]:
         raise UsageError(
-            f"relative_attention got qkv of shape {tuple(qkv.shape)}, and takes (3, B, h, N, e)."
+            f"relative_attention got qkv of shape {tuple(qkv.shape)}, and takes (3, B, h, N, e) with a head "
+            "or more."
         )
     rows, columns = checks.grid(grid, qkv.shape[3])
     tables = checks.tables("relative_attention", (key_v, key_h, value_v, value_h), qkv.shape[4], qkv)

@@ -88,7 +88,7 @@ def relative_attention_forward(
         cls_row = (value_v[0] + value_h[0]).to(dtype)
         out[:, :, 1:] += probabilities[:, :, 1:, :1].to(dtype) * cls_row
         out[:, :, 0] += cls_row
-    return out.transpose(1, 2).flatten(2), lse
+    return out.transpose(1, 2).flatten(2).contiguous(), lse  # one channel a head: flatten alone is a view
 
 
 def relative_attention_backward(

@@ -16,13 +16,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from growtas import atomic
-from growtas.errors import GrowtasError
+from growtas.errors import GrowtasError, UsageError, command, quoted
 from growtas.progress import Progress
 from growtas.training.data import folders
 from growtas.training.data.decode import UnreadableImage
 from growtas.training.data.named import check_name, read_named
 from growtas.training.data.packed import read_packed
-from growtas.training.data.sources import ImageSource
+from growtas.training.data.sources import ImageSource, check_labels
 from growtas.training.data.workers import begin_loading, cores
 
 BATCH = 64  # images that a checking process reports on at once
@@ -86,20 +86,33 @@ def read_files(data: str, data_folder: str | None = None, download: bool = False
             :func:`growtas.training.data.named.read_named`.
     """
     if data.startswith("folder:"):
-        return _folder(data, folders.read_folder(Path(data.removeprefix("folder:")).expanduser()))
+        return _folder(data, folders.read_folder(_path(data.removeprefix("folder:"))))
     if data.startswith("packed:"):
-        train, test = read_packed(Path(data.removeprefix("packed:")).expanduser())
+        train, test = read_packed(_path(data.removeprefix("packed:")))
+        check_labels(data, train, test)
         digest = hashlib.blake2b(train.index["digest"].encode(), digest_size=8).hexdigest()
         return FileData(data, train, test, digest, digest)
     check_name(data, data_folder)
     if data == "torch/image_folder":
-        return _folder(data, folders.read_folder(Path(data_folder).expanduser(), plain=True))
+        return _folder(data, folders.read_folder(_path(data_folder), plain=True))
     train, test = read_named(data, data_folder, download)
     found = hashlib.blake2b(digest_size=8)
     for source in (train, test):
         names = getattr(source, "paths", ())
         found.update(repr([source.labels, [os.path.basename(path) for path in names]]).encode())
     return FileData(data, train, test, found.hexdigest(), f"{found.hexdigest()}-{data_folder}")
+
+
+def _path(text: str) -> Path:
+    """Raises: UsageError: a path cannot name a folder."""
+    try:
+        path = Path(text).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # for the readers to tell
+            os.stat(path)
+        return path
+    except (RuntimeError, ValueError, OSError) as error:  # an unknown user; a null byte; too long a name
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise UsageError(f"The folder {quoted(text)} cannot be: {reason}.") from error
 
 
 def _folder(name: str, parts: tuple[folders.Listing, folders.Listing]) -> FileData:
@@ -140,7 +153,7 @@ def unreadable_images(files: FileData, mode: str) -> dict[tuple[str, int], str]:
         raise UnreadableImage(
             f"The image {files.parts()[part].name(number)} cannot be read: {reason}"
             f"{f', and {more:,} more are like it' if more else ''}. Repair or remove them, or leave them out "
-            f"with bad_images='skip'; growtas data check {files.name} names all."
+            f"with bad_images='skip'; {command('data', 'check', files.name)} names all."
         )
     return {}
 
@@ -202,9 +215,11 @@ def _kept_path(files: FileData) -> Path:
 
 
 def _kept(files: FileData) -> dict[tuple[str, int], str] | None:
-    with suppress(OSError, ValueError, TypeError):
+    with suppress(OSError, ValueError, TypeError, KeyError):
         rows = json.loads(_kept_path(files).read_text())
-        return {(str(part), int(number)): str(reason) for part, number, reason in rows}
+        kept = {(part, number): str(reason) for part, number, reason in rows}
+        if all(number in range(len(files.parts()[part])) for part, number in kept):
+            return kept
     return None
 
 

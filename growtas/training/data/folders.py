@@ -18,7 +18,7 @@ from typing import Any
 
 from growtas.errors import GrowtasError, UsageError
 from growtas.progress import track
-from growtas.training.data.sources import PathImages
+from growtas.training.data.sources import PathImages, printable
 
 TEST_FOLDERS = ("val", "validation", "valid", "eval", "test")
 ENDINGS = frozenset(
@@ -27,6 +27,7 @@ ENDINGS = frozenset(
 LITTER = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found")
 """Folders that systems make, hidden on their own."""
 
+MOST_DEPTH, MOST_VISITS = 100, 16  # of folders in folders; of one folder, by links
 THREADS = 16  # they wait for the disk, or for a network's
 
 
@@ -74,6 +75,15 @@ def read_folder(path: Path, plain: bool = False) -> tuple[Listing, Listing]:
         UsageError: a folder is missing or empty, a class has no training image, or the class lists differ.
         GrowtasError: a folder cannot be listed.
     """
+    try:
+        return _read_folder(path, plain)
+    except OSError as error:
+        raise GrowtasError(
+            f"{printable(error.filename or path)} cannot be listed: {error.strerror}."
+        ) from error
+
+
+def _read_folder(path: Path, plain: bool) -> tuple[Listing, Listing]:
     layout = f"Expected {path}/train/CLASS/image.jpg and {path}/val/CLASS/image.jpg."
     if not path.is_dir():
         raise UsageError(f"The data folder {path} does not exist. {layout}")
@@ -111,26 +121,28 @@ def digest(parts: Sequence[Listing], times: bool = False) -> str:
 
 def _list_part(folder: Path, order: Callable[[str], Any]) -> Listing:
     part = Listing(folder)
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        for entry in entries:
-            if _hidden(entry.name):
-                part.left_out["hidden"] += 1
-            elif entry.is_dir():
-                part.classes.append(entry.name)
-            else:
-                part.left_out["beside the class folders"] += 1
-        part.classes.sort(key=order)
-        with ThreadPoolExecutor(THREADS) as threads:
-            walks = threads.map(lambda name: _Walk(folder, name), part.classes)
-            walks = track(walks, f"list {folder.name}", "class", len(part.classes))
-            found = [
-                (order(path), path, label, stamp)
-                for label, walk in enumerate(walks)
-                for path, stamp in _taken(part, walk)
-            ]
-    except OSError as error:
-        raise GrowtasError(f"{error.filename or folder} cannot be listed: {error.strerror}.") from error
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    for entry in entries:
+        if _hidden(entry.name):
+            part.left_out["hidden"] += 1
+        elif entry.is_dir():
+            part.classes.append(entry.name)
+        elif entry.is_symlink() and not os.path.exists(entry.path):
+            raise GrowtasError(
+                f"{printable(entry.path)} is a link to a folder or a file that is not there. Without it a "
+                "class may be missing: put it back, or remove the link."
+            )
+        else:
+            part.left_out["beside the class folders"] += 1
+    part.classes.sort(key=order)
+    with ThreadPoolExecutor(THREADS) as threads:
+        walks = threads.map(lambda name: _Walk(folder, name), part.classes)
+        walks = track(walks, f"list {folder.name}", "class", len(part.classes))
+        found = [
+            (order(path), path, label, stamp)
+            for label, walk in enumerate(walks)
+            for path, stamp in _taken(part, walk)
+        ]
     found.sort(key=lambda image: image[0])
     part.paths, part.labels, part.stamps = ([image[i] for image in found] for i in (1, 2, 3))
     return part
@@ -149,10 +161,18 @@ class _Walk:
         self.images: list[tuple[str, tuple[int, int]]] = []
         self.left_out: Counter[str] = Counter()
         self.unreadable: dict[str, str] = {}
+        self.visits: Counter[tuple[int, int]] = Counter()
         self._enter(str(folder), name, frozenset(map(_place, (folder, *folder.resolve().parents))))
 
     def _enter(self, root: str, inner: str, above: frozenset[tuple[int, int]]) -> None:
-        above |= {_place(os.path.join(root, inner))}
+        place = _place(os.path.join(root, inner))
+        above |= {place}
+        self.visits[place] += 1
+        if self.visits[place] > MOST_VISITS or inner.count("/") > MOST_DEPTH:
+            raise GrowtasError(
+                f"{printable(os.path.join(root, inner))} is {inner.count('/'):,} folders deep, or links lead "
+                f"to it over {MOST_VISITS} times; remove links that go round."
+            )
         with os.scandir(os.path.join(root, inner)) as entries:
             for entry in entries:
                 path = f"{inner}/{entry.name}"
@@ -171,11 +191,11 @@ class _Walk:
                     self.images.append((path, (state.st_size, state.st_mtime_ns)))
                     if not state.st_size:
                         self.unreadable[path] = "it is empty"
-                elif entry.is_symlink():
+                elif entry.is_symlink() and not os.path.exists(entry.path):
                     self.images.append((path, (0, 0)))
                     self.unreadable[path] = "it is a link to a file that is not there"
                 else:
-                    self.left_out["not files"] += 1
+                    self.left_out["pipes, sockets or devices"] += 1
 
 
 def _place(path: str | Path) -> tuple[int, int]:
@@ -204,11 +224,12 @@ def _check_classes(train: Listing, test: Listing, layout: str) -> None:
         raise UsageError(
             f"{train.folder} holds {len(train.classes)} class folders{files}; at least 2 are needed. {layout}"
         )
-    for name in train.classes:
-        if not name.isprintable():
-            raise UsageError(
-                f"{train.folder} has a class folder named {name!r}; rename it to printable text."
-            )
+    for part in (train, test):
+        for name in part.classes:
+            if not name.isprintable():
+                raise UsageError(
+                    f"{part.folder} has a class folder named {name!r}; rename it to printable text."
+                )
     for part, other in ((test, train), (train, test)):
         known = set(other.classes)
         unknown = [name for name in part.classes if name not in known]

@@ -7,6 +7,8 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from growtas.training.data.decode import check_pixels
+
 try:
     import simplejpeg
 except ImportError:  # Pillow gives the same pixels
@@ -25,12 +27,14 @@ def jpeg_pixels(data: bytes) -> Tensor | None:
         data: the content of a file.
 
     Returns:
-        (H, W, 3) uint8; None where it is of another format, has four channels or is damaged: it is then for
-        Pillow to read, or to say what is wrong.
+        (H, W, 3) uint8; None where it is of another format, has four channels, is too large or is damaged: it
+        is then for Pillow to read, or to say what is wrong.
     """
     if simplejpeg is None or not data.startswith(START):
         return None
-    with suppress(ValueError):
-        if simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "RGB", "Gray"):
+    with suppress(ValueError, MemoryError):
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        check_pixels(width, height)
+        if space in ("YCbCr", "RGB", "Gray"):
             return torch.from_numpy(simplejpeg.decode_jpeg(data))
     return None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
 from growtas.errors import UsageError, nearest
-from growtas.training.data.sources import HeldImages, HubImages, ImageSource, PathImages
+from growtas.training.data.sources import HeldImages, HubImages, ImageSource, PathImages, check_labels
 
 TIMM_NAMES = (
     "torch/cifar10",
@@ -65,25 +65,8 @@ def read_named(name: str, root: str | None, download: bool) -> tuple[ImageSource
         test = _source(name, "validation", root, download)
     except UsageError:
         test = _source(name, "test", root, download)  # hubs call it either way
-    if train.classes != test.classes:
-        raise UsageError(
-            f"{name!r} has other classes in its training than in its test part: {len(train.classes):,} and "
-            f"{len(test.classes):,}, first {_first_other(train.classes, test.classes)}."
-        )
-    count = len(train.classes) or max(train.labels, default=-1) + 1
-    for part, source in (("training", train), ("test", test)):
-        for index, label in enumerate(source.labels):
-            if not 0 <= label < count:
-                raise UsageError(
-                    f"Image {index} of the {part} part of {name!r} has the label {label}, but the {count} "
-                    f"classes are 0 to {count - 1}; a part without labels, often -1, cannot be used."
-                )
+    check_labels(name, train, test)
     return train, test
-
-
-def _first_other(first: Sequence[str], second: Sequence[str]) -> str:
-    pairs = zip([*first, None], [*second, None], strict=False)
-    return next(f"{one!r} and {other!r}" for one, other in pairs if one != other)
 
 
 def _source(name: str, part: str, root: str | None, download: bool) -> ImageSource:

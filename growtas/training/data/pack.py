@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from growtas import atomic
+from growtas.bounds import IMAGES, PIXELS, PROCESSES, bounded
 from growtas.errors import UsageError, nearest
+from growtas.files import read_json, reading
 from growtas.locks import locked
 from growtas.progress import Progress
 from growtas.training.data.files import read_files, unreadable_images
-from growtas.training.data.packed import COLUMNS, INDEX, PARTS, key, table_path
+from growtas.training.data.packed import COLUMNS, INDEX, PARTS, key, table_digest, table_path
 from growtas.training.data.resize import resized
 from growtas.training.data.sources import ImageSource
 from growtas.training.data.workers import begin_loading, worker_count
@@ -28,6 +31,7 @@ SHARD_IMAGES = 2048
 SETTINGS, LOCK = "packing.json", ".lock"
 
 
+@bounded(size=PIXELS, workers=PROCESSES, shard_images=IMAGES)
 def data_pack(
     data: str | Path,
     out: str | Path,
@@ -86,6 +90,7 @@ def data_pack(
                 "wids_version": 1,
                 "name": f"{out.name} {part}",
                 "shardlist": shards.listing(),
+                "images": len(numbers),
                 "classes": list(source.classes or files.train.classes),
                 "digest": f"{files.digest} {size} {format} {len(bad)}",
             }
@@ -97,7 +102,8 @@ def _check_free(out: Path, settings: dict) -> bool:
     """Return whether a folder was begun for the same. Raises: UsageError: it holds something else."""
     path = out / SETTINGS
     if path.exists():
-        begun = json.loads(path.read_text())
+        with reading(path, "the settings of a packing", "Choose another folder, or delete it."):
+            begun = read_json(path)
         other = next((name for name in settings if begun.get(name) != settings[name]), None)
         if other:
             raise UsageError(
@@ -141,7 +147,11 @@ class _Shards(Dataset):
         return f"{shard:06d}.tar"
 
     def listing(self) -> list[dict]:
-        return [{"url": self.name(i), "nsamples": len(self.members(i))} for i in range(len(self))]
+        tables = (table_path(self.folder / self.name(i)).read_bytes() for i in range(len(self)))
+        return [
+            {"url": self.name(i), "nsamples": len(self.members(i)), "table": table_digest(table)}
+            for i, table in enumerate(tables)
+        ]
 
     def members(self, shard: int) -> range:
         return range(shard * self.each, min((shard + 1) * self.each, len(self.numbers)))
@@ -175,8 +185,8 @@ class _Shards(Dataset):
         end = self._member(tar, f"{key(member)}.{'npy' if self.format == 'raw' else 'jpg'}", data)
         self._member(tar, f"{key(member)}.cls", str(label).encode())
         if self.format == "raw":
-            return end - image.nbytes, image.nbytes, height, width, label
-        return end - len(data), len(data), 0, 0, label
+            return end - image.nbytes, image.nbytes, height, width, label, zlib.crc32(image)
+        return end - len(data), len(data), 0, 0, label, zlib.crc32(data)
 
     def _member(self, tar: tarfile.TarFile, name: str, data: bytes) -> int:
         """Returns: the place after the last of its bytes."""

@@ -6,7 +6,6 @@ import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from growtas.training.data.decode import read_rgb
+from growtas.errors import UsageError
+from growtas.training.data.decode import content, read_rgb
 from growtas.training.data.jpeg import jpeg_pixels
 
 Box = Callable[[int, int], Sequence[int]]  # of height and width: the top, left, height and width of a part
@@ -57,9 +57,8 @@ class ImageSource(ABC):
         """
         opened, pixels = self.open(index), None
         if not isinstance(opened, Image.Image):
-            data = _content(opened)
-            pixels = jpeg_pixels(data)
-            opened = io.BytesIO(data) if data else opened
+            data = content(opened, self.name(index))
+            opened, pixels = io.BytesIO(data), jpeg_pixels(data)
         if pixels is None:
             pixels = torch.from_numpy(np.array(read_rgb(opened, self.name(index))))
         if box is None:
@@ -68,13 +67,36 @@ class ImageSource(ABC):
         return pixels[top : top + height, left : left + width]
 
 
-def _content(file: str | os.PathLike | IO[bytes]) -> bytes:
-    """The bytes of a file; none of a path that cannot be read, which is for Pillow to report."""
-    if not isinstance(file, str | os.PathLike):
-        return file.read()
-    with suppress(OSError):
-        return Path(file).read_bytes()
-    return b""
+def printable(path: str | os.PathLike) -> str:
+    """A path in characters that can be printed on one line, whatever its bytes are."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def check_labels(name: str, train: ImageSource, test: ImageSource) -> None:
+    """Raises: UsageError: the parts of a data set differ in their classes, or a label is none of them."""
+    if train.classes != test.classes:
+        raise UsageError(
+            f"{name!r} has other classes in its training than in its test part: {len(train.classes):,} and "
+            f"{len(test.classes):,}, first {_first_other(train.classes, test.classes)}."
+        )
+    count = len(train.classes) or max(train.labels, default=-1) + 1
+    for part, source in (("training", train), ("test", test)):
+        if not source.labels:
+            raise UsageError(f"The {part} part of {name!r} holds no images.")
+        for index, label in enumerate(source.labels):
+            if not 0 <= label < count:
+                raise UsageError(
+                    f"Image {index} of the {part} part of {name!r} has the label {label}, but the {count} "
+                    f"classes are 0 to {count - 1}; a part without labels, often -1, cannot be used."
+                )
+    if count < 2:
+        raise UsageError(f"{name!r} has {count} classes; at least 2 are needed.")
+
+
+def _first_other(first: Sequence[str], second: Sequence[str]) -> str:
+    pairs = zip([*first, None], [*second, None], strict=False)
+    return next(f"{one!r} and {other!r}" for one, other in pairs if one != other)
 
 
 class PathImages(ImageSource):
@@ -95,7 +117,7 @@ class PathImages(ImageSource):
 
     def name(self, index: int) -> str:
         """The path of an image's file, in characters that can be printed."""
-        return os.fsencode(self.open(index)).decode(errors="backslashreplace")
+        return printable(self.open(index))
 
     def open(self, index: int) -> str:
         """The path of an image's file."""

@@ -19,7 +19,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from growtas.errors import UsageError
+from growtas.errors import UsageError, quoted
 from growtas.space import SearchSpace, seeded_rng
 from growtas.training.data.files import read_files, unreadable_images
 from growtas.training.data.fonts import CHARACTERS
@@ -105,7 +105,10 @@ class Splits:
 
 
 def splits_of(config: TrainConfig, space: SearchSpace) -> Splits:
-    """The splits that the settings of a run name. Raises: as :func:`load_splits`."""
+    """The splits that the settings of a run name.
+
+    Raises: as :func:`load_splits`, and UsageError: no image is held out for the search.
+    """
     found = load_splits(
         config.data,
         space,
@@ -115,6 +118,11 @@ def splits_of(config: TrainConfig, space: SearchSpace) -> Splits:
         config.interpolation,
         config.bad_images,
     )
+    if not len(found.search):
+        raise UsageError(
+            f"No image of {config.data!r} can be held out for the search: every class has one training "
+            "image. Add some; a tenth of each class is held out, and at least one of two images."
+        )
     return found.sharing() if config.search_images == "shared" else found
 
 
@@ -330,8 +338,11 @@ def _glyph_moments() -> tuple[float, float]:
 def _glyphs(data: str, space: SearchSpace, seed: int) -> Splits:
     """Rendered characters; the test images are of other fonts than those of training and search."""
     _, colon, text = data.partition(":")
-    if colon and not (text.isascii() and text.isdigit() and int(text)):
-        raise UsageError(f"{data!r} names no number of training images; write 'glyphs:16000', or 'glyphs'.")
+    if colon and not (text.isascii() and text.isdigit() and len(text) <= 6 and int(text)):
+        raise UsageError(
+            f"{quoted(data)} names no number of training images from 1 to 999,999; write 'glyphs:16000', "
+            "or 'glyphs'."
+        )
     count = int(text) if colon else GLYPHS
     mean, std = _glyph_moments()
     images, labels, digest = _rendered(count + GLYPH_SEARCH * GLYPH_CLASSES, "train")

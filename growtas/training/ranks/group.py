@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from growtas.errors import GrowtasError, UsageError
+from growtas.errors import GrowtasError, UsageError, quoted
 from growtas.training.ranks.lifeline import GRACE, Lifeline, RankFailed
 from growtas.training.ranks.meeting import fresh_store
 
@@ -210,11 +210,13 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if device.type == "meta":  # which holds no numbers
+            raise RuntimeError(name)
         torch.empty(0, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         return device
     raise UsageError(
-        f"device={name!r} cannot be used here: torch {torch.__version__} sees "
+        f"device={quoted(name)} cannot be used here: torch {torch.__version__} sees "
         f"{torch.cuda.device_count()} CUDA GPUs. Use device='auto' or 'cpu'."
     )
