@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -93,6 +94,13 @@ def _problem(file: str, source: str, entry: dict[str, str]) -> str:
         )
     if entry["was"] == entry["is"]:
         return "that changes nothing."
-    if not (ROOT / entry.get("test", "tests").split("::")[0]).is_file() and "test" in entry:
-        return f"whose test, {entry['test']}, is in no file: name the one that kills it now."
+    if "test" in entry:
+        test, _, function = entry["test"].partition("[")[0].partition("::")
+        if not (ROOT / test).is_file() or f"def {function}(" not in _read(ROOT / test):
+            return f"whose test, {entry['test']}, does not exist: name the one that kills it now."
     return ""
+
+
+@cache
+def _read(path: Path) -> str:
+    return path.read_text()

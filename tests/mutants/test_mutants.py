@@ -28,7 +28,7 @@ ENTRY = """
 [["growtas/version.py"]]
 was = '__version__ = '
 is = '__version_ = '
-test = "tests/test_space.py"
+test = "tests/test_space.py::test_counts[digits]"
 """
 
 
@@ -39,8 +39,13 @@ test = "tests/test_space.py"
         ("'__version__ = '", "'_'", "whose text occurs [0-9]+ times there, not once"),
         ("version.py", "no_such_file.py", "no_such_file.py .* does not exist"),
         ("'__version_ = '", "'__version__ = '", "changes nothing"),
-        ("test_space", "no_such_test", "whose test, tests/no_such_test.py, is in no file"),
-        ('test = "tests/test_space.py"', "", "has was, is: give was, is, and either"),
+        (
+            "test_space",
+            "no_such_test",
+            r"whose test, tests/no_such_test.py::test_counts\[digits\], does not exist",
+        ),
+        ("test_counts", "test_no", r"whose test, tests/test_space.py::test_no\[digits\], does not exist"),
+        ('test = "tests/test_space.py::test_counts[digits]"', "", "has was, is: give was, is, and either"),
     ],
 )
 def test_an_entry_that_does_not_fit_is_told(tmp_path, monkeypatch, before, after, sentence):
