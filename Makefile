@@ -3,8 +3,10 @@
 #   make demo      train, search, extract and check a subnet on scikit-learn's digits
 #   make test      lint and the tests, but for those marked slow
 #   make test-slow the tests marked slow, which check the same at full size
-#   make mutants   small faults in the sources, twenty of the list or with ALL=1 every one: a test fails for each
+#   make test-oldest  make test with the oldest dependencies that pyproject.toml allows, in .venv-oldest
+#   make test-newest  make test with the newest ones of today, in .venv-newest
 #   make fuzz      10,000 mutated inputs (FUZZ_N, FUZZ_SEED); GUIDED=1 by coverage, with atheris installed
+#   make mutants   small faults in the sources, twenty of the list or with ALL=1 every one: a test fails for each
 #   make sanitize  the CPU kernels under AddressSanitizer and UBSan
 #   make lint      ruff alone
 #   make docs      the documentation as a website in site/, links checked
@@ -15,11 +17,12 @@
 # PYTHON=... chooses the interpreter .venv is made from, and the one `make gpu` uses.
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow fuzz mutants lint docs bench gpu clean setup sanitize
+.PHONY: demo test test-slow test-oldest test-newest fuzz mutants sanitize lint docs bench gpu clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP_OPTIONS :=
 DOCS_STAMP := $(VENV)/.installed-docs
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
@@ -37,11 +40,19 @@ test: lint
 test-slow: $(STAMP)
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 -m slow
 
-mutants: $(STAMP)
-	$(BIN)/python tests/mutants/run.py $(if $(ALL),--all,$(if $(SEED),--seed $(SEED)))
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest PIP_OPTIONS="--constraint tests/oldest.txt"
+
+test-newest:
+	rm -f .venv-newest/.installed
+	$(MAKE) test VENV=.venv-newest PIP_OPTIONS="--upgrade --upgrade-strategy eager"
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/fuzz.py --n $(or $(FUZZ_N),10000) --seed $(or $(FUZZ_SEED),0) $(if $(GUIDED),--guided)
+
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants/run.py $(if $(ALL),--all,$(if $(SEED),--seed $(SEED)))
+
 # A module of its own, built beside the installed one, which stays.
 sanitize: $(STAMP)
 	$(BIN)/python building/sanitize.py
@@ -81,7 +92,7 @@ $(BIN)/python:
 
 # Dependencies and kernels: made again when either changes. The Python sources are used where they lie.
 $(STAMP): $(BIN)/python pyproject.toml setup.py $(SOURCES)
-	$(BIN)/python -m pip install -e '.[dev]'
+	$(BIN)/python -m pip install$(if $(PIP_OPTIONS), $(PIP_OPTIONS)) -e '.[dev]'
 	@touch $@
 
 $(DOCS_STAMP): $(STAMP)

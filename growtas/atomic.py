@@ -6,14 +6,18 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from growtas.errors import GrowtasError
 
 
-class DeviceFull(GrowtasError):
-    """No space was left; its cause is the OSError."""
+class NotWritten(GrowtasError):
+    """A file or a folder could not be written; its cause is the OSError."""
+
+
+class DeviceFull(NotWritten):
+    """No space was left."""
 
 
 @contextmanager
@@ -27,14 +31,15 @@ def replace(path: str | os.PathLike) -> Iterator[Path]:
         The temporary path to write to. On an exception it is removed and ``path`` is as it was.
 
     Raises:
-        DeviceFull: no space is left on the device; the old file is untouched.
+        NotWritten: the file cannot be written; the old one is untouched.
+        DeviceFull: since no space is left on the device.
 
     Example:
         >>> with replace("model.pt") as temporary:
         ...     torch.save(state, temporary)
     """
     path = Path(path)
-    temporary = None
+    name = temporary = None
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(descriptor)
@@ -46,21 +51,47 @@ def replace(path: str | os.PathLike) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; the user's umask decides instead
         os.replace(temporary, path)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DeviceFull(
-                f"No space is left on the device for {path}; the previous file is untouched. "
-                "Free some space or choose another folder, then repeat the command."
-            ) from error
-        raise
+        if error.filename not in (None, name, str(path), str(path.parent)):
+            raise  # the file that is read while this one is written
+        raise not_written(path, error, "the previous file is untouched") from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # what cannot be removed harms nobody
+                temporary.unlink(missing_ok=True)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Flush the directory entry, so that the rename itself survives a power cut."""
+def not_written(path: Path, error: OSError, kept: str = "nothing was lost") -> NotWritten:
+    """The error for a file or a folder that could not be written, to be raised from ``error``."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DeviceFull(
+            f"No space is left on the device for {path}; {kept}. "
+            "Free some space or choose another folder, then repeat the command."
+        )
+    return NotWritten(
+        f"{path} cannot be written ({(error.strerror or str(error)).lower()}); {kept}. "
+        "Mend that or choose another folder, then repeat the command."
+    )
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder, and those that it lies in, so that they survive a power cut.
+
+    Raises:
+        NotWritten: it cannot be created.
+    """
+    try:
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for each in missing:
+            flush_folder(each.parent)
+    except OSError as error:
+        raise not_written(folder, error) from error
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a file made or renamed there survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

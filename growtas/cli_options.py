@@ -80,17 +80,27 @@ def parse(
         return values
 
     collect.__signature__ = inspect.Signature(parameters)
-    collect.__annotations__ = {p.name: p.annotation for p in parameters}
+    collect.__annotations__ = {p.name: _named(p) for p in parameters}
     collect.__doc__ = help_text
-    config = (tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(collect, args=args, prog=f"growtas {verb}", config=config)
+            return tyro.cli(collect, args=args, prog=f"growtas {verb}", config=(tyro.conf.DisallowNone,))
     except SystemExit as end:
         if end.code in (0, None):
             raise
         raise UsageError(f"{_sentence(told.getvalue())} See growtas {verb} --help.") from None
+
+
+def _named(parameter: inspect.Parameter) -> Any:
+    """The type of a parameter; the help calls one that is given by its place by its name."""
+    import tyro
+
+    if tyro.conf.Positional not in getattr(parameter.annotation, "__metadata__", ()):
+        return parameter.annotation
+    name = parameter.name.upper().replace("_", "-")
+    metavar = name if parameter.default is parameter.empty else f"[{name}]"
+    return Annotated[parameter.annotation, tyro.conf.arg(metavar=metavar)]
 
 
 def _sentence(box: str) -> str:

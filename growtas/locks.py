@@ -13,10 +13,11 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from growtas import atomic
 from growtas.errors import GrowtasError, UsageError
 
 _held: weakref.WeakSet[IO] = weakref.WeakSet()
@@ -51,7 +52,7 @@ def locked(file: Path, sentence: str, wait: float = 0.0, remove: bool = False) -
     end, told = time.monotonic() + wait, False
     while True:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic.make_folder(file.parent)
             opened = open(file, "ab")  # noqa: SIM115 - held below
         except OSError as error:
             raise GrowtasError(
@@ -73,7 +74,8 @@ def locked(file: Path, sentence: str, wait: float = 0.0, remove: bool = False) -
             yield
         finally:
             if remove:
-                file.unlink(missing_ok=True)
+                with suppress(OSError):  # a lock that stays is taken by the next process
+                    file.unlink(missing_ok=True)
 
 
 def _let_go() -> None:

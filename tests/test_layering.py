@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors", "version", "progress"},
     {"bounds", "plain_yaml"},
-    {"atomic", "chain", "files", "locks"},
+    {"atomic", "chain", "files"},
+    {"locks"},
     {"plotting", "table"},
     {"spaces"},
     {"subnet"},

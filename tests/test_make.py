@@ -6,9 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -151,3 +154,26 @@ def test_docs_install_their_own_extra_once(project):
         assert done.returncode == 0, done.stderr
     build = "-m mkdocs build --strict"
     assert log(project)[1:] == ["-m pip install -e .[dev]", "-m pip install -e .[docs]", build, build]
+
+
+@pytest.mark.parametrize(
+    ("which", "options"),
+    [("oldest", "--constraint tests/oldest.txt"), ("newest", "--upgrade --upgrade-strategy eager")],
+)
+def test_the_dependencies_of_a_test_have_an_environment_of_their_own(project, which, options):
+    program(project, "python3", WORKS)
+    done = make(project, f"test-{which}", "PYTHON=python3")
+    assert f"-m pip install {options} -e .[dev]" in log(project), done.stderr
+    assert (project / f".venv-{which}" / ".installed").exists() and not (project / ".venv").exists()
+
+
+def test_the_oldest_dependencies_are_those_that_are_stated():
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    pinned = {}
+    for line in (ROOT / "tests" / "oldest.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            found = Requirement(line)
+            pinned.setdefault(found.name, found.specifier)
+    for each in map(Requirement, stated):
+        (bound,), (oldest,) = each.specifier, pinned[each.name]
+        assert (bound.operator, Version(bound.version)) == (">=", Version(oldest.version)), each.name

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from growtas import atomic
 from growtas.chain import Chain
 from growtas.progress import track
 from growtas.searching.evaluate import Evaluator
@@ -88,6 +89,9 @@ def damaged_lines(log: Path) -> list[int]:
 
 
 def _append(log: Path, record: dict[str, Any]) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as file:  # a line of its own even where the last one is unfinished
-        file.write(b"\n" + Chain().write(record))
+    atomic.make_folder(log.parent)
+    try:
+        with open(log, "ab") as file:  # a line of its own even where the last one is unfinished
+            file.write(b"\n" + Chain().write(record))
+    except OSError as error:
+        raise atomic.not_written(log, error) from error

@@ -92,7 +92,7 @@ def make_part(base: str, name: str, device: str, ranks: int = 1) -> None:
     if read(workspace, name) is not None:
         return
     path, made = _file(workspace, name), part(name).make(workspace)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(path.parent)
     data = {"format": FORMAT, "growtas": __version__, "analysis": json.loads(made.to_json())}
     atomic.write_text(path, json.dumps(files.signed(data), allow_nan=False) + "\n")
 

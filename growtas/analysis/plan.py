@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from growtas import atomic
 from growtas.analysis.networks import ofa_space_for
 from growtas.analysis.workspace import SEEDS, SUBNETS, Workspace
 from growtas.comparing.specs import common_settings
@@ -132,7 +133,7 @@ def _check_same(base: Path, wanted: Mapping[str, tuple[Any, Any]]) -> None:
 
 def write_plan(workspace: Workspace) -> None:
     """Write the settings of a report. Raises: GrowtasError: the disk is full."""
-    workspace.folder.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(workspace.folder)
     source = None
     if workspace.source is not None:  # relative, so that the folders may move together
         source = os.path.relpath(workspace.source.path, workspace.folder)

@@ -227,7 +227,7 @@ def _section(base: Path, name: str, analysis: Analysis) -> Section:
     from growtas.analysis.page import Picture, Section
 
     folder = base / FIGURES
-    folder.mkdir(exist_ok=True)
+    atomic.make_folder(folder)
     pictures = []
     for suffix, drawing in analysis.drawings().items():
         file = folder / f"{'-'.join(filter(None, (name, suffix)))}.svg"

@@ -206,7 +206,7 @@ def comparison_in(path: Path) -> Recorded:
 def write_plan(recorded: Recorded) -> None:
     """Write the plan and its space. Raises: GrowtasError: the disk is full."""
     plan = recorded.plan
-    plan.path.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(plan.path)
     if not (plan.path / SPACE_NAME).exists():
         atomic.write_text(plan.path / SPACE_NAME, yaml.safe_dump(plan.space.to_dict(), sort_keys=False))
     data = {

@@ -121,7 +121,7 @@ def write(
         except Exception as error:  # the exporters raise errors of their own and of what they call
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise GrowtasError(f"torch cannot write this {type(model).__name__} as {to}: {reason}") from error
-        out.parent.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(out.parent)
         with atomic.replace(out) as temporary:
             temporary.write_bytes(content)
             found = kind.load(temporary)

@@ -81,7 +81,7 @@ def train_once(config: TrainConfig, space: Space, path: Path) -> Run:
 
     config = dataclasses.replace(config, out=str(path))
     if not (path / CONFIG_NAME).exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(path.parent)
         return begin(config, space)
     run = Run.open(path)
     held = run.config.to_dict()

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from growtas import atomic
+
 
 @dataclass(frozen=True)
 class Job:
@@ -84,9 +86,16 @@ def start_process(
         output: file for what it prints.
         environment: variables in which it differs from this process.
         before: is called in the new process first.
+
+    Raises:
+        GrowtasError: the file cannot be written.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with open(output, "wb") as file:
+    atomic.make_folder(output.parent)
+    try:
+        file = open(output, "wb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise atomic.not_written(output, error) from error
+    with file:
         return subprocess.Popen(
             [sys.executable, "-m", "growtas.jobs.worker", *arguments],
             stdin=subprocess.PIPE,  # its other end closes with this process: then the job stops, too

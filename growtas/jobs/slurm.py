@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growtas import threads
+from growtas import atomic, threads
 from growtas.errors import GrowtasError, UsageError, quoted
 from growtas.jobs.job import Job, outcome, start_process
 
@@ -265,14 +265,14 @@ class Slurm:
         if number and number in (self.queue() or ()):
             return SlurmHandle(self.executor.job_class(self.executor.folder, number), job.output, self)
         work = Remote(job.worker_arguments(), job.output.resolve(), self.threads, self.ranks)
-        note.parent.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(note.parent)
         self.executor.update_parameters(job_name=re.sub(r"[^\w.=+-]+", "-", job.name))
         try:
             submitted = self.executor.submit(work)
         except Exception as error:  # submitit has several, and what sbatch said is in them
             said = ([line for line in str(error).splitlines() if line.strip()] or [repr(error)])[-1]
             raise GrowtasError(f"Slurm refused the job {job.name!r}: {said}") from error
-        note.write_text(f"{submitted.job_id}\n")
+        atomic.write_text(note, f"{submitted.job_id}\n")
         self._looked = -math.inf
         return SlurmHandle(submitted, job.output, self)
 

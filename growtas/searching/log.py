@@ -11,6 +11,7 @@ over itself and the lines before it (:mod:`growtas.chain`); the lines of older v
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from growtas import atomic
 from growtas.chain import Chain, read_lines
 from growtas.errors import GrowtasError, UsageError
 from growtas.files import reading
@@ -59,11 +61,12 @@ class SearchLog:
         self.prior: dict[AnySubnet, float] = {}
         self._chain = Chain()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            atomic.make_folder(self.path.parent)
             self._file = open(self.path, "a+b", buffering=0)  # a failed write must not linger in a buffer
-        except OSError as error:
+        except (OSError, atomic.NotWritten) as error:
+            reason = getattr(error, "strerror", None) or error.__cause__.strerror
             raise UsageError(
-                f"The search log {self.path} cannot be opened ({error.strerror}); choose another out."
+                f"The search log {self.path} cannot be opened ({reason}); choose another out."
             ) from error
         try:
             self._lock()
@@ -83,8 +86,10 @@ class SearchLog:
     def close(self) -> None:
         """Flush to the disk and release the lock."""
         if not self._file.closed:
-            self.sync()
-            self._file.close()
+            try:
+                self.sync()
+            finally:
+                self._file.close()
 
     def add_prior(self, top1: Mapping[AnySubnet, float]) -> None:
         """Append what a predictor knows from other searches, the first line after the header."""
@@ -106,8 +111,15 @@ class SearchLog:
         self.sync()
 
     def sync(self) -> None:
-        """Flush to the disk, against a power cut; a killed process needs no such thing."""
-        os.fsync(self._file.fileno())
+        """Flush to the disk, against a power cut; a killed process needs no such thing.
+
+        Raises:
+            GrowtasError: the disk refuses.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._refused(error) from error
 
     def _lock(self) -> None:
         try:
@@ -123,13 +135,19 @@ class SearchLog:
         content = self._file.read()
         whole, _, torn = content.rpartition(b"\n")
         if not whole:
-            # nothing complete yet: only what a dying process can have left of this header may be cut
+            # nothing complete yet: only what a dying process can have left of this header may be cut; where
+            # the power failed, zeros may stand for the rest
+            torn = torn.rstrip(b"\0")
             start = json.dumps(identity, allow_nan=False).encode()[:-1]
             if not (start.startswith(torn) or torn.startswith(start)):
                 raise UsageError(f"{self.path} is not a search log; it is left as it is. Choose another out.")
-            self._file.truncate(0)
+            self._cut(0)
             self._append(header)
             self.sync()
+            try:
+                atomic.flush_folder(self.path.parent)  # the file is new
+            except OSError as error:
+                raise self._refused(error) from error
             return
         records = read_records(self.path, content, self._chain)
         _check_same_search(self.path, records[0], identity)
@@ -143,12 +161,18 @@ class SearchLog:
         results = [record for record in records if record["record"] == "result"]
         self.result = results[-1] if results else None
         if torn:
-            self._file.truncate(len(whole) + 1)
+            self._cut(len(whole) + 1)
         if not self._chain.signed:
             say(
                 f"The lines of {self.path} have no checksums, since an older version wrote them: what was "
                 "changed there could not be noticed."
             )
+
+    def _cut(self, size: int) -> None:
+        try:
+            self._file.truncate(size)
+        except OSError as error:
+            raise self._refused(error) from error
 
     def _append(self, record: dict[str, Any]) -> None:
         end = self._file.seek(0, os.SEEK_END)
@@ -161,11 +185,14 @@ class SearchLog:
             self._chain.value = before
             with contextlib.suppress(OSError):  # if this fails too, the next opening cuts the torn line
                 self._file.truncate(end)
-            raise GrowtasError(
-                f"The search log {self.path} cannot be written ({error.strerror}); the "
-                f"{len(self.evaluations)} evaluations in it are kept. Free some space and "
-                "run the same search again to resume."
-            ) from error
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> GrowtasError:
+        remedy = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend that"
+        return GrowtasError(
+            f"The search log {self.path} cannot be written ({error.strerror}); the {len(self.evaluations)} "
+            f"evaluations in it are kept. {remedy} and run the same search again to resume."
+        )
 
 
 def plain(identity: Mapping[str, Any]) -> dict[str, Any]:

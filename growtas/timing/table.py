@@ -336,7 +336,7 @@ class LatencyTable:
         return found
 
     def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(self.path.parent)
         atomic.write_text(self.path, json.dumps(self._data) + "\n")
 
 

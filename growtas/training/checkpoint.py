@@ -84,9 +84,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     torch.save({"format": FORMAT, **state}, buffer)
     try:
         atomic.write_bytes(path, buffer.getvalue())  # getbuffer's view crashes CPython 3.12.1's collector
-    except OSError as error:
-        raise disk_error(error, path) from error
-    except atomic.DeviceFull as error:  # the same, but the remedy of a run is to resume it
+    except atomic.NotWritten as error:  # the remedy of a run is to resume it
         raise disk_error(error.__cause__, path) from error
 
 

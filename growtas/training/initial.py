@@ -107,7 +107,7 @@ def write(run: Run, weights: Mapping[str, Tensor]) -> str:
         The SHA-256 of the file.
 
     Raises:
-        OSError, GrowtasError: the disk is full; no file is left.
+        GrowtasError: it cannot be written; no file is left.
     """
     content = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
     atomic.write_bytes(run.path / INITIAL_NAME, content)

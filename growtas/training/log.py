@@ -165,7 +165,8 @@ class RunLog:
             step, epoch: where the run goes on; a log that is gone begins there, with a record ``gap``.
 
         Raises:
-            GrowtasError: the records before are not those that the checkpoint was written after.
+            GrowtasError: the records before are not those that the checkpoint was written after, or the file
+                cannot be cut.
         """
         size = os.fstat(self._file.fileno()).st_size
         if offset and not size:
@@ -181,7 +182,10 @@ class RunLog:
                 f"The records in {self.path} have no checksums, since an older version wrote them: what was "
                 "changed there could not be noticed. Those that are added have."
             )
-        self._file.truncate(self._at.bytes)
+        try:
+            self._file.truncate(self._at.bytes)
+        except OSError as error:
+            raise disk_error(error, self.path) from error
 
     @property
     def check(self) -> str:
@@ -268,7 +272,8 @@ class RunLog:
     def discard(self) -> None:
         """Remove the file of a run that did not begin: nothing was written to it."""
         if not os.fstat(self._file.fileno()).st_size:
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the file and release the lock. Never raises: the records that count were flushed."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -186,7 +187,7 @@ class Run:
         }
         text = _HEADER.format(verb=self._verb)
         for name, value in data.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and value:
                 text += f"{name}:\n" + "".join(f"  {yaml_line(key, each)}" for key, each in value.items())
             else:
                 text += yaml_line(name, value)
@@ -338,4 +339,5 @@ def remove_leftovers(path: Path) -> None:
     """Remove what atomic writes of a killed process left behind; call it under the run's lock."""
     for entry in path.iterdir():
         if is_leftover(entry) and entry.is_file():
-            entry.unlink(missing_ok=True)
+            with suppress(OSError):  # one that stays harms nobody
+                entry.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growtas import threads
+from growtas import atomic, threads
 from growtas.bounds import bounded
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.ops import dispatch
@@ -177,15 +177,9 @@ def _create(run: Run, log: RunLog, weights: Mapping[str, Tensor] | None) -> None
         if weights is not None:
             run = dataclasses.replace(run, initial_digest=initial.write(run, weights))
         run.write_config()
-    except BaseException as error:
+    except BaseException:
         log.discard()
-        if isinstance(error, OSError):
-            raise _unwritable(run, error) from error
         raise
-
-
-def _unwritable(run: Run, error: OSError) -> GrowtasError:
-    return GrowtasError(f"The run folder {run.path} could not be written: {error.strerror}.")
 
 
 def _tune(run: Run, device: torch.device, ranks: Ranks) -> None:
@@ -261,10 +255,7 @@ def _locked(run: Run, ranks: Ranks) -> Iterator[RunLog | None]:
     held: list[RunLog] = []
 
     def hold() -> None:
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(run, error) from error
+        atomic.make_folder(run.path)
         held.append(RunLog(run.path))
 
     ranks.on_first(hold)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from growtas import bounds
+from growtas import atomic, bounds
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.locks import locked
 from growtas.ops import dispatch, records
@@ -257,10 +257,10 @@ class Session:
         for path in filter(None, (self.path, self.copy)):
             try:
                 records.write(path, self.record)
-            except OSError as error:
+            except atomic.NotWritten as error:
                 raise GrowtasError(
-                    f"The record {path} cannot be written ({error.strerror}); name another folder with "
-                    "GROWTAS_CACHE, or another file with --out."
+                    f"The record {path} cannot be written ({error.__cause__.strerror}); name another folder "
+                    "with GROWTAS_CACHE, or another file with --out."
                 ) from error
 
 

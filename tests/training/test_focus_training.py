@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-
 import pytest
-from runs import SMALL, SPACE, assert_same_result, records
+from runs import SMALL, SPACE, records
 
 import growtas
 from growtas import cli, cost
 from growtas.errors import GrowtasError, UsageError
-from growtas.training import checkpoint
 
 FOCUS = {**SMALL, "method": "focusformer", "method_options": "update_every=7,samples=4,images=64"}
 """33 steps: uniform in the first 3, the sampler updated after steps 10, 17, 24 and 31."""
@@ -31,17 +28,6 @@ def test_updates_are_logged(trained):
         assert record["reward"] <= record["accuracy"]
     (stage,) = (record for record in records(trained.path) if record["event"] == "stage")
     assert (stage["uniform_steps"], stage["sampler_updates"]) == (3, 4)
-
-
-def test_sigkill(child, trained, tmp_path):
-    out = tmp_path / "run"
-    process = child(**FOCUS, out=out, checkpoint_every_steps=4)
-    process.wait_until(lambda: (out / "log.jsonl").exists() and b'"step": 21,' in read(out))
-    status, _ = process.kill()
-    assert status == -signal.SIGKILL
-    assert 17 <= checkpoint.load(out / "checkpoint.pt")["step"] < 33  # two updates lie behind it
-    growtas.train(resume=out)
-    assert_same_result(out, trained.path)
 
 
 def read(folder):

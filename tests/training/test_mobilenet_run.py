@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
 
 import pytest
 import torch
-from runs import assert_same_result
 
 import growtas
 from growtas import export
@@ -101,30 +99,3 @@ def test_evaluation_does_not_change_the_training(folder, tmp_path):
         checkpoint.load(Run.open(path).checkpoint_path)["weights"] for path in (folder, tmp_path / "silent")
     )
     assert all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-@pytest.mark.parametrize("method", ["shrinking", pytest.param("growtas", marks=pytest.mark.slow)])
-def test_a_killed_run_ends_as_one_left_alone(method, child, tmp_path):
-    """Of shrinking this is after the teacher was kept and channels were sorted."""
-    settings = {
-        **SMALL,
-        "space": SPACE,
-        "method": method,
-        "epochs": 4,
-        "batch_size": 288,
-        "eval_every": 2,
-        "eval_subnets": 0,
-        "checkpoint_every_steps": 3,
-    }
-    whole = growtas.train(**settings, out=tmp_path / "whole")
-    out = tmp_path / "killed"
-    process = child(**settings, out=out)
-
-    def far_enough() -> bool:
-        log = out / "log.jsonl"
-        return log.exists() and log.read_bytes().count(b'"event": "step"') >= 10
-
-    process.wait_until(far_enough)
-    assert process.kill()[0] == -signal.SIGKILL
-    growtas.train(resume=out)
-    assert_same_result(out, whole.path)

@@ -21,40 +21,17 @@ def steps_logged(folder):
     return path.read_bytes().count(b'"event": "step"') if path.exists() else 0
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        pytest.param(lambda out: (out / "config.yaml").exists(), id="before the first step"),
-        pytest.param(lambda out: steps_logged(out) >= 4, id="before the first checkpoint"),
-        pytest.param(lambda out: steps_logged(out) >= 17, id="in the middle of an epoch"),
-        pytest.param(lambda out: steps_logged(out) >= 22, id="at the end of an epoch"),
-        pytest.param(lambda out: any(out.glob(".checkpoint.pt*")), id="while a checkpoint is written"),
-    ],
-)
-def test_sigkill(child, finished, tmp_path, moment):
+def test_sigkill(child, finished, tmp_path):
+    """From outside, in the middle of an epoch; tests/faults does so at every other moment."""
     out = tmp_path / "run"
     process = child(**SMALL, out=out)
-    process.wait_until(lambda: moment(out))
+    process.wait_until(lambda: steps_logged(out) >= 17)
     status, _ = process.kill()
     assert status == -signal.SIGKILL
     run = growtas.train(resume=out)
     assert run.finished
     assert_same_result(out, finished.path)
     assert sorted(p.name for p in out.iterdir()) == ["checkpoint.pt", "config.yaml", "log.jsonl"]
-
-
-def test_killed_again_and_again(child, finished, tmp_path):
-    out = tmp_path / "run"
-    given = {**SMALL, "out": out, "checkpoint_every_steps": 3}
-    for at_least in (5, 14, 26):
-        process = child(**given)
-        process.wait_until(lambda at_least=at_least: steps_logged(out) >= at_least)
-        process.kill()
-        given = {"resume": out}
-    growtas.train(resume=out)
-    log = records(out)
-    assert [r["step"] for r in log if r["event"] == "step"] == list(range(33))
-    assert log == records(finished.path)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(child, finished, tmp_path):
@@ -98,7 +75,7 @@ def stop_at(monkeypatch, step):
     monkeypatch.setattr(Trainer, "_step", dying)
 
 
-@pytest.mark.parametrize("step", [11, 12, 22, 32])
+@pytest.mark.parametrize("step", [11, 32])
 def test_resume_on_both_sides_of_a_transition(monkeypatch, finished, small, tmp_path, step):
     with monkeypatch.context() as patch:
         stop_at(patch, step)
@@ -128,17 +105,6 @@ def test_settings_that_do_not_enter_the_result_may_change(monkeypatch, finished,
             growtas.train(**small, out=tmp_path / "run")
     growtas.train(resume=tmp_path / "run", checkpoint_every_steps=2, workers=0)
     assert_same_result(tmp_path / "run", finished.path)
-
-
-def test_resume_of_a_moved_folder(monkeypatch, finished, small, tmp_path):
-    with monkeypatch.context() as patch:
-        stop_at(patch, 15)
-        with pytest.raises(Stop):
-            growtas.train(**small, out=tmp_path / "run")
-    (tmp_path / "run").rename(tmp_path / "moved")
-    growtas.train(resume=tmp_path / "moved")
-    assert_same_result(tmp_path / "moved", finished.path)
-    assert not (tmp_path / "run").exists()
 
 
 def test_resume_of_a_finished_run_changes_nothing(small, tmp_path):

@@ -1,17 +1,15 @@
-"""Runs whose stages open when the run itself says so."""
+"""Runs whose stages open when the run itself says so; tests/faults kills some."""
 
 from __future__ import annotations
 
-import signal
-
 import pytest
-from runs import SPACE, assert_same_result, records
+from runs import SPACE, records
 
 import growtas
 from growtas.comparing.specs import MethodSpec
 from growtas.errors import GrowtasError, UsageError
 from growtas.methods.schedule import ADAPTIVE
-from growtas.training import Run, TrainConfig, checkpoint
+from growtas.training import TrainConfig, checkpoint
 
 LEARNING = {
     "space": SPACE,
@@ -27,8 +25,6 @@ LEARNING = {
 }
 """A run of 132 steps that learns a good deal of the digits."""
 
-FILES = ("config.yaml", "checkpoint.pt", "log.jsonl")
-
 
 def of_kind(folder, event):
     return [record for record in records(folder) if record["event"] == event]
@@ -36,26 +32,14 @@ def of_kind(folder, event):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """For each rule a finished run, and what its folder held at each of its checkpoints, by step."""
-    found, save = {}, checkpoint.save
-    for rule in ADAPTIVE:
-        kept = {}
-
-        def keep(path, state, kept=kept):
-            save(path, state)
-            kept[state["step"]] = {name: (path.parent / name).read_bytes() for name in FILES}
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checkpoint, "save", keep)
-            out = tmp_path_factory.mktemp(rule) / "run"
-            run = growtas.train(**LEARNING, transition=rule, checkpoint_every_steps=8, out=out)
-        found[rule] = run, kept
-    return found
+    """For each rule a finished run."""
+    folder = tmp_path_factory.mktemp("rules")
+    return {rule: growtas.train(**LEARNING, transition=rule, out=folder / rule) for rule in ADAPTIVE}
 
 
 @pytest.mark.parametrize("rule", ADAPTIVE)
 def test_a_rule_opens_the_stage(whole, rule):
-    run, _ = whole[rule]
+    run = whole[rule]
     watched, stages = of_kind(run.path, "method"), of_kind(run.path, "stage")
     epoch = stages[1]["epoch"]
     assert 2 <= epoch < 9 and [record["epoch"] for record in watched] == list(range(epoch))
@@ -68,31 +52,6 @@ def test_a_rule_opens_the_stage(whole, rule):
         assert record["loss"] == pytest.approx(sum(losses) / 11)
     assert {group for step in steps if step["epoch"] < epoch for group in step["group"]} == {0, 1}
     assert {group for step in steps if step["epoch"] >= epoch for group in step["group"]} == {0, 1, 2}
-
-
-@pytest.mark.parametrize(
-    ("rule", "step"), [("interference", 30), ("interference", 63), ("plateau", 30), ("plateau", 33)]
-)
-def test_stopped_at_a_checkpoint(whole, tmp_path, rule, step):
-    """Within an epoch, at its end, and later on: nothing that a rule has seen is lost."""
-    run, kept = whole[rule]
-    out = tmp_path / "run"
-    out.mkdir()
-    for name, data in kept[step].items():
-        (out / name).write_bytes(data)
-    growtas.train(resume=out)
-    assert_same_result(out, run.path)
-
-
-def test_sigkill(whole, child, tmp_path):
-    run, _ = whole["interference"]
-    out = tmp_path / "killed"
-    process = child(**LEARNING, transition="interference", out=out, checkpoint_every_steps=7)
-    process.wait_until(lambda: (out / "log.jsonl").exists() and len(records(out)) >= 40)
-    status, _ = process.kill()
-    assert status == -signal.SIGKILL and not Run.open(out).finished
-    growtas.train(resume=out)
-    assert_same_result(out, run.path)
 
 
 def test_a_run_that_does_not_learn_opens_at_the_latest_epoch(tmp_path):

@@ -161,7 +161,7 @@ def read(path: Path) -> Record | None:
 
 def write(path: Path, record: Record) -> None:
     """Write a record so that a reader finds the old one or the new one; one measurement a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(path.parent)
     top = {name: value for name, value in record.items() if name != "measurements"}
     lines = ",\n".join(f"  {json.dumps(one)}" for one in record.get("measurements", []))
     text = json.dumps(top, indent=1)[:-2] + f',\n "measurements": [\n{lines}\n ]\n}}\n'

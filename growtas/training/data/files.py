@@ -231,11 +231,11 @@ def keep(files: FileData, unreadable: dict[tuple[str, int], str]) -> None:
     """
     path = _kept_path(files)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(path.parent)
         rows = [[*place, reason] for place, reason in unreadable.items()]
         atomic.write_text(path, json.dumps(rows, indent=0))
-    except OSError as error:
+    except atomic.NotWritten as error:
         raise GrowtasError(
-            f"The result of the check cannot be kept as {path}: {error.strerror}. Set GROWTAS_CACHE to a "
-            "folder that can be written to."
+            f"The result of the check cannot be kept as {path}: {error.__cause__.strerror}. Set "
+            "GROWTAS_CACHE to a folder that can be written to."
         ) from error

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def data_pack(
         for part, source in zip(PARTS, (files.train, files.test), strict=True):
             which = "train" if part == "train" else "test"
             numbers = [number for number in range(len(source)) if (which, number) not in bad]
-            (out / part).mkdir(exist_ok=True)
+            atomic.make_folder(out / part)
             shards = _Shards(out / part, source, numbers, size, format, shard_images)
             _write(shards, part, worker_count(workers))
             lines = {
@@ -118,7 +119,8 @@ def _check_free(out: Path, settings: dict) -> bool:
 
 def _write(shards: _Shards, part: str, workers: int) -> None:
     for unfinished in shards.folder.glob(".*.tmp"):  # of a process that was killed
-        unfinished.unlink()
+        with suppress(OSError):
+            unfinished.unlink()
     loader = DataLoader(
         shards,
         batch_size=None,
