@@ -62,7 +62,7 @@ class Bench:
 
     @property
     def inputs(self) -> Path:
-        """The inputs of the cases, made in this process at the first use: those forked later import nothing."""
+        """The inputs of the cases, made here at the first use: those forked later import nothing."""
         made = self.folder / "inputs"
         if not made.exists():
             torch.set_num_threads(1)
