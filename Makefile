@@ -3,10 +3,11 @@
 #   make demo      train, search, extract and check a subnet on scikit-learn's digits
 #   make test      lint and the tests, but for those marked slow
 #   make test-slow the tests marked slow, which check the same at full size
-#   make fuzz      10,000 mutated inputs (FUZZ_N, FUZZ_SEED); GUIDED=1 by coverage, with atheris installed
-#   make sanitize  the CPU kernels under AddressSanitizer and UBSan
 #   make test-oldest  make test with the oldest dependencies that pyproject.toml allows, in .venv-oldest
 #   make test-newest  make test with the newest ones of today, in .venv-newest
+#   make fuzz      10,000 mutated inputs (FUZZ_N, FUZZ_SEED); GUIDED=1 by coverage, with atheris installed
+#   make mutants   small faults in the sources, twenty of the list or with ALL=1 every one: a test fails for each
+#   make sanitize  the CPU kernels under AddressSanitizer and UBSan
 #   make lint      ruff alone
 #   make docs      the documentation as a website in site/, links checked
 #   make bench     the kernels against torch
@@ -16,7 +17,7 @@
 # PYTHON=... chooses the interpreter .venv is made from, and the one `make gpu` uses.
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-oldest test-newest fuzz lint docs bench gpu clean setup sanitize
+.PHONY: demo test test-slow test-oldest test-newest fuzz mutants sanitize lint docs bench gpu clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -48,6 +49,9 @@ test-newest:
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/fuzz.py --n $(or $(FUZZ_N),10000) --seed $(or $(FUZZ_SEED),0) $(if $(GUIDED),--guided)
+
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants/run.py $(if $(ALL),--all,$(if $(SEED),--seed $(SEED)))
 
 # A module of its own, built beside the installed one, which stays.
 sanitize: $(STAMP)

@@ -33,7 +33,7 @@ TESTS = {
         "tests/ops/relative_attention", "tests/ops/test_one_call.py", "tests/ops/test_branches.py",
         "tests/ops/test_checks.py",
     ],
-    "thread": ["-k", "single", "tests/ops/properties/test_threads.py"],
+    "thread": ["-k", "single", "tests/ops/properties/test_operations_in_threads.py"],
 }  # fmt: skip
 
 

@@ -120,7 +120,7 @@ def _found(path: Path, name: Path) -> Finding:
 
 
 def _told(path: Path, name: Path) -> str | None:
-    """A whole file's state; None where nothing can be known. Raises: GrowtasError: it is damaged."""
+    """The state of a whole file; None where nothing can be known. Raises: GrowtasError: it is damaged."""
     if set(name.parts) & set(_FOREIGN):
         return None
     by_name = _BY_NAME.get(path.name)

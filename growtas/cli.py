@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
@@ -75,13 +76,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # names the file: a folder without permission, a full device
         return _fail(error, 1)
     except Exception as error:
-        return _fail(f"unexpected {type(error).__name__}: {error}; GROWTAS_DEBUG=1 shows where.", 1)
+        return _fail(_unexpected(error), 1)
+
+
+def _unexpected(error: Exception) -> str:
+    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
+        return f"The memory does not suffice: {brief(str(error), 300) or 'none is left'}"
+    return f"unexpected {type(error).__name__}: {error}; GROWTAS_DEBUG=1 shows where."
 
 
 def _fail(sentence: object, status: int) -> int:
     if os.environ.get("GROWTAS_DEBUG") == "1" and sys.exception() is not None:
         raise  # noqa: PLE0704 - called while the exception is handled
-    print(f"growtas: {brief(str(sentence), MOST_CHARACTERS - 20)}", file=sys.stderr)
+    print(f"growtas: {brief(' '.join(str(sentence).splitlines()), MOST_CHARACTERS - 20)}", file=sys.stderr)
     return status
 
 

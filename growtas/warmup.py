@@ -15,6 +15,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ BATCHES = (1, 8, 64, 128, 256, 512)
 """Images per device where the caller names none: tiles depend on the number of rows, in a few classes."""
 
 
-@bounded(batch=BATCH, num_classes=CLASSES, arch=Bound(1, 1000), jobs=SOME_PROCESSES)
+@bounded(batch=BATCH, num_classes=CLASSES, arch=Bound(50, 200), jobs=SOME_PROCESSES)
 def warmup(
     space: SearchSpace | str,
     batch: Sequence[int] = BATCHES,
@@ -318,6 +319,11 @@ def _compile_all(work: list[tuple[Target, str]], arguments: tuple, jobs: int) ->
             for was_fresh in pool.map(_compile, work):
                 fresh += was_fresh
                 bar.update()
+        except BrokenProcessPool as error:
+            raise GrowtasError(
+                "A process that compiles ended without an answer. Give --arch as Triton knows it, such as "
+                "80 90, and fewer --jobs where memory is short."
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
     return fresh

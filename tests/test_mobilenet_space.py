@@ -156,7 +156,10 @@ def test_neighbours_differ_in_one_choice():
     # depths: one way at the ends, two in the middle; kernels both ways; expand 6 one way, 4 both ways
     assert len(found) == 6 + 2 * 13 + 2 + 2 * 11
     grown = next(n for n in found if n.depth == (3, 3, 4, 2, 2))
-    assert grown.kernel[2] == 5 and grown.expand[2] == 6  # as the block before it
+    assert grown.kernel[2] == 5 and grown.expand[2] == 6
+    subnet = OFA.subnet(kernel=[3, 7] * 10, expand=[3, 6] * 10, depth=2)
+    grown = next(n for n in OFA.neighbours(subnet) if n.depth == (3, 2, 2, 2, 2))
+    assert grown.kernel[2] == 7 and grown.expand[2] == 6  # as the block before it, not the first one
 
 
 def test_readers_tell_the_families_apart():

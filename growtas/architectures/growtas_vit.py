@@ -531,7 +531,7 @@ def check_digest(folder: str | os.PathLike) -> None:
     if found != digest:
         raise ValueError(
             f"{path} is damaged, or another one than its config.json was saved with: its SHA-256 starts with "
-            f"{found[:12]}, not {digest[:12]}. Save the model again; after a change on purpose, "
+            f"{found[:12]}, not {str(digest)[:12]}. Save the model again; after a change on purpose, "
             "remove sha256 from config.json."
         )
 
@@ -596,11 +596,14 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> "GrowtasViT":
     name = f"local-dir:{os.fspath(folder)}"
     try:
         if kwargs:  # timm adapts the weights to them
-            return timm.create_model(name, pretrained=True, **kwargs).eval()
+            model = timm.create_model(name, pretrained=True, **kwargs)
+            check_digest(folder)
+            return model.eval()
         weights = safetensors.torch.load_file(os.path.join(folder, "model.safetensors"))
         with torch.device("meta"):  # nothing is allocated for sizes that the weights do not have
             own = timm.create_model(name)
         check_weights(weights, own)
+        check_digest(folder)
         for key, value in own.state_dict().items():
             if value.shape != weights.get(key, value).shape:
                 raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 from growtas.errors import UsageError, nearest, quoted
 from growtas.spaces.choices import (
     MOST_LAYERS,
+    MOST_SIZE,
     check_choices,
     check_name,
     check_optional_count,
@@ -19,7 +20,7 @@ from growtas.spaces.mobilenet_block import make_divisible
 from growtas.spaces.mobilenet_subnet import FIELDS
 
 ACTIVATIONS = ("relu", "h-swish")
-_MOST = {"kernel": 63, "expand": 64, "depth": MOST_LAYERS}
+_MOST = {"kernel": 63, "expand": 64, "depth": MOST_LAYERS, "strides": 16, "stem_stride": 16}
 _STAGES = ("widths", "strides", "activations", "squeeze_excite")
 _SIZES = (
     *("stem_width", "first_width", "final_width", "feature_width"),
@@ -42,7 +43,7 @@ def check_fields(space: Any) -> None:
             f"kernel of space {space.name!r} must hold odd numbers, not {quoted(tuple(space.kernel))}."
         )
     for name in _SIZES:
-        check_size(space.name, name, getattr(space, name))
+        check_size(space.name, name, getattr(space, name), _MOST.get(name, MOST_SIZE))
     check_optional_count(space.name, "schedule_params", space.schedule_params)
     stages = len(space.widths) if isinstance(space.widths, list | tuple) else 0
     for name in _STAGES:
@@ -55,7 +56,7 @@ def check_fields(space: Any) -> None:
         )
     for name in ("widths", "strides"):
         for value in getattr(space, name):
-            check_size(space.name, name, value)
+            check_size(space.name, name, value, _MOST.get(name, MOST_SIZE))
     for activation in space.activations:
         if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise UsageError(

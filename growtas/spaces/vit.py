@@ -105,6 +105,13 @@ class SearchSpace(PlainSpace):
         for name in ("image_size", "patch_size", "in_channels", "head_dim", "max_relative_position"):
             check_size(self.name, name, getattr(self, name), _MOST.get(name, PIXELS.most))
         check_optional_count(self.name, "schedule_params", self.schedule_params)
+        narrowest = int(self.embed_dim[0] * self.mlp_ratio[0])
+        heads = self.super_num_heads * self.head_dim
+        if narrowest < 1 or max(heads, self.super_hidden_dim) > MOST_SIZE:
+            raise UsageError(
+                f"The MLPs of space {self.name!r} are {narrowest:,} to {self.super_hidden_dim:,} channels "
+                f"wide and its heads together {heads:,}; widths of 1 to {MOST_SIZE:,} are possible."
+            )
         if self.image_size % self.patch_size:
             raise UsageError(
                 f"image_size={self.image_size} of space {self.name!r} is no multiple of "

@@ -43,11 +43,13 @@ def read(path: str | os.PathLike) -> Any:
         _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file leads both libraries to errors of every kind
-        reason = first_line(error)
-        raise GrowtasError(
-            f"{path} cannot be read as weights ({reason}). One that holds more than tensors is not loaded, "
-            "since it can run code: save the state dict alone, as .safetensors."
-        ) from error
+        remedy = "Copy it again, or save the weights again."
+        if path.suffix != ".safetensors":
+            remedy = (
+                "One that holds more than tensors is not loaded, since it can run code: save the state dict "
+                "alone, as .safetensors."
+            )
+        raise GrowtasError(f"{path} cannot be read as weights ({first_line(error)}). {remedy}") from error
 
 
 def _check_archive(path: Path) -> None:

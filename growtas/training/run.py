@@ -187,7 +187,7 @@ class Run:
         }
         text = _HEADER.format(verb=self._verb)
         for name, value in data.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and value:
                 text += f"{name}:\n" + "".join(f"  {yaml_line(key, each)}" for key, each in value.items())
             else:
                 text += yaml_line(name, value)

@@ -40,7 +40,7 @@ def record(method, seed, epoch, control=0.05, **changes):
 def write(folder, method, seed, records, epochs=40, space="digits"):
     """A folder of a run that holds no more than settings and a log."""
     config = TrainConfig(space=space, method=method, seed=seed, epochs=epochs, out=str(folder)).resolved()
-    images = {"num_classes": 10, "train": 100, "search": 10, "test": 10}
+    images = {"num_classes": 10, "train": 320, "search": 10, "test": 10}
     folder.mkdir(parents=True)
     Run(folder, config, load_space(space), 10, 10, images, versions()).write_config()
     stages = [{"event": "stage", "step": 0, "epoch": 0, "stage": 0, "groups": [0, 1]}]

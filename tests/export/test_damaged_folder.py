@@ -93,6 +93,8 @@ def test_weights_that_were_changed_on_purpose_load_without_the_digest(folder):
     refused(folder, "SHA-256 starts with .* remove sha256 from config.json")
     with pytest.raises(ValueError, match="remove sha256 from config.json"):
         module_of(folder).load(folder, num_classes=3)
+    change(folder, growtas__sha256=3)
+    refused(folder, "SHA-256 starts with .*, not 3. Save")
     change(folder, growtas__sha256=...)
     for model in (export.load(folder), module_of(folder).load(folder)):
         assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())

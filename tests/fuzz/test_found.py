@@ -18,7 +18,7 @@ from harness import Refused, call, judge
 from targets import TARGETS
 
 import growtas
-from growtas import GrowtasError, Subnet, UsageError
+from growtas import GrowtasError, Subnet, UsageError, cli
 from growtas.errors import command
 from growtas.space import PRESET_FOLDER, load_space
 from growtas.training import checkpoint
@@ -64,6 +64,11 @@ FILES = {
     "null byte": ("name: a\0b\n", "is not YAML of plain values"),
     "empty": ("", "must hold the fields of a space"),
     "activation of a list": (changed(CONVOLUTIONS, "activations", "[[1], a, a, a, a]"), "cannot hold [1]"),
+    "no channel": (changed(SPACE, "mlp_ratio", "[0.001]"), "are 0 to 0 channels wide"),
+    "wide MLP": (
+        changed(changed(SPACE, "embed_dim", "[65536]"), "mlp_ratio", "[2]"),
+        "131,072 channels wide",
+    ),
     "256 blocks": (changed(CONVOLUTIONS, "depth", "[52]"), "256 is the most that is possible"),
 }
 FIELDS = {
@@ -233,6 +238,41 @@ def test_a_space_without_permission():
         load_space(path)
 
 
+def test_memory_that_does_not_suffice(monkeypatch):
+    def allocate(args: list[str]) -> None:
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nMore."
+        )
+
+    monkeypatch.setitem(cli.VERBS, "spaces", allocate)
+    with pytest.raises(Refused, match="^growtas: The memory does not suffice: .* More.$") as refused:
+        call("spaces")
+    assert refused.value.status == 1
+
+
+def test_a_line_break_in_a_name_stays_in_one_sentence():
+    with pytest.raises(Refused, match="^growtas: The space file a b.yaml does not exist.*\n$"):
+        call("spaces", "a\nb.yaml")
+
+
+def test_a_compiler_that_dies(monkeypatch):
+    from concurrent.futures.process import BrokenProcessPool
+
+    from growtas import warmup
+
+    class Pool:
+        def __init__(self, *args: object, **values: object) -> None: ...
+
+        def map(self, *args: object) -> None:
+            raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+        def shutdown(self, **values: object) -> None: ...
+
+    monkeypatch.setattr(warmup, "ProcessPoolExecutor", Pool)
+    with pytest.raises(GrowtasError, match="ended without an answer. Give --arch as Triton knows it"):
+        warmup._compile_all([((90, None, None), "a")] * 2, (load_space("digits"), (1,), (), 10, ()), 2)
+
+
 def test_a_name_longer_than_the_system_takes():
     for verb in ("evaluate", "search", "spaces"):
         with pytest.raises(Refused) as refused:
@@ -252,7 +292,10 @@ def test_every_command_in_a_message_is_quoted():
 
     found = []
     for file in Path(growtas.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
+        source = file.read_text()
+        if not re.search(rf'f".*growtas ({"|".join(VERBS)})\b', source):
+            continue
+        for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.JoinedStr):
                 text = "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
                 if re.search(rf"growtas ({'|'.join(VERBS)})( check| pack)?( --[a-z-]+)* \0", text):

@@ -266,6 +266,14 @@ def test_state(rule, at):
     assert after.stages == whole.stages and after.state_dict() == whole.state_dict()
 
 
+def test_a_method_goes_on_with_the_stages_of_its_state():
+    settings = MethodSettings(SPACE, 10, 80, 5, transition="plateau")
+    first, second = (create_method("growtas", settings) for _ in range(2))
+    run(first.adaptive, [4.0] + [1.0] * 79)
+    second.load_state_dict(first.state_dict())
+    assert second.stages == first.adaptive.stages != create_method("growtas", settings).stages
+
+
 def test_a_state_of_something_else_is_refused():
     adaptive = stages_of("plateau")
     before = adaptive.state_dict()

@@ -43,6 +43,14 @@ def test_use_restores_what_was_in_force():
     assert dispatch.requested() == before
 
 
+@pytest.mark.skipif(not dispatch.interpreted(), reason="Triton takes CPU tensors in its interpreter alone")
+def test_what_cublas_lacks_is_tritons():
+    with ops.use("cublas"):
+        chosen = {op: dispatch.choose(op, CPU, torch.bfloat16, 64) for op in dispatch.OPERATIONS}
+    assert {op for op, name in chosen.items() if name == "triton"} == {"layer_norm", "relative_attention"}
+    assert set(chosen.values()) == {"cublas", "triton"}
+
+
 def test_unknown_name():
     with pytest.raises(UsageError, match="no backend 'tritn'. Did you mean 'triton'"):
         ops.use("tritn")

@@ -227,5 +227,6 @@ def test_subnets_are_told_apart_by_the_images_on_which_they_disagree():
         return Evaluation(DIGITS.smallest(), 100 * count / 64, 0, 0, 0, 64, bits)
 
     assert not noise.differ(right(64), right(59)) and noise.differ(right(64), right(58))
+    assert racing.estimate(Bar(90.0, b""), lost=6, won=2, seen=40) == 80.0
     assert noise.disagreements(b"\xff", b"\xf0", 4) == (0, 0)
     assert noise.disagreements(b"\xff", b"\xf0", 6) == (2, 0)

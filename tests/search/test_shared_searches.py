@@ -11,6 +11,7 @@ import growtas
 from growtas.errors import GrowtasError, UsageError
 from growtas.searching import Evaluation, Limits, SearchResult, feasible_set, read_result
 from growtas.searching.evaluate import Evaluator
+from growtas.searching.loop import sharing
 from growtas.searching.named import named_subnet, reference_to
 
 
@@ -178,3 +179,14 @@ def test_without_bits_the_accuracies_count_as_independent():
     assert SearchResult(history[0], history, 0.0, None, Path()).indistinguishable == history[1:2]
     unknown = tuple(Evaluation(each.subnet, each.top1, 1, 1, 0) for each in history)
     assert SearchResult(unknown[0], unknown, 0.0, None, Path()).certainty == ""
+
+
+def test_only_what_is_not_known_is_scored_and_the_order_stays():
+    asked = []
+
+    def score(subnets, seen):
+        asked.extend(subnets)
+        return iter([subnet.upper() for subnet in subnets])
+
+    assert list(sharing(score, {"b": "known"})(["a", "b", "c"], len)) == ["A", "known", "C"]
+    assert asked == ["a", "c"]

@@ -17,6 +17,7 @@ from growtas import GrowtasError, UsageError
 from growtas.training import Run, checkpoint
 from growtas.training.curves import Curves
 from growtas.training.loop import Trainer
+from growtas.training.ranks import Ranks
 
 
 def snapshot(folder):
@@ -334,6 +335,9 @@ def test_a_skipped_step_leaves_weights_their_average_and_moments(small, tmp_path
     assert second["step"] == 13
     assert same(first["weights"], second["weights"]) and same(first["ema"], second["ema"])
     assert same(first["optimizer"]["state"], second["optimizer"]["state"])
+    run = Run.open(tmp_path / "b")
+    resumed = Trainer(run, run.splits(), torch.device("cpu"), Ranks(), second)
+    assert same(resumed.ema.module.state_dict(), second["ema"])
 
 
 def test_a_resume_goes_on_counting_skipped_steps_all_of_which_are_logged(small, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from test_training_loop import CPU, one_step, only, trainer
 
 import growtas
 from growtas.errors import UsageError
-from growtas.training import checkpoint
+from growtas.training import checkpoint, update
 from growtas.training.data.images import seed_globally
 
 LARGEST, SMALLEST = SPACE.largest(), SPACE.smallest()
@@ -118,8 +118,27 @@ def test_evaluations_after_every_so_many_epochs_and_at_the_end(tmp_path, every, 
 def test_a_method_may_set_the_learning_rate(tmp_path):
     made = trainer(tmp_path)
     made.method.learning_rate = lambda step: 0.5
+    made.optimizer.param_groups[0]["lr_scale"] = 0.1  # as layers of a model have that is fine-tuned
     one_step(made)
-    assert {group["lr"] for group in made.optimizer.param_groups} == {0.5}
+    assert [group["lr"] for group in made.optimizer.param_groups] == pytest.approx([0.05, 0.5])
+
+
+def test_mixup_and_drop_path_are_seeded_by_the_step_and_the_rank(tmp_path, monkeypatch):
+    made, seeds = trainer(tmp_path, seed=5), []
+    monkeypatch.setattr(update, "seed_globally", lambda *key: seeds.append(key) or seed_globally(*key))
+    images, labels = next(made.loader.batches(0))
+    for step, rank in ((0, 0), (3, 2)):
+        made.update.gradients(step, images, labels, rank)
+    assert seeds == [("step", 5, 0, 0), ("step", 5, 3, 2)]
+
+
+def test_a_method_may_begin_the_average_anew(tmp_path):
+    made = trainer(tmp_path, ema_decay=0.9)
+    one_step(made)
+    average, weights = (dict(net.named_parameters()) for net in (made.ema.module, made.net))
+    assert any(not torch.equal(average[name], weights[name]) for name in weights)
+    made.context.restart_average()
+    assert all(torch.equal(average[name], weights[name]) for name in weights)
 
 
 def test_hooks_are_called_in_order(tmp_path):
