@@ -195,7 +195,7 @@ def test_times_are_slurms(text, minutes):
         (["time=soon"], "slurm has time=soon; give minutes"),
         (["time=0"], "slurm has time=0; give minutes"),
         (["time=1", "nodes=2"], "slurm has nodes=2, which growtas sets itself"),
-        (["time=1", "requeue=often"], "slurm has requeue=often; it must be a whole number"),
+        (["time=1", "requeue=often"], "slurm has requeue='often'; it must be a whole number"),
     ],
 )
 def test_options_that_are_not_possible(options, says):

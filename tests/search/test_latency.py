@@ -1,7 +1,6 @@
 """Latency: the table of pieces, its predictions, and the search under a limit of it."""
 
 import functools
-import inspect
 import json
 import random
 
@@ -315,10 +314,11 @@ def test_the_command_measures_what_its_options_name(monkeypatch):
         calls.append(values)
         raise UsageError("enough")
 
-    search.__signature__, search.__doc__ = inspect.signature(growtas.search), growtas.search.__doc__
-    search.__module__ = growtas.search.__module__
-    monkeypatch.setattr(growtas, "search", search)
-    monkeypatch.setattr(growtas, "latency", lambda run, **on: (run, on))
+    def latency(run, **on):
+        return run, on
+
+    monkeypatch.setattr(growtas, "search", functools.wraps(growtas.search)(search))
+    monkeypatch.setattr(growtas, "latency", functools.wraps(growtas.latency)(latency))
     monkeypatch.setattr(Run, "open", lambda run: f"open {run}")
     command = ["search", "runs/a", "--latency-on", "onnxruntime", "--latency-batch", "4"]
     assert main([*command, "--latency-threads", "2", "--max-latency-ms", "7.5"]) == 2
