@@ -22,6 +22,7 @@ from growtas.kernels.common import launch, tiles
 from growtas.kernels.common.checks import check_norm
 from growtas.kernels.common.launch import known_multiple
 from growtas.kernels.common.plan import Plan, ceil, planned
+from growtas.kernels.common.variance import rstd_of
 from growtas.kernels.layer_norm.layout import along_rows, columns, row_sums
 
 
@@ -59,7 +60,7 @@ def _forward(
     bias = tl.load(bias_ptr + entries, mask=col_ok, other=0.0).to(tl.float32)
     mean = row_sums(x) / width
     centred = tl.where(col_ok, x - mean, 0.0)
-    rstd = 1.0 / tl.sqrt(row_sums(centred * centred) / width + eps)
+    rstd = rstd_of(row_sums(centred * centred) / width, eps)
     y = centred * rstd * weight + bias
     tl.store(y_ptr + at * stride_y + cols, y.to(y_ptr.dtype.element_ty), mask=ok)
     tl.store(mean_ptr + at, mean, mask=along_rows(row_ok))

@@ -39,6 +39,7 @@ from growtas.kernels.common.checks import check_bias, check_matrix, check_norm, 
 from growtas.kernels.common.gelu import gelu
 from growtas.kernels.common.launch import known_multiple
 from growtas.kernels.common.plan import Plan, ceil, planned
+from growtas.kernels.common.variance import rstd_of
 from growtas.kernels.mlp import tiles as mlp_tiles
 
 
@@ -138,7 +139,7 @@ def _forward(
         x = load_columns(x_ptr + row.to(tl.int64) * stride_x, x_at, some_ok, cols, width).to(tl.float32)
         mean = tl.sum(x, axis=1) * per_channel
         x = tl.where((cols < width)[None, :], x - mean[:, None], 0.0)
-        rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) * per_channel + eps)
+        rstd = rstd_of(tl.sum(x * x, axis=1) * per_channel, eps)
         tl.store(mean_ptr + row + some, mean, mask=some_ok)
         tl.store(rstd_ptr + row + some, rstd, mask=some_ok)
         z = x * rstd[:, None] * load_entries(gamma_ptr, cols, width) + load_entries(beta_ptr, cols, width)

@@ -36,6 +36,7 @@ from growtas.kernels.common.checks import check_bias, check_norm_parameters, che
 from growtas.kernels.common.launch import known_multiple
 from growtas.kernels.common.matmul import load_normalised, load_tile, tile_of
 from growtas.kernels.common.plan import Plan, ceil, planned
+from growtas.kernels.common.variance import rstd_of
 from growtas.kernels.layer_norm.forward import layer_norm_forward
 from growtas.kernels.qkv.forward import qkv_forward
 from growtas.kernels.qkv.layout import (
@@ -67,7 +68,7 @@ def _statistics(row_ptrs, row_ok, width, eps, BLOCK_ROWS: tl.constexpr, PIECE: t
         share = count / (start + count)
         mean += distance * share
         squares += tl.sum(centred * centred, axis=1) + distance * distance * share * start
-    return mean, 1.0 / tl.sqrt(squares / width + eps)
+    return mean, rstd_of(squares / width, eps)
 
 
 @launch.kernel
@@ -114,7 +115,7 @@ def _forward_held(
     x = load_tile(x_ptrs, row_ok, ok, tl.float32)
     mean = tl.sum(x, axis=1) / K
     centred = tl.where(ok[None, :], x - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / K + eps)
+    rstd = rstd_of(tl.sum(centred * centred, axis=1) / K, eps)
     gamma = tl.load(norm_weight_ptr + steps, mask=ok, other=0.0).to(tl.float32)
     beta = tl.load(norm_bias_ptr + steps, mask=ok, other=0.0).to(tl.float32)
     xn = (centred * rstd[:, None] * gamma[None, :] + beta[None, :]).to(DTYPE)

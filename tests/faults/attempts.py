@@ -62,7 +62,7 @@ class Bench:
 
     @property
     def inputs(self) -> Path:
-        """What cases begin with, made in this process at the first use: those forked later import nothing."""
+        """The inputs of the cases, made here at the first use: those forked later import nothing."""
         made = self.folder / "inputs"
         if not made.exists():
             torch.set_num_threads(1)
@@ -177,7 +177,7 @@ class Bench:
         return statuses
 
     def power_at_the_end(self, case: Case, seed: int) -> None:
-        """What a verb said to be done is there after a loss of power. Raises: Failed: it is not."""
+        """Lose power when a case is done. Raises: Failed: its result is not there afterwards."""
         folder = clear(self.folder / "attempts" / case.name)
         self.met(case, folder, Fault("power", 10**9, seed=seed))
         self.ends(case, folder, again=False)

@@ -95,7 +95,7 @@ class Case:
 
 
 def make_inputs(folder: Path) -> None:
-    """What the cases begin with: a finished run, a saved model and a folder of images."""
+    """The inputs of the cases: a finished run, a saved model and a folder of images."""
     run = growtas.train(**FAST, ema_decay=0.9, out=folder / "run")
     export.save(growtas.extract(run, SPACE.largest()), folder / "model")
     growtas.train(**FAST | {"space": MOBILENET, "epochs": 1}, method="uniform", out=folder / "mobilenet")
@@ -200,7 +200,7 @@ def search(**limits: Any) -> Callable[[Path, Path], object]:
 
 def searched(folder: Path) -> dict[str, Any]:
     """The files of a search."""
-    return {path.name: path.read_bytes() for path in (folder / "found").iterdir()}
+    return contents(folder / "found")
 
 
 def extract(folder: Path, inputs: Path) -> object:

@@ -39,7 +39,7 @@ _replaced: dict[str, Callable] = {}  # what install() put others in the place of
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens, and when.
+    """A fault and its moment.
 
     Args:
         what: one of ``SIGNALS`` or ``ERRORS``, or ``power``.

@@ -47,6 +47,19 @@ def _inputs(m, width, full, gap, dtype, parameter_dtype, device):
     return x, weight, bias, rows(m, width, dtype, device, gap)
 
 
+def test_a_row_whose_squares_overflow_is_not_finite(device):
+    """Zeros would be plausible: a run that diverged has to be seen to. The other rows keep their bits."""
+    x, weight, bias, dy = _inputs(5, 24, 32, 0, torch.float32, torch.float32, device)
+    results = []
+    for size in (1.0, 1e20):
+        x[1].mul_(size)
+        y, mean, rstd = layer_norm.layer_norm_forward(x, weight, bias, 1e-5, torch.float32)
+        dx, *_ = layer_norm.layer_norm_backward(dy, x, weight, bias, mean, rstd)
+        results.append((y, dx))
+    for usual, found in zip(*results, strict=True):
+        assert not found[1].isfinite().any() and torch.equal(found[2:], usual[2:])
+
+
 @pytest.mark.parametrize("dtype, parameter_dtype", DTYPES)
 @pytest.mark.parametrize("m, width, full, gap", CASES)
 def test_matches_fp64(m, width, full, gap, dtype, parameter_dtype, device):

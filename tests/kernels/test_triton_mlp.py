@@ -187,6 +187,19 @@ def test_fused_without_factors(dtype, device):
     _check("fused", (2, 21, 72, 40, 80, 48, 0), (dtype,) * 3, device, scaled=False)
 
 
+@pytest.mark.parametrize("form", ["fused", "wide"])
+def test_a_row_whose_squares_overflow_is_not_finite(form, device):
+    """Zeros would be plausible: a run that diverged has to be seen to. The other rows keep their bits."""
+    x, dy, p, scale = _inputs(2, 3, 40, 24, 48, 32, 0, torch.float32, torch.float32, device)
+    scale.fill_(1)
+    results = []
+    for size in (1.0, 1e20):
+        x[1].mul_(size)
+        results.append(_run(form, x, dy, p, 24, scale, 3, torch.float32)[:2])
+    for usual, found in zip(*results, strict=True):
+        assert not found[1].isfinite().any() and torch.equal(found[2:], usual[2:])
+
+
 def test_dropped_images_pass_through(device):
     x, dy, p, _ = _inputs(3, 5, 40, 24, 48, 32, 0, torch.float32, torch.float32, device)
     scale = torch.tensor([0.0, 1.0, 0.0], device=device)

@@ -226,6 +226,22 @@ def test_a_far_mean_does_not_spoil_the_variance(device):
     assert torch.allclose(rstd.double(), truth, rtol=1e-4)
 
 
+@pytest.mark.parametrize("d", [24, 300])  # a row that a program holds, and one in pieces
+def test_a_row_whose_squares_overflow_is_not_finite(device, d):
+    """Zeros would be plausible: a run that diverged has to be seen to. The other rows keep their bits."""
+    x, norm_weight, norm_bias, weight, bias, *_ = _inputs(
+        1, 5, d, 1, 16, 320, 2, torch.float32, torch.float32, torch.float32, device
+    )
+    results = []
+    for size in (1.0, 1e20):
+        x[0, 1].mul_(size)
+        given = (x, norm_weight, norm_bias, 1e-5, weight, bias, 1, 16, "interleaved", torch.float32)
+        results.append(norm_qkv_forward(*given))
+    (usual, *_), (y, _, rstd) = results
+    assert rstd.flatten()[1].isnan() and not y[..., 1, :].isfinite().any()
+    assert torch.equal(y[..., 2:, :], usual[..., 2:, :]) and torch.equal(y[..., 0, :], usual[..., 0, :])
+
+
 def test_no_images(device):
     norm, weight, bias = (torch.ones(shape, device=device) for shape in ((32,), (96, 32), (96,)))
     x = torch.empty((0, 17, 24), device=device)

@@ -123,6 +123,14 @@ def test_a_method_may_set_the_learning_rate(tmp_path):
     assert [group["lr"] for group in made.optimizer.param_groups] == pytest.approx([0.05, 0.5])
 
 
+def test_the_loss_of_a_step_is_the_mean_of_its_subnets(tmp_path):
+    made = trainer(tmp_path, **PLAIN, method="uniform", subnets_per_step=3)
+    images, labels = next(made.loader.batches(0))
+    subnets, loss = made.update.gradients(0, images, labels, 0)
+    losses = torch.stack([F.cross_entropy(made.net(images, subnet), labels) for subnet in subnets])
+    assert len(subnets) == 3 and loss.item() == pytest.approx(losses.mean().item(), rel=1e-5)
+
+
 def test_mixup_and_drop_path_are_seeded_by_the_step_and_the_rank(tmp_path, monkeypatch):
     made, seeds = trainer(tmp_path, seed=5), []
     monkeypatch.setattr(update, "seed_globally", lambda *key: seeds.append(key) or seed_globally(*key))
