@@ -59,8 +59,6 @@ class Bound:
             allowed = self._range() if self.most <= 1 else self._least()
         else:
             return
-        if not self.whole and isinstance(value, float) and abs(value) < 10**12 and value == int(value):
-            value = int(value)  # which the command line read of -1
         of = f" of {owner}" if owner else ""
         raise UsageError(f"{name}={quoted(value)}{of} is not possible; it must be {allowed}.")
 
