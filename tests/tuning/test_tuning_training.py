@@ -150,7 +150,7 @@ def test_the_command_line(cache, monkeypatch, capsys):
     for arguments, sentence in (
         (["digitz"], "Did you mean 'digits'"),
         (["digits", "--dtype", "bf16"], "There is no dtype 'bf16' to tune."),
-        (["digits", "--seconds", "-1"], "seconds=-1 is not possible"),
+        (["digits", "--seconds", "-1"], "seconds=-1.0 is not possible"),
         (["digits", "--batch", "0"], "batch=0 is not possible"),
         (["digits", "--device", "gpu"], "device='gpu' cannot be used here"),
         (["digits", "--device", "meta"], "device='meta' has no backends to race"),
