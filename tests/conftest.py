@@ -28,8 +28,12 @@ def pytest_configure(config):
         os.environ.setdefault("TRITON_INTERPRET", "1")
 
     import interpreting
+    from hypothesis import HealthCheck, settings
 
     from growtas.ops import dispatch
+
+    settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("busy")  # how long an example takes depends on what else the machine does
 
     # Autograd starts its threads at the first backward, one for every device it then knows of. torch.compile
     # registers a fake GPU; if that came first, no test that forks could run a backward in its child.
