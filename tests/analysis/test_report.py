@@ -175,7 +175,7 @@ def test_unfinished_runs_and_second_phases_are_refused(tmp_path):
 def test_a_damaged_plan_is_told(tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "report.json").write_text("{")
-    with pytest.raises(GrowtasError, match="is not the plan of a report"):
+    with pytest.raises(GrowtasError, match="damaged or not the plan of a report"):
         growtas.report(out=tmp_path)
 
 
