@@ -166,6 +166,7 @@ def test_methods_that_do_not_fit_are_left_out(tmp_path):
     assert list(unfit(workspace(tmp_path, "digits-mobilenet", epochs=4))) == ["shrinking"]
 
 
+@pytest.mark.slow
 def test_a_report_compares_every_method(tmp_path, fork_work, monkeypatch):
     for name, value in {"SUBNETS": 1, "POPULATION": 3, "GENERATIONS": 2}.items():
         monkeypatch.setattr(methods_comparison, name, value)

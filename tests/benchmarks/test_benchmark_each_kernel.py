@@ -103,6 +103,7 @@ def test_a_missing_launcher_is_named():
 
 
 @interpreted
+@pytest.mark.slow
 def test_a_run_writes_json_and_tables(tmp_path, capsys):
     out = tmp_path / "kernels.json"
     arguments = ["--tiny", "--device", "cpu", "--dtype", "float32", "--rounds", "1", "--out", str(out)]

@@ -8,6 +8,7 @@ import pytest
 from common import reduce_report, results
 
 
+@pytest.mark.slow
 def test_it_compares_ways_of_averaging(capfd, monkeypatch, tmp_path):
     benchmark = importlib.import_module("reduce")
     for name, value in {"BATCH": 2, "PIXELS": 8, "CLASSES": 10, "SUBNETS": 5}.items():

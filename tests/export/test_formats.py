@@ -51,7 +51,7 @@ def model():
 
 @pytest.mark.parametrize(
     ("space", "method"),
-    thinned([(MOBILENET, "uniform"), (SPACE, "growtas")], fast=(0,), several=True),
+    thinned([(MOBILENET, "uniform"), (SPACE, "growtas")], fast=(1,), several=True),
     ids=["mobilenet", "digits"],
 )
 def test_a_run_goes_from_training_to_onnx_without_growtas(needs, tmp_path, space, method):
@@ -78,7 +78,7 @@ def test_a_run_goes_from_training_to_onnx_without_growtas(needs, tmp_path, space
     assert about["label_names"] == list("0123456789") and about["input_size"] == [1, 8, 8]
 
 
-@pytest.mark.parametrize("to", ["pt2", "torchscript"])
+@pytest.mark.parametrize("to", [pytest.param("pt2", marks=pytest.mark.slow), "torchscript"])
 def test_a_file_is_equal_in_its_runtime_whatever_the_batch(model, to, tmp_path):
     out = tmp_path / "deep" / "model"
     found = export.write(model, to, out)

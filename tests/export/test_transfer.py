@@ -136,6 +136,7 @@ def test_an_interrupted_transfer_ends_bit_for_bit_alike(vit, transferred, tmp_pa
         assert (tmp_path / "out" / name).read_bytes() == (transferred.path / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_ranks_that_are_interrupted_end_bit_for_bit_alike(vit, tmp_path):
     settings = {**SETTINGS, "model": vit, "data": "digits", "epochs": 1, "batch_size": 256}
     after_step, ports = Trainer._after_step, []

@@ -13,7 +13,7 @@ from growtas.searching.limits import Limits
 from growtas.space import SearchSpace, Subnet, load_space, preset_names
 
 DIGITS = load_space("digits")
-UNEVEN = SearchSpace("uneven", (20, 30, 50), (1.7, 2.2, 3.1), (1, 2, 5), (2, 4), image_size=8, patch_size=4)
+UNEVEN = SearchSpace("uneven", (20, 30, 50), (1.7, 2.2, 3.1), (1, 2, 5), (2, 3), image_size=8, patch_size=4)
 
 
 def every_subnet(space: SearchSpace) -> list[Subnet]:

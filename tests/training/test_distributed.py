@@ -10,6 +10,7 @@ import torch
 from ranks import free_ports, launch
 from runs import SMALL, SPACE, same
 from test_mobilenet_run import SPACE as TINY_MOBILENET
+from thinning import thinned
 
 import growtas
 from growtas.methods import method_names
@@ -31,10 +32,12 @@ METHODS = {
     "shrinking": {"space": TINY_MOBILENET, "epochs": 4, "batch_size": 576},
 }
 """Every method, and between them what it may be combined with."""
+FEW = ("growtas", "growtas+", "uniform", "shrinking")
 
 
-def train_each(folder, settings, ports):
-    for (name, given), port in zip(METHODS.items(), ports, strict=True):
+def train_each(folder, settings, methods, ports):
+    for name, port in zip(methods, ports, strict=True):
+        given = METHODS[name]
         os.environ["MASTER_PORT"] = port  # rank 0 may not have left the last one yet
         values = {**settings, **PLAIN, **FEW, "ema_decay": 0.9, "method": name, **given, "out": folder / name}
         if name == "growtas+":
@@ -46,14 +49,23 @@ def train_each(folder, settings, ports):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Every method on two ranks and on one: the folder of each."""
-    folder = tmp_path_factory.mktemp("methods")
+    """Some methods on two ranks and on one: the folder of each."""
+    return train_both(tmp_path_factory.mktemp("methods"), FEW)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """The other methods."""
+    return train_both(tmp_path_factory.mktemp("others"), [name for name in METHODS if name not in FEW])
+
+
+def train_both(folder, methods):
     torch.set_num_threads(1)
     (folder / "one").mkdir(), (folder / "two").mkdir()
-    ports, original = free_ports(len(METHODS)), Trainer.train
+    ports, original = free_ports(len(methods)), Trainer.train
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASTER_PORT", "")
-        train_each(folder / "one", SMALL, ports)
+        train_each(folder / "one", SMALL, methods, ports)
 
     def work(rank):
         def train(self, *arguments):
@@ -67,7 +79,7 @@ def trained(tmp_path_factory):
             torch.save(state, folder / f"{self.config.method}-{rank}.pt")
 
         Trainer.train = train  # in this forked process alone
-        train_each(folder / "two", SMALL, ports)
+        train_each(folder / "two", SMALL, methods, ports)
 
     statuses, outputs = launch(folder, work)
     assert statuses == [0, 0], outputs
@@ -78,8 +90,9 @@ def test_every_method_is_tried():
     assert set(METHODS) == set(method_names())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_ranks_do_what_one_does(trained, method):
+@pytest.mark.parametrize("method", thinned(METHODS, fast=(0, 1, 2, 6)))
+def test_two_ranks_do_what_one_does(request, method):
+    trained = request.getfixturevalue("trained" if method in FEW else "others")
     one, two = ([*read_log(trained / ranks / method, "step")] for ranks in ("one", "two"))
     assert [record["subnets"] for record in two] == [record["subnets"] for record in one]
     first, second = (torch.load(trained / f"{method}-{rank}.pt") for rank in range(2))
@@ -107,6 +120,7 @@ def test_an_error_of_rank_0_is_that_of_every_rank(trained, small, tmp_path):
     assert statuses == [2, 2] and all("holds another run" in output for output in outputs)
 
 
+@pytest.mark.slow
 def test_two_ranks_open_a_stage_together(small, tmp_path):
     learning = {"epochs": 8, "lr": 2e-2, "warmup_epochs": 1, "eval_every": 0, "interference_every": 4}
     settings = {**small, **PLAIN, **learning, "transition": "interference", "method_options": "window=1"}

@@ -13,7 +13,11 @@ from growtas import shadow
 SHORT = {"amp": "bfloat16", "epochs": 2}
 SETTINGS = [
     pytest.param({}, id="plain"),
-    pytest.param({"sandwich": True, "distill": "inplace", "ema_decay": 0.9}, id="sandwich, averaged weights"),
+    pytest.param(
+        {"sandwich": True, "distill": "inplace", "ema_decay": 0.9},
+        id="sandwich, averaged weights",
+        marks=pytest.mark.slow,
+    ),
     pytest.param(
         {"subnets_per_step": 2, "gradients": "mean", "clip_grad": 0.5},
         id="two subnets a step",

@@ -162,6 +162,7 @@ def test_each_is_left_out_with_one_notice_and_its_reason_kept(
     assert len(told) == 1 and reason in told[0] and str(norm) in told[0]
 
 
+@pytest.mark.slow
 def test_after_a_crash_the_next_class_runs(norm, monkeypatch):
     """The first worker is a process that imports everything; the second is forked."""
     child = Child("cpu", 600.0)

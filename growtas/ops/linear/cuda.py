@@ -39,7 +39,7 @@ def _forward(
     launch(
         "linear_forward", x, plan_activation(m, n, 1, x.dtype is torch.float32), 0, 0,
         (int(epilogue), matrix(x), matrix(weight), vector(bias), matrix(out), matrix(other), pointer(scale),
-         (m, n, k, tokens)),
+         (m, n, k, max(tokens, 1))),
     )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def linear_backward_input(
     dx = dy.new_empty((m, k), dtype=gemm)
     launch(
         "linear_backward_input", dx, plan_activation(m, k, 1, gemm is torch.float32), 0, 0,
-        (matrix(dy), matrix(weight), matrix(dx), pointer(scale), (m, n, k, tokens)),
+        (matrix(dy), matrix(weight), matrix(dx), pointer(scale), (m, n, k, max(tokens, 1))),
     )  # fmt: skip
     return dx
 
@@ -103,7 +103,8 @@ def linear_gelu_backward_input(
     dh, a = h.new_empty((m, k)), h.new_empty((m, k))
     launch(
         "linear_gelu_backward_input", h, plan_activation(m, k, 1, h.dtype is torch.float32), 0, 0,
-        (matrix(dy), matrix(weight), matrix(h), matrix(dh), matrix(a), pointer(scale), (m, n, k, tokens)),
+        (matrix(dy), matrix(weight), matrix(h), matrix(dh), matrix(a), pointer(scale),
+         (m, n, k, max(tokens, 1))),
     )  # fmt: skip
     return dh, a
 
@@ -136,7 +137,7 @@ def linear_backward_weight(
     launch(
         "linear_backward_weight", x, plan, row_tiles * -(-k // plan.tile), row_tiles,
         (matrix(dy), matrix(x), matrix(dweight), vector(dbias), *weight.shape, into is not None,
-         pointer(scale), (m, n, k, tokens)),
+         pointer(scale), (m, n, k, max(tokens, 1))),
     )  # fmt: skip
     return dweight, dbias
 

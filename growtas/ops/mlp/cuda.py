@@ -134,6 +134,6 @@ def mlp_forward(
         native.load("cuda").mlp_forward(
             matrix(rows), vector(norm_weight), vector(norm_bias), eps, matrix(w1), vector(b1), matrix(w2),
             vector(b2), matrix(y.view(rows.shape)), mean.data_ptr(), rstd.data_ptr(), pointer(scale),
-            (*rows.shape, hidden_dim, tokens), native.cuda_place(x),
+            (*rows.shape, hidden_dim, max(tokens, 1)), native.cuda_place(x),
         )  # fmt: skip
     return y, mean, rstd, w1.new_empty(0)

@@ -56,7 +56,8 @@ def qkv_backward_weight(
     dqkv, rows = dqkv.contiguous(), _rows(x)
     _, b, heads, n, head_dim = dqkv.shape
     m, d = rows.shape
-    sizes = (b, max(n, 1), d, heads, head_dim, bias_layout == "published")
+    # Images without tokens are no images: the kernel takes a token or more of each.
+    sizes = (b if n else 0, max(n, 1), d, heads, head_dim, bias_layout == "published")
     dweight, dbias = gradients(weight, bias, None)
     # As in the kernel: a panel is a part, or a part of a head where packs would reach into the next one.
     panels, units = (3, heads * head_dim) if head_dim % 8 == 0 else (3 * heads, head_dim)

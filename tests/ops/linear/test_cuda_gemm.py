@@ -259,11 +259,13 @@ def test_no_rows(device, cut):
         check_linear(device, 0, 24, 36, dtypes)
     make = Inputs(device)
     weight, bias = make.weight((72, 24), (96, 30), FP32), make.bias(72, 96, FP32)
-    x, dqkv = torch.zeros(0, 5, 24, device=device), torch.zeros(3, 0, 2, 5, 12, device=device)
-    assert qkv_cuda.qkv_forward(x, weight, bias, 2, 12, "interleaved").shape == dqkv.shape
-    assert qkv_cuda.qkv_backward_input(dqkv, weight, 24).shape == x.shape
-    for gradient in qkv_cuda.qkv_backward_weight(dqkv, x, weight, bias, "interleaved"):
-        assert not gradient.any()
+    for images, tokens in ((0, 5), (2, 0)):
+        x = torch.zeros(images, tokens, 24, device=device)
+        dqkv = torch.zeros(3, images, 2, tokens, 12, device=device)
+        assert qkv_cuda.qkv_forward(x, weight, bias, 2, 12, "interleaved").shape == dqkv.shape
+        assert qkv_cuda.qkv_backward_input(dqkv, weight, 24).shape == x.shape
+        for gradient in qkv_cuda.qkv_backward_weight(dqkv, x, weight, bias, "interleaved"):
+            assert not gradient.any()
 
 
 def test_fp32_uses_tensor_cores_only_when_asked(device, cut):
