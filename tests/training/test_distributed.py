@@ -32,7 +32,7 @@ METHODS = {
     "shrinking": {"space": TINY_MOBILENET, "epochs": 4, "batch_size": 576},
 }
 """Every method, and between them what it may be combined with."""
-FEW = ("growtas", "growtas+", "uniform", "shrinking")
+FAST = ("growtas", "growtas+", "uniform", "shrinking")
 
 
 def train_each(folder, settings, methods, ports):
@@ -50,13 +50,13 @@ def train_each(folder, settings, methods, ports):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Some methods on two ranks and on one: the folder of each."""
-    return train_both(tmp_path_factory.mktemp("methods"), FEW)
+    return train_both(tmp_path_factory.mktemp("methods"), FAST)
 
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory):
     """The other methods."""
-    return train_both(tmp_path_factory.mktemp("others"), [name for name in METHODS if name not in FEW])
+    return train_both(tmp_path_factory.mktemp("others"), [name for name in METHODS if name not in FAST])
 
 
 def train_both(folder, methods):
@@ -92,7 +92,7 @@ def test_every_method_is_tried():
 
 @pytest.mark.parametrize("method", thinned(METHODS, fast=(0, 1, 2, 6)))
 def test_two_ranks_do_what_one_does(request, method):
-    trained = request.getfixturevalue("trained" if method in FEW else "others")
+    trained = request.getfixturevalue("trained" if method in FAST else "others")
     one, two = ([*read_log(trained / ranks / method, "step")] for ranks in ("one", "two"))
     assert [record["subnets"] for record in two] == [record["subnets"] for record in one]
     first, second = (torch.load(trained / f"{method}-{rank}.pt") for rank in range(2))
