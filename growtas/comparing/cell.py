@@ -133,14 +133,15 @@ def train_rate(out: str, rate: float, device: str) -> None:
 
 def _finetune(first: Path, spec: MethodSpec, seed: int, path: Path, device: str) -> None:
     """The second phase of a run."""
-    import growtas
+    from growtas.training.finetune import finetune
     from growtas.training.run import CONFIG_NAME
+    from growtas.training.start import train
 
     if (path / CONFIG_NAME).exists():
-        growtas.train(resume=path, device=device)
+        train(resume=path, device=device)
     else:
         settings = {"seed": seed, "device": device, **QUIET, **spec.settings()}
-        growtas.finetune(first, method=spec.name, out=str(path), **settings)
+        finetune(first, method=spec.name, out=str(path), **settings)
 
 
 # -- judging ---------------------------------------------------------------------------------------------
