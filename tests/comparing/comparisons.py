@@ -19,6 +19,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from growtas import atomic
 from growtas.errors import GrowtasError
 from growtas.jobs import worker
 from growtas.training.log import RunLog
@@ -122,7 +123,7 @@ class Fork:
 
 def forked(arguments: list[str], output: Path, *rest: object) -> Fork:
     """In place of ``job.start_process``."""
-    output.parent.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(output.parent)
     return Fork(lambda: worker.main(arguments), output)
 
 
