@@ -6,18 +6,15 @@ import hashlib
 import json
 import os
 import signal
-import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import forked_child
 import pytest
-import torch
 import yaml
-from tqdm import tqdm
 
 from growtas import atomic
 from growtas.errors import GrowtasError
@@ -74,15 +71,9 @@ class Fork:
             return
         status = 1
         try:  # the child never returns from here
-            descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(descriptor, 1), os.dup2(descriptor, 2), os.dup2(theirs, 0)
+            forked_child.begin(output)
+            os.dup2(theirs, 0)
             os.close(theirs), os.close(ours)
-            os.setpgid(0, 0)
-            sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # not pytest's
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            tqdm.set_lock(threading.RLock())  # its own is shared with the parent
-            torch.set_num_threads(1)
             status = work() or 0
         except GrowtasError as error:
             os.write(2, str(error).encode())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import cases
+import forked_child
 import torch
 from cases import Case, clear
 from disk import ERRORS, SIGNALS, Counts, Disk, Fault
-from tqdm import tqdm
 
 from growtas.errors import GrowtasError
 
@@ -93,13 +91,7 @@ class Bench:
             return pid
         status = 1
         try:  # the child never returns from here
-            os.dup2(os.open(self.folder / output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1), os.dup2(1, 2)
-            os.setpgid(0, 0)
-            sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # not those of pytest
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            tqdm.set_lock(threading.RLock())  # its own is shared with the parent: a killed child may hold it
-            torch.set_num_threads(1)
+            forked_child.begin(self.folder / output)
             signal.alarm(int(HARD_STOP))
             if disk is not None:
                 disk.root = os.getpid()

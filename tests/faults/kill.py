@@ -20,7 +20,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+sys.path[:0] = [str(Path(__file__).parents[up]) for up in (0, 1, 2)]
 
 from attempts import Bench, Failed, at_every_call, drawn, now, timed  # noqa: E402
 from cases import CASES, TRAINING, Case  # noqa: E402

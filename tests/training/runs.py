@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import forked_child
 import torch
-from tqdm import tqdm
 
 from growtas.errors import GrowtasError
 from growtas.space import SearchSpace
@@ -117,12 +116,7 @@ class Child:
             return
         status = 1
         try:  # the child never returns from here
-            descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(descriptor, 1), os.dup2(descriptor, 2)
-            os.setpgid(0, 0)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            tqdm.set_lock(threading.RLock())  # its own is shared with the parent: a killed child may hold it
-            torch.set_num_threads(1)
+            forked_child.begin(output)
             if stops:
                 _stop_often()
             work()
