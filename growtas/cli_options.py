@@ -82,13 +82,18 @@ def parse(
     collect.__signature__ = inspect.Signature(parameters)
     collect.__annotations__ = {p.name: _named(p) for p in parameters}
     collect.__doc__ = help_text
+
+    def read() -> dict[str, Any]:
+        return tyro.cli(collect, args=args, prog=f"growtas {verb}", config=(tyro.conf.DisallowNone,))
+
     told = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
-            return tyro.cli(collect, args=args, prog=f"growtas {verb}", config=(tyro.conf.DisallowNone,))
+        # Into what is no terminal and no UTF-8, tyro writes plain text: no colours, and no box of lines.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told):
+            return read()
     except SystemExit as end:
         if end.code in (0, None):
-            raise
+            return read()  # the help, as the terminal has it
         raise UsageError(f"{_sentence(told.getvalue())} See growtas {verb} --help.") from None
 
 
@@ -103,11 +108,11 @@ def _named(parameter: inspect.Parameter) -> Any:
     return Annotated[parameter.annotation, tyro.conf.arg(metavar=metavar)]
 
 
-def _sentence(box: str) -> str:
-    """The problem that tyro draws a box around: a title, a rule, the problem, a rule, what helps."""
-    lines = [line.strip() for line in box.splitlines()]
+def _sentence(message: str) -> str:
+    """The problem in a message of tyro: a title, a rule, the problem, a rule, what helps."""
+    lines = [line.strip() for line in message.splitlines()]
     parts = "\n".join("\f" if set(line) == {"-"} else line for line in lines).split("\f")
-    problem = parts[1] if len(parts) > 1 else box
+    problem = parts[1] if len(parts) > 1 else message
     sentence = brief(" ".join(problem.partition("Got errors:")[0].split()), 400)
     return sentence if sentence.endswith((".", "?")) else f"{sentence}."
 

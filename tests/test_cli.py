@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import json
 import os
 import subprocess
@@ -149,6 +150,26 @@ def test_errors_are_sentences_and_statuses(monkeypatch, capsys, error, status, s
     monkeypatch.setenv("GROWTAS_DEBUG", "1")
     with pytest.raises(type(error)):
         cli.main(["spaces"])
+
+
+class Terminal(io.StringIO):
+    """Where tyro draws boxes, in colours."""
+
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+def test_wrong_arguments_are_plain_sentences_on_a_terminal_too(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    assert cli.main(["spaces", "--nonsense"]) == 2
+    assert screen.getvalue() == ("growtas: Unrecognized options: --nonsense. See growtas spaces --help.\n")
+    assert cli.main(["spaces", "--help"]) == 0
+    assert "\033[" in screen.getvalue() and "╭" in screen.getvalue()
 
 
 def test_unknown_verbs_and_options_are_usage_errors(capsys):
