@@ -100,6 +100,6 @@ $(DOCS_STAMP): $(STAMP)
 	@touch $@
 
 clean:
-	rm -rf build dist site .cache *.egg-info demo-output .pytest_cache .ruff_cache .benchmarks .hypothesis
+	rm -rf build dist site .cache *.egg-info demo-output fuzz-failures .pytest_cache .ruff_cache .benchmarks .hypothesis
 	rm -f growtas/_cpu*.so growtas/_cuda*.so growtas/_build_cpu.json growtas/_build_cuda.json $(STAMP) $(DOCS_STAMP)
 	find growtas kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -112,6 +112,10 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _found(path: Path, name: Path) -> Finding:
+    if not path.is_file():  # it is not opened: reading a pipe would wait
+        lost = path.is_symlink() and not path.exists()
+        told = "it is a link to a file that is not there" if lost else "it is a pipe, a socket or a device"
+        return Finding(name, False if lost else None, told)
     try:
         told = _told(path, name)
     except (GrowtasError, OSError) as error:

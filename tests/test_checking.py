@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -100,6 +101,14 @@ def test_a_second_phase_does_not_begin_with_damaged_weights(copied):
         growtas.GrowtasError, match="initial.safetensors, the weights .* is damaged or another"
     ):
         growtas.train(resume=copied / "second")
+
+
+def test_pipes_are_not_opened_and_lost_files_are_named(tmp_path):
+    os.mkfifo(tmp_path / "config.yaml")
+    (tmp_path / "log.jsonl").symlink_to(tmp_path / "elsewhere")
+    pipe, link = growtas.check(tmp_path).findings
+    assert (pipe.ok, pipe.told) == (None, "it is a pipe, a socket or a device")
+    assert (link.ok, link.told) == (False, "it is a link to a file that is not there")
 
 
 def test_what_cannot_be_checked_is_a_usage_error(tmp_path):

@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 
 
-def thinned(cases: Iterable[Any], fast: Collection[int], several: bool = False) -> list[Any]:
-    """The cases, those at other places than ``fast`` marked slow.
+def thinned(cases: Iterable[Any], fast: Collection[int | str], several: bool = False) -> list[Any]:
+    """The cases, others than ``fast`` marked slow.
 
     Args:
         cases: values for :func:`pytest.mark.parametrize`.
-        fast: places of cases that differ in kind; the others repeat their code at further sizes.
+        fast: those that differ in kind, by place or, where they are names, by name; the others repeat their
+            code at further sizes.
         several: each case is a tuple of arguments, not one argument.
     """
-    made = [pytest.param(*case) if several else pytest.param(case) for case in cases]
-    return [
-        case if place in fast else pytest.param(*case.values, marks=pytest.mark.slow)
-        for place, case in enumerate(made)
-    ]
+
+    def marked(place: int, case: Any) -> Any:
+        quick = place in fast or isinstance(case, str) and case in fast
+        return pytest.param(*(case if several else (case,)), marks=() if quick else pytest.mark.slow)
+
+    return [marked(place, case) for place, case in enumerate(cases)]

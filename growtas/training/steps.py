@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BLOCK = 100  # steps of one record
+MOST_BYTES = 2**24  # of what was drawn in them: a log may be somebody else's, and zlib packs a thousandfold
 DRAWN = ("step", "subnets", "group")
 COMPLETE = ("loss", "lr", "skipped")
 
@@ -62,8 +63,18 @@ def unpacked(record: dict[str, Any], event: str) -> Iterator[dict[str, Any]]:
     Args:
         record: from the log.
         event: ``step`` for the complete ones, ``draw`` for what was drawn in all of them.
+
+    Raises:
+        ValueError: what was drawn cannot be unpacked.
     """
-    drawn = json.loads(zlib.decompress(b64decode(record["drawn"])))
+    inflater = zlib.decompressobj()
+    try:
+        data = inflater.decompress(b64decode(record["drawn"]), MOST_BYTES)
+    except zlib.error as error:
+        raise ValueError(f"the steps from {record['step']} on cannot be unpacked") from error
+    if not inflater.eof:
+        raise ValueError(f"the steps from {record['step']} on are cut short, or over {MOST_BYTES:,} bytes")
+    drawn = json.loads(data)
     common = {name: record[name] for name in ("epoch", "stage", "groups")}
     complete, time = record["complete"], {"time": record["time"]}
     for values in zip(*(drawn[name] for name in DRAWN), strict=True):

@@ -1,7 +1,7 @@
 """Command lines: every verb with its options, their values mutated. Nothing is trained or measured.
 
-What a verb works on is not there, so that good arguments end in a sentence too; training tells what it would
-take. An input is one argument a line.
+The runs and models that verbs work on are not there, so that good arguments end in a sentence too; training
+tells what it would take. An input is one argument a line.
 """
 
 from __future__ import annotations

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import zlib
+from base64 import b64encode
 
 import pytest
 import torch
 from runs import SPACE
 
 from growtas.errors import GrowtasError, UsageError
+from growtas.training import steps
 from growtas.training.environment import changes, environment
 from growtas.training.log import RunLog, check_whole, last_record, read_log
 from growtas.training.steps import spacing
@@ -194,6 +197,23 @@ def test_the_log_of_a_long_run_keeps_every_draw_and_some_losses(tmp_path, log_ev
     assert [record["step"] for record in everything] == sorted(record["step"] for record in everything)
     sizes = [(tmp_path / name / "log.jsonl").stat().st_size for name in ("thin", "full")]
     assert sizes[0] < sizes[1] / 3
+
+
+@pytest.mark.parametrize(
+    "drawn, says",
+    [
+        (zlib.compress(bytes(2 * steps.MOST_BYTES)), "cut short, or over 16,777,216 bytes"),
+        (zlib.compress(b"{}")[:-3], "cut short"),
+        (b"none", "cannot be unpacked"),
+    ],
+)
+def test_steps_that_cannot_be_unpacked_are_a_sentence(tmp_path, drawn, says):
+    """Somebody else's log has checksums too: a few kilobytes must not become gigabytes."""
+    log = RunLog(tmp_path)
+    log.write("steps", 0, 0, stage=0, groups=[0], last=0, complete={}, drawn=b64encode(drawn).decode())
+    log.close()
+    with pytest.raises(GrowtasError, match=f"log.jsonl is damaged .*the steps from 0 on .*{says}"):
+        list(read_log(tmp_path))
 
 
 def test_short_runs_keep_everything():
