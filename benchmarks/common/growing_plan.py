@@ -30,7 +30,7 @@ NARROW, WIDE = (32, 40, 48), (12, 30, 48)
 
 @dataclass(frozen=True)
 class Setting:
-    """What the runs of one comparison have in common.
+    """The settings that the runs of one comparison share.
 
     Args:
         key: its name, and that of its folder.
