@@ -8,6 +8,11 @@ from torch import Tensor, nn
 from growtas import ops
 from growtas.nn.linear import PartialLayerNorm, SlicedLinear
 from growtas.nn.precision import compute_dtype
+from growtas.ops.attention_branch.one_call import AttentionWeights
+from growtas.ops.block_stack import Layer
+from growtas.ops.mlp.weights import MLPWeights
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class RelativeAttention(nn.Module):
@@ -131,3 +136,41 @@ class Block(nn.Module):
         attention_scale, mlp_scale = scales or (None, None)
         x = self.attn(x, self.norm1, num_heads, grid, attention_scale)
         return self.mlp(x, self.norm2, hidden_dim, mlp_scale)
+
+    def layer(
+        self, num_heads: int, hidden_dim: int, scales: tuple[Tensor, Tensor] | None = None
+    ) -> Layer | None:
+        """The block as :func:`.block_stack` runs it; None where more would happen than its own operations do:
+        a hook, or another module in place of one of its branches.
+
+        Args: as of :meth:`forward`.
+        """
+        attn, mlp, norm1, norm2 = self.attn, self.mlp, self.norm1, self.norm2
+        if type(attn) is not RelativeAttention or type(mlp) is not MLP:
+            return None
+        for module in (self, attn, mlp):
+            values = module.__dict__
+            if "forward" in values or any([values[name] for name in _HOOKS]):
+                return None
+        qkv, proj, fc1, fc2 = attn.qkv, attn.proj, mlp.fc1, mlp.fc2
+        tables = attn.key_table_v, attn.key_table_h, attn.value_table_v, attn.value_table_h
+        attention_scale, mlp_scale = scales or (None, None)
+        return Layer(
+            AttentionWeights(
+                norm1.weight,
+                norm1.bias,
+                qkv.weight,
+                qkv.bias,
+                *tables,
+                proj.weight,
+                proj.bias,
+                attention_scale,
+            ),
+            MLPWeights(norm2.weight, norm2.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, mlp_scale),
+            num_heads,
+            hidden_dim,
+            attn.head_dim,
+            attn.qkv_bias,
+            norm1.eps,
+            norm2.eps,
+        )

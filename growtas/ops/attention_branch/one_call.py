@@ -61,7 +61,7 @@ def takes_attention(
     )
 
 
-def _attention_sizes(
+def attention_sizes(
     x: Tensor,
     weights: AttentionWeights,
     num_heads: int,
@@ -101,7 +101,7 @@ def attention_forward(
     attended = x.new_empty(batch, tokens, num_heads * head_dim)
     lse = x.new_empty(batch, num_heads, tokens)
     native.load("cpu").attention_forward(
-        _attention_sizes(x, weights, num_heads, grid, bias_layout),
+        attention_sizes(x, weights, num_heads, grid, bias_layout),
         pointers(*weights),
         pointers(x, y, mean, rstd, qkv, attended, lse),
         eps,
@@ -133,7 +133,7 @@ def attention_backward(
     """
     found = gradients(x, weights)
     native.load("cpu").attention_backward(
-        _attention_sizes(x, weights, saved[2].shape[2], grid, bias_layout),
+        attention_sizes(x, weights, saved[2].shape[2], grid, bias_layout),
         pointers(*weights),
         pointers(dy, x, *saved),
         pointers(*found),

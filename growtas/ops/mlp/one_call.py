@@ -35,7 +35,7 @@ def takes_mlp(x: Tensor, weights: MLPWeights, hidden_dim: int, dtype: torch.dtyp
     )
 
 
-def _mlp_sizes(x: Tensor, weights: MLPWeights, hidden_dim: int) -> tuple[int, ...]:
+def mlp_sizes(x: Tensor, weights: MLPWeights, hidden_dim: int) -> tuple[int, ...]:
     full_hidden, full = weights.w1.shape
     return (*x.shape, hidden_dim, full, full_hidden, full, full_hidden)
 
@@ -57,7 +57,7 @@ def mlp_forward(
         x.new_empty(rows, hidden_dim),
     )
     tensors = (x.data_ptr(), y.data_ptr(), mean.data_ptr(), rstd.data_ptr(), hidden.data_ptr())
-    sizes = _mlp_sizes(x, weights, hidden_dim)
+    sizes = mlp_sizes(x, weights, hidden_dim)
     native.load("cpu").mlp_forward(sizes, pointers(*weights), tensors, eps)
     return y, mean, rstd, hidden
 
@@ -80,7 +80,7 @@ def mlp_backward(
     found = gradients(x, weights)
     tensors = (dy.data_ptr(), x.data_ptr(), mean.data_ptr(), rstd.data_ptr(), hidden.data_ptr())
     native.load("cpu").mlp_backward(
-        _mlp_sizes(x, weights, hidden.shape[1]),
+        mlp_sizes(x, weights, hidden.shape[1]),
         pointers(*weights),
         tensors,
         pointers(*found),
