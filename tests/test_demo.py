@@ -86,6 +86,7 @@ def test_ctrl_c_in_training_and_in_the_search_and_once_more(tmp_path, monkeypatc
 
     step, correct = Trainer._step, Evaluator._correct
     calls = []
+    monkeypatch.setattr(plotting, "picture", lambda path, *shown: path)  # that of `made` is drawn
 
     def interrupted_step(self, *args):
         calls.append("step")

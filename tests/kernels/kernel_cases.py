@@ -28,6 +28,25 @@ DTYPES = [
     pytest.param(torch.bfloat16, torch.bfloat16, id="bf16", marks=(needs_gpu, pytest.mark.cuda)),
 ]
 
+
+def with_dtypes(cases: list) -> list:
+    """Each case with each of DTYPES; in ``make test`` with one of them in turn, where Triton is interpreted.
+
+    Args:
+        cases: of shapes, as pytest.param with an id.
+    """
+    return [
+        pytest.param(
+            *case.values,
+            *form.values,
+            id=f"{case.id}-{form.id}",
+            marks=(*case.marks, *form.marks, *([] if GPU or (place - turn) % 3 == 0 else [pytest.mark.slow])),
+        )
+        for place, case in enumerate(cases)
+        for turn, form in enumerate(DTYPES)
+    ]
+
+
 #: The interpreter's time goes by operations, whatever their size: fewer, larger ones. A GPU keeps its tiles.
 LARGE_TILES = {} if GPU else {"rows": 64, "cols": 128, "depth": 64}
 
