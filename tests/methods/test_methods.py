@@ -14,7 +14,7 @@ import torch
 from growtas.errors import GrowtasError, UsageError
 from growtas.methods import Method, MethodSettings, TrainingContext, create_method, method_names
 from growtas.methods.base import _REGISTRY, register
-from growtas.methods.options import parse_options
+from growtas.methods.options import NoOptions, parse_options
 from growtas.space import load_space
 from growtas.supernet import Supernet
 
@@ -205,5 +205,5 @@ def test_options_that_cannot_be_read(text, sentence):
 
 
 def test_a_method_without_options_says_so():
-    with pytest.raises(UsageError, match="Method 'uniform' has no option 'stages'. It has none"):
-        create_method("uniform", settings(options="stages=3"))
+    with pytest.raises(UsageError, match="Method 'x' has no option 'stages'. It has none"):
+        parse_options(NoOptions, "stages=3", "method 'x'")
