@@ -60,7 +60,8 @@ def test_the_result_is_the_searchs_and_the_saved_model_the_slice(made):
     assert 0 <= result.logit_difference < 1e-3
 
 
-def test_a_second_call_shows_the_results_again(made, capsys):
+def test_a_second_call_shows_the_results_again(made, capsys, monkeypatch):
+    monkeypatch.setattr(plotting, "picture", lambda path, *shown: path)
     result, folder = made
     kept = {path: path.read_bytes() for path in result.files if path.name != "demo.png"}
     assert cli.main(["demo", "--out", str(folder), *ARGS]) == 0

@@ -29,11 +29,12 @@ DTYPES = [
 ]
 
 
-def with_dtypes(cases: list) -> list:
-    """Each case with each of DTYPES; in ``make test`` with one of them in turn, where Triton is interpreted.
+def with_dtypes(cases: list, dtypes: list = DTYPES) -> list:
+    """Each case with each of some dtypes; where Triton is interpreted, ``make test`` has one of them in turn.
 
     Args:
         cases: of shapes, as pytest.param with an id.
+        dtypes: likewise; the first three are those that are interpreted.
     """
     return [
         pytest.param(
@@ -43,7 +44,7 @@ def with_dtypes(cases: list) -> list:
             marks=(*case.marks, *form.marks, *([] if GPU or (place - turn) % 3 == 0 else [pytest.mark.slow])),
         )
         for place, case in enumerate(cases)
-        for turn, form in enumerate(DTYPES)
+        for turn, form in enumerate(dtypes)
     ]
 
 

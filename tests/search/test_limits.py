@@ -78,16 +78,17 @@ def test_the_set_is_exactly_what_meets_the_limits(space, window):
     ]
 
 
-def test_drawing_has_the_distribution_of_drawing_from_the_space_and_discarding():
+@pytest.mark.parametrize("draws", [2000, pytest.param(6000, marks=pytest.mark.slow)])
+def test_drawing_has_the_distribution_of_drawing_from_the_space_and_discarding(draws):
     limits = Limits(max_params=45_000, min_params=25_000)
     feasible, rng, other = feasible_set(DIGITS, 10, limits), random.Random(0), random.Random(1)
-    drawn = Counter(shape(feasible.sample(rng)) for _ in range(6000))
-    kept = [shape(s) for s in (DIGITS.sample(other) for _ in range(40_000)) if s in feasible]
+    drawn = Counter(shape(feasible.sample(rng)) for _ in range(draws))
+    kept = [shape(s) for s in (DIGITS.sample(other) for _ in range(20 * draws // 3)) if s in feasible]
     expected = Counter(kept)
     for key, count in expected.items():
         share = count / len(kept)
-        sigma = (share * (1 - share) * (1 / 6000 + 1 / len(kept))) ** 0.5
-        assert abs(drawn[key] / 6000 - share) < 5 * sigma + 1e-3, key
+        sigma = (share * (1 - share) * (1 / draws + 1 / len(kept))) ** 0.5
+        assert abs(drawn[key] / draws - share) < 5 * sigma + 1e-3, key
 
 
 def shape(subnet: Subnet) -> tuple:
