@@ -44,9 +44,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """Leave what was imported out of garbage collections: looking at it takes longer than most tests."""
+    """Let few garbage collections be, and leave out what was imported: one takes longer than most tests."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 CPU_BACKENDS = ("torch", "cpu", "triton")

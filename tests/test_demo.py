@@ -60,7 +60,8 @@ def test_the_result_is_the_searchs_and_the_saved_model_the_slice(made):
     assert 0 <= result.logit_difference < 1e-3
 
 
-def test_a_second_call_shows_the_results_again(made, capsys):
+def test_a_second_call_shows_the_results_again(made, capsys, monkeypatch):
+    monkeypatch.setattr(plotting, "picture", lambda path, *shown: path)
     result, folder = made
     kept = {path: path.read_bytes() for path in result.files if path.name != "demo.png"}
     assert cli.main(["demo", "--out", str(folder), *ARGS]) == 0
@@ -86,6 +87,7 @@ def test_ctrl_c_in_training_and_in_the_search_and_once_more(tmp_path, monkeypatc
 
     step, correct = Trainer._step, Evaluator._correct
     calls = []
+    monkeypatch.setattr(plotting, "picture", lambda path, *shown: path)  # that of `made` is drawn
 
     def interrupted_step(self, *args):
         calls.append("step")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 import subprocess
@@ -69,6 +70,7 @@ TORCH_FREE = (
 )
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Every module, by its dotted name without ``growtas.``."""
     found = {}

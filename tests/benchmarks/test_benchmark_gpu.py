@@ -20,6 +20,7 @@ import pytest
 import torch
 from common import gpu_plan, gpu_tables, gpu_worker
 from common.gpu_crew import Crew, Job
+from thinning import thinned
 
 HERE = Path(__file__).parent
 REHEARSAL = (
@@ -153,7 +154,7 @@ def test_workers_that_do_not_start_are_said_once(crew, tmp_path):
     assert job.status.startswith(("its process died", "no worker starts"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", thinned([signal.SIGTERM, signal.SIGKILL], fast=(1,)))
 def test_a_cut_at_any_second_keeps_what_was_known(tmp_path, number):
     command = [sys.executable, "-c", REHEARSAL, "--rehearse", "--minutes", "10"]
     process = subprocess.Popen(

@@ -15,6 +15,7 @@ import safetensors.torch
 import timm
 import torch
 from test_folder import CONV, VIT
+from thinning import thinned
 
 from growtas import export
 from growtas.architectures import growtas_mobilenet, growtas_vit
@@ -271,6 +272,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.parametrize("folder", thinned(HEADS, fast=("growtas_vit",)), indirect=True)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_weights_that_are_damaged(folder, damage):
     make, told = DAMAGES[damage]

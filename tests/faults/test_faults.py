@@ -52,9 +52,15 @@ def at_share(bench, case, what, share, **given):
     return Fault(what, max(1, int(share * bench.whole(case).calls["disk"])), **given)
 
 
-@pytest.mark.parametrize("name", thinned(KILLED, fast=KILLED.keys() - {"interference", "plateau", "single"}))
+@pytest.mark.parametrize(
+    "name",
+    thinned(KILLED, fast=("uniform", "prenas", "files", "transfer", "search", "pack", "latency", "tune")),
+)
 def test_a_kill(bench, name):
-    """Of every method and verb; of half of them in the middle of a write."""
+    """Of methods and every verb; of half of them in the middle of a write.
+
+    The states of all methods go through a file in tests/training/test_stage_changes.py.
+    """
     case = CASES[name]
     assert bench.suffer(case, [at_share(bench, case, "SIGKILL", KILLED[name], seed=len(name))]) == [-9]
 
@@ -76,14 +82,18 @@ def test_faults_in_turn(bench):
 
 @pytest.mark.parametrize(
     ("what", "share", "lasting"),
-    [("ENOSPC", 0.2, True), ("ENOSPC", 0.55, True), ("EIO", 0.7, False), ("EACCES", 0.9, True)],
+    thinned(
+        [("ENOSPC", 0.2, True), ("ENOSPC", 0.55, True), ("EIO", 0.7, False), ("EACCES", 0.9, True)],
+        fast=(0, 2),
+        several=True,
+    ),
 )
 def test_a_disk_that_refuses(bench, what, share, lasting):
     case = CASES["growtas-curves"]
     assert bench.suffer(case, [at_share(bench, case, what, share, lasting=lasting, seed=1)]) == [1]
 
 
-@pytest.mark.parametrize("share", [0.05, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize("share", thinned([0.05, 0.25, 0.5, 0.75], fast=(1, 2)))
 def test_power_that_is_lost(bench, share):
     case = CASES["growtas"]
     bench.suffer(case, [at_share(bench, case, "power", share, seed=-1 if share == 0.5 else 7)])

@@ -94,16 +94,28 @@ def test_every_number_has_two_ends(verb):
         assert not bound.whole or pytest.raises(UsageError, bound, name, 2.9)
 
 
-@pytest.mark.parametrize("verb", FUNCTIONS)
-def test_a_number_of_23_digits_is_refused_by_name(verb, tmp_path, monkeypatch):
-    """Before a run, a space or data is looked for: what each verb works on is not there."""
+OTHER_RUNS = ("finetune", "transfer")
+"""Verbs that have most settings of training, with its bounds."""
+
+
+@pytest.mark.parametrize(
+    ("verb", "every"),
+    [(verb, 4 if verb in OTHER_RUNS else 1) for verb in FUNCTIONS]
+    + [pytest.param(verb, 1, marks=pytest.mark.slow) for verb in OTHER_RUNS],
+)
+def test_a_number_of_23_digits_is_refused_by_name(verb, every, tmp_path, monkeypatch):
+    """Before a run, a space or data is looked for: what each verb works on is not there.
+
+    Of the settings of training, ``train`` has all tried, and the other two every fourth.
+    """
     monkeypatch.chdir(tmp_path)
     own = [
         *verb.split(),
         *MISSING.get(verb, ["--space", "digits", "--out", "new"] if verb == "train" else []),
     ]
+    settings = list(numbers("train")) if every > 1 else []
     for name in numbers(verb):
-        if name in WITHIN:
+        if name in WITHIN or (name in settings and settings.index(name) % every):
             continue
         with pytest.raises(Refused) as refused:
             call(*own, option(name), "9" * 31 if name == "lr" else "9" * 23)

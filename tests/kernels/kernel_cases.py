@@ -28,6 +28,26 @@ DTYPES = [
     pytest.param(torch.bfloat16, torch.bfloat16, id="bf16", marks=(needs_gpu, pytest.mark.cuda)),
 ]
 
+
+def with_dtypes(cases: list, dtypes: list = DTYPES) -> list:
+    """Each case with each of some dtypes; where Triton is interpreted, ``make test`` has one of them in turn.
+
+    Args:
+        cases: of shapes, as pytest.param with an id.
+        dtypes: likewise; the first three are those that are interpreted.
+    """
+    return [
+        pytest.param(
+            *case.values,
+            *form.values,
+            id=f"{case.id}-{form.id}",
+            marks=(*case.marks, *form.marks, *([] if GPU or (place - turn) % 3 == 0 else [pytest.mark.slow])),
+        )
+        for place, case in enumerate(cases)
+        for turn, form in enumerate(dtypes)
+    ]
+
+
 #: The interpreter's time goes by operations, whatever their size: fewer, larger ones. A GPU keeps its tiles.
 LARGE_TILES = {} if GPU else {"rows": 64, "cols": 128, "depth": 64}
 

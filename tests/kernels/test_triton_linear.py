@@ -6,7 +6,6 @@ import pytest
 import reference
 import torch
 from kernel_cases import (
-    DTYPES,
     GPU,
     LARGE_TILES,
     NAN,
@@ -19,6 +18,7 @@ from kernel_cases import (
     poisoned_outputs,
     recorded_stores,
     rows,
+    with_dtypes,
 )
 
 from growtas import kernels
@@ -51,8 +51,7 @@ def _inputs(m, k, n, k_max, n_max, gap, dtype, parameter_dtype, device):
     return x, weight, parameter((n_max,), (n,), parameter_dtype, device, 1.0), dy
 
 
-@pytest.mark.parametrize("dtype, parameter_dtype", DTYPES)
-@pytest.mark.parametrize("m, k, n, k_max, n_max, gap", CASES)
+@pytest.mark.parametrize("m, k, n, k_max, n_max, gap, dtype, parameter_dtype", with_dtypes(CASES))
 def test_matches_fp64(m, k, n, k_max, n_max, gap, dtype, parameter_dtype, device):
     x, weight, bias, dy = _inputs(m, k, n, k_max, n_max, gap, dtype, parameter_dtype, device)
     with poisoned_outputs(), tiles.constrained(**LARGE_TILES):

@@ -6,7 +6,6 @@ import pytest
 import reference
 import torch
 from kernel_cases import (
-    DTYPES,
     GPU,
     LARGE_TILES,
     assert_as_good_as_torch,
@@ -17,6 +16,7 @@ from kernel_cases import (
     poisoned_outputs,
     recorded_stores,
     rows,
+    with_dtypes,
 )
 
 from growtas.errors import UsageError
@@ -56,8 +56,7 @@ def _wide(*tensors):
     return [tensor.double() for tensor in tensors]
 
 
-@pytest.mark.parametrize("dtype, parameter_dtype", DTYPES)
-@pytest.mark.parametrize("b, tokens, k, n, k_max, n_max, gap", CASES)
+@pytest.mark.parametrize("b, tokens, k, n, k_max, n_max, gap, dtype, parameter_dtype", with_dtypes(CASES))
 def test_forward_matches_fp64(b, tokens, k, n, k_max, n_max, gap, dtype, parameter_dtype, device):
     x, weight, bias, stream, scale = _inputs(
         b, tokens, k, n, k_max, n_max, gap, dtype, parameter_dtype, device
@@ -86,8 +85,7 @@ def test_forward_matches_fp64(b, tokens, k, n, k_max, n_max, gap, dtype, paramet
         assert_as_good_as_torch(y, plain, truth, k, f"residual in {kind}, scaled: {scaled}")
 
 
-@pytest.mark.parametrize("dtype, parameter_dtype", DTYPES)
-@pytest.mark.parametrize("b, tokens, k, n, k_max, n_max, gap", CASES)
+@pytest.mark.parametrize("b, tokens, k, n, k_max, n_max, gap, dtype, parameter_dtype", with_dtypes(CASES))
 def test_backward_matches_fp64(b, tokens, k, n, k_max, n_max, gap, dtype, parameter_dtype, device):
     """dy in fp32 under 16-bit matmuls, as a residual stream in fp32 hands it over."""
     x, weight, bias, dy, scale = _inputs(b, tokens, k, n, k_max, n_max, gap, dtype, parameter_dtype, device)

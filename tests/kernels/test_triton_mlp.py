@@ -18,6 +18,7 @@ from kernel_cases import (
     poisoned_outputs,
     recorded_stores,
     rows,
+    with_dtypes,
 )
 
 from growtas.errors import UsageError
@@ -155,8 +156,9 @@ def _check(form, case, types, device, scaled):
         assert_as_good_as_torch(result, torch_result, true, reduction.get(name, b * tokens + d), name)
 
 
-@pytest.mark.parametrize("dtype, product_dtype, parameter_dtype", DTYPES)
-@pytest.mark.parametrize("b, tokens, d, m, d_max, m_max, gap", CASES)
+@pytest.mark.parametrize(
+    "b, tokens, d, m, d_max, m_max, gap, dtype, product_dtype, parameter_dtype", with_dtypes(CASES, DTYPES)
+)
 def test_fused_matches_fp64(
     b, tokens, d, m, d_max, m_max, gap, dtype, product_dtype, parameter_dtype, device
 ):

@@ -6,7 +6,6 @@ import pytest
 import reference
 import torch
 from kernel_cases import (
-    DTYPES,
     GPU,
     LARGE_TILES,
     NAN,
@@ -18,6 +17,7 @@ from kernel_cases import (
     poisoned_outputs,
     recorded_stores,
     rows,
+    with_dtypes,
 )
 
 from growtas.errors import UsageError
@@ -49,8 +49,9 @@ def _inputs(b, tokens, d, heads, e, d_max, heads_max, dtype, parameter_dtype, de
     return x, weight, bias, dqkv
 
 
-@pytest.mark.parametrize("dtype, parameter_dtype", DTYPES)
-@pytest.mark.parametrize("b, tokens, d, heads, e, d_max, heads_max, layout", CASES)
+@pytest.mark.parametrize(
+    "b, tokens, d, heads, e, d_max, heads_max, layout, dtype, parameter_dtype", with_dtypes(CASES)
+)
 def test_matches_fp64(b, tokens, d, heads, e, d_max, heads_max, layout, dtype, parameter_dtype, device):
     x, weight, bias, dqkv = _inputs(
         b, tokens, d, heads, e, d_max, heads_max, dtype, parameter_dtype, device, gap=d % 3

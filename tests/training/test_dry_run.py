@@ -66,7 +66,7 @@ def peak(made, file) -> int:
     "given",
     [
         {"space": SPACE},
-        {"space": SPACE, "checkpoint_activations": True},
+        pytest.param({"space": SPACE, "checkpoint_activations": True}, marks=pytest.mark.slow),
         pytest.param({"space": SPACE, "accumulate": 4}, marks=pytest.mark.slow),
         {"space": CONVOLUTIONAL, "batch": 64},
     ],

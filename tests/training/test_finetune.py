@@ -60,7 +60,7 @@ def every_subnet(groups):
             marks=pytest.mark.slow,
         ),
         pytest.param({"method_options": "frozen=literal", "subnets_per_step": 2}, (0, 1), id="literal"),
-        pytest.param({"sandwich": True, "distill": "ema"}, (0,), id="sandwich"),
+        pytest.param({"sandwich": True, "distill": "ema"}, (0,), id="sandwich", marks=pytest.mark.slow),
     ],
 )
 def test_frozen_weights_stay_to_the_bit_and_all_others_move(source, tmp_path, given, frozen):

@@ -17,6 +17,13 @@ import growtas
 from growtas.training.loop import Trainer
 
 
+@pytest.fixture(autouse=True)
+def _few_objects():
+    """Leave out of the counts, and of the collections before them, what other tests imported and keep."""
+    gc.collect()
+    gc.freeze()
+
+
 def caches() -> dict[str, int]:
     """Entries of every cache of functions, and of every collection at the top of a module, of growtas."""
     found = {}

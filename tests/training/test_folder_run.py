@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from runs import assert_same_result, records
+from thinning import thinned
 
 import growtas
 from growtas.space import SearchSpace, load_space
@@ -61,7 +62,7 @@ def steps_of(run):
     return steps
 
 
-@pytest.mark.parametrize("space", [TINY, MOBILENET], ids=lambda space: space.name)
+@pytest.mark.parametrize("space", thinned([TINY, MOBILENET], fast=(0,)), ids=lambda space: space.name)
 def test_a_folder_trains_on_the_default_recipe(space, tmp_path):
     settings = {"space": space, "data": photographs(tmp_path / "images", 200), "device": "cpu"}
     run = growtas.train(**settings, epochs=2, batch_size=80, workers=1, out=tmp_path / "run")

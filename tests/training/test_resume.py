@@ -8,6 +8,7 @@ import signal
 import pytest
 import torch
 from runs import SMALL, SPACE, assert_same_result, records, same
+from thinning import thinned
 
 import growtas
 from growtas.errors import GrowtasError, UsageError
@@ -47,7 +48,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(child, finished, tmp_path):
     assert_same_result(out, finished.path)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), thinned([(signal.SIGINT, 130), (signal.SIGTERM, 143)], fast=(0,), several=True)
+)
 def test_signals_that_reach_the_loading_processes_too(child, image_folder, tmp_path, number, status):
     space = dataclasses.replace(SPACE, name="rgb", in_channels=3, image_size=16)
     given = {"data": f"folder:{image_folder}", "epochs": 300, "batch_size": 16, "tensorboard": False}

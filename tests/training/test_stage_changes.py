@@ -9,6 +9,7 @@ import torch
 from runs import SPACE
 from test_mobilenet_run import SPACE as CONVOLUTIONAL
 from test_training_loop import CPU
+from thinning import thinned
 from timm.optim import list_optimizers
 
 from growtas.errors import UsageError
@@ -82,8 +83,14 @@ def test_a_method_on_its_default_recipe(tmp_path, family, method):
     assert_trains_and_resumes(lambda: trainer(tmp_path, family, method))
 
 
-@pytest.mark.parametrize("opt", ["adamw", "sgd", "rmsprop", "muon"])
-@pytest.mark.parametrize(("family", "method"), [("vit", "growtas"), ("convolutional", "shrinking")])
+OFTEN = [
+    (family, method, opt)
+    for family, method in (("vit", "growtas"), ("convolutional", "shrinking"))
+    for opt in ("adamw", "sgd", "rmsprop", "muon")
+]
+
+
+@pytest.mark.parametrize(("family", "method", "opt"), thinned(OFTEN, fast=(0, 1, 2, 3, 6), several=True))
 def test_an_optimizer(tmp_path, family, method, opt):
     assert_trains_and_resumes(lambda: trainer(tmp_path, family, method, opt=opt))
 

@@ -170,9 +170,9 @@ def spoil_optimizer(path):
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
+        pytest.param(spoil_empty, "truncated or damaged", marks=pytest.mark.slow),
+        pytest.param(spoil_text, "truncated or damaged", marks=pytest.mark.slow),
         (spoil_truncate, "truncated or damaged: the list of its records"),
-        (spoil_empty, "truncated or damaged"),
-        (spoil_text, "truncated or damaged"),
         (spoil_pickle, "no checkpoint of growtas .UnpicklingError"),
         (spoil_foreign, "no checkpoint of growtas, or one of another version"),
         (spoil_tensor, "no checkpoint of growtas, or one of another version"),
