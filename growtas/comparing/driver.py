@@ -135,7 +135,7 @@ def compare(
     placement = Placement.of(jobs, device, ranks, slurm)
     if seeds is not None and seeds > RATE_SEED:
         raise UsageError(f"seeds={seeds} is over {RATE_SEED:,}, where the seeds of trials begin.")
-    recorded, specs, seeds = _plan(path, values, methods, seeds)
+    recorded, specs, seeds = planned(path, values, methods, seeds)
     plan = recorded.plan
     again = f"Continue with: {command('compare', path)}{placement.words()}"
     runner = Runner(placement.launcher(plan.space, path / "slurm"), again)
@@ -147,10 +147,19 @@ def compare(
         return make_report(recorded, failed)
 
 
-def _plan(
-    path: Path, values: dict[str, Any], methods: Sequence[str] | None, seeds: int | None
+def planned(
+    path: Path, values: Mapping[str, Any], methods: Sequence[str] | None, seeds: int | None
 ) -> tuple[Recorded, tuple[MethodSpec, ...], int]:
-    """The comparison with what was asked for added, and the methods and seeds to be run now."""
+    """The comparison with what was asked for added, and the methods and seeds to be run now.
+
+    Args:
+        path: the folder.
+        values: arguments of :func:`compare` that all cells share, None where not given.
+        methods, seeds: as of :func:`compare`.
+
+    Raises:
+        UsageError: as :func:`compare`; nothing was written.
+    """
     old = read_plan(path)
     plan = _new_plan(path, values, old.plan if old else None)
     if old is None:
@@ -176,7 +185,7 @@ def _plan(
     return recorded, specs, seeds
 
 
-def _new_plan(path: Path, values: dict[str, Any], old: Plan | None) -> Plan:
+def _new_plan(path: Path, values: Mapping[str, Any], old: Plan | None) -> Plan:
     """The given values, then those that the folder holds, then the defaults."""
     given = {name: value for name, value in values.items() if value is not None}
     if "lr" in given:

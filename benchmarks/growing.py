@@ -1,0 +1,91 @@
+"""When does growing from small to large help? The map of docs/results.md: its runs, tables and figure.
+
+    python benchmarks/growing.py plan
+    python benchmarks/growing.py run FOLDER [--jobs 2] [--only KEY ...] [--until HH:MM]
+
+The plan is :mod:`common.growing_plan`. FOLDER gets a folder for each of its settings, which is what ``growtas
+compare`` writes; its verbs work on it. Run again, what is finished is kept and what was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from common import growing_plan
+
+from growtas import threads
+from growtas.errors import GrowtasError
+
+
+def seconds_until(clock: str, now: float) -> float:
+    """Seconds since 1970 of the next time that a clock shows this.
+
+    Args:
+        clock: hours and minutes, ``HH:MM``, local time.
+        now: seconds since 1970.
+
+    Raises:
+        ValueError: it is no time of day.
+    """
+    wanted, today = time.strptime(clock, "%H:%M"), time.localtime(now)
+    then = time.mktime((*today[:3], wanted.tm_hour, wanted.tm_min, 0, *today[6:8], -1))
+    return then if then > now else then + 24 * 3600
+
+
+def show_plan() -> None:
+    """Print the batches in their order."""
+    for batch in growing_plan.BATCHES:
+        print(f"{batch.setting:20} {batch.stage:8} {batch.pairs:3} pairs: {', '.join(batch.methods)}")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Run the cells. Args: given: on the command line. Returns: the exit status."""
+    os.environ.update(threads.count_variables(1) | threads.waiting_variables())  # before torch is imported
+    from common import growing_runs
+
+    batches = [batch for batch in growing_plan.BATCHES if not given.only or batch.setting in given.only]
+
+    def say(line: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+    failed = growing_runs.run(given.folder, batches, given.jobs, given.until, say)
+    return int(bool(failed))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do what is asked. Args: argv: as above. Returns: the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("plan", help="print the batches in their order")
+    own = verbs.add_parser("run", help="run what is not finished")
+    own.add_argument("folder", type=Path)
+    own.add_argument("--jobs", type=int, default=2, help="cells at once, each on one thread (2)")
+    own.add_argument("--only", nargs="+", metavar="KEY", default=(), help="settings; all where left out")
+    own.add_argument("--until", metavar="HH:MM", help="begin no cell after that time")
+    given = parser.parse_args(argv)
+    if given.verb == "plan":
+        show_plan()
+        return 0
+    known = [each.key for each in growing_plan.SETTINGS]
+    for key in given.only:
+        if key not in known:
+            parser.error(f"--only {key} is no setting; there are {', '.join(known)}")
+    if given.jobs < 1:
+        parser.error(f"--jobs {given.jobs} must be 1 or more")
+    try:
+        given.until = float("inf") if given.until is None else seconds_until(given.until, time.time())
+    except ValueError:
+        parser.error(f"--until {given.until} is no time of day; write HH:MM")
+    try:
+        return run(given)
+    except GrowtasError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
