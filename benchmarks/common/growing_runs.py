@@ -1,4 +1,4 @@
-"""Runs the cells of benchmarks/growing.py: several at once, in processes forked from one that has the images."""
+"""Runs the cells of benchmarks/growing.py, several at once, in forks of a process that has the images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from common.growing_plan import Batch, setting
-
 from growtas import atomic
 from growtas.comparing import driver
 from growtas.comparing.plan import RESULT_NAME, Plan, write_plan
