@@ -1,0 +1,249 @@
+"""The tables of docs/results.md on when growing helps, from the committed cells and differences."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.growing_cells import GROUPS, read_table
+from common.growing_plan import (
+    ALONE,
+    BATCHES,
+    MAP,
+    MECHANISM,
+    NEIGHBOURS,
+    SETTINGS,
+    THREE,
+    TRANSITIONS,
+    TWO,
+    UNIFORM,
+    Setting,
+)
+
+from growtas.comparing.markdown import difference_text, table
+from growtas.comparing.statistics import Interval
+
+FOLDER, CELLS, DIFFERENCES = "growing", "cells.csv", "differences.csv"
+PICTURE = "growing-map.svg"
+SHOWN = (*GROUPS, "found")
+NAMES = {TWO: "K = 2", THREE: "K = 3"}
+NONE = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The committed numbers.
+
+    Args:
+        cells: measures of the cells, by setting, method and measure: those of all seeds that have it.
+        differences: rows of differences.csv by setting, method, baseline and measure.
+    """
+
+    cells: dict[tuple[str, str, str], list[float]]
+    differences: dict[tuple[str, str, str, str], dict[str, Any]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Found:
+        """Read them. Args: folder: of all results."""
+        cells: dict[tuple[str, str, str], list[float]] = {}
+        for record in read_table(folder / FOLDER / CELLS).records():
+            setting, method = record.pop("setting"), record.pop("method")
+            for measure, value in record.items():
+                if value is not None:
+                    cells.setdefault((setting, method, measure), []).append(value)
+        rows = read_table(folder / FOLDER / DIFFERENCES).records()
+        keys = ("setting", "method", "baseline", "measure")
+        return cls(cells, {tuple(row[key] for key in keys): row for row in rows})
+
+    def level(self, setting: str, method: str, measure: str, form: str = ".2f") -> str:
+        """The mean over the seeds."""
+        values = self.cells.get((setting, method, measure))
+        return f"{statistics.fmean(values):{form}}" if values else NONE
+
+    def difference(self, setting: str, method: str, measure: str, baseline: str = UNIFORM) -> Interval | None:
+        """The mean over the pairs with its interval."""
+        row = self.differences.get((setting, method, baseline, measure))
+        return row and Interval(int(row["pairs"]), row["mean"], row["low"], row["high"])
+
+    def p(self, setting: str, method: str) -> float | None:
+        """Of a planned comparison, adjusted by Holm."""
+        row = self.differences.get((setting, method, UNIFORM, GROUPS[0]))
+        return row and row["p_holm"]
+
+    def pairs(self, setting: str, method: str, baseline: str = UNIFORM) -> str:
+        """How many there are."""
+        found = self.difference(setting, method, GROUPS[0], baseline)
+        return str(found.count) if found else NONE
+
+    def has(self, setting: str, method: str) -> bool:
+        """Return whether a cell is finished."""
+        return (setting, method, GROUPS[0]) in self.cells
+
+
+def shown(found: Interval | None) -> str:
+    """A difference with its interval, in bold where that excludes zero."""
+    return difference_text(found) if found else NONE
+
+
+def plan(_: Path) -> str:
+    """The settings and the batches in their order."""
+    rows = [(f"`{s.key}`", s.data, _widths(s), f"{s.lr:g}", str(s.epochs), _others(s)) for s in SETTINGS]
+    header = ("setting", "data", "embed_dim", "learning rate", "epochs", "further settings")
+    batches = [
+        (f"`{b.setting}`", b.stage, str(b.pairs), ", ".join(f"`{method}`" for method in b.methods))
+        for b in BATCHES
+    ]
+    return "\n\n".join(
+        [
+            table(header, rows),
+            "They run in this order, and stop where the time is over:",
+            table(("setting", "stage", "pairs", "methods"), batches),
+        ]
+    )
+
+
+def _widths(setting: Setting) -> str:
+    return ", ".join(map(str, setting.search_space().groups))
+
+
+def _others(setting: Setting) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in setting.settings.items()) or NONE
+
+
+def the_map(folder: Path) -> str:
+    """Growing minus uniform in every setting, with the picture above where there is one."""
+    found = Found.read(folder)
+    keys = [s.key for s in SETTINGS if any(found.has(s.key, method) for method in (TWO, THREE))]
+    if not keys:
+        return ""
+    small = GROUPS[0]
+    tests = [
+        (
+            *(f"`{key}`", found.pairs(key, TWO), found.level(key, UNIFORM, small)),
+            *(text for m in (TWO, THREE) for text in (shown(found.difference(key, m, small)), _p(found, key, m))),
+        )
+        for key in keys
+    ]
+    others = [
+        (
+            f"`{key}`",
+            *(
+                text
+                for measure in (GROUPS[-1], "found")
+                for text in (
+                    found.level(key, UNIFORM, measure),
+                    *(shown(found.difference(key, method, measure)) for method in (TWO, THREE)),
+                )
+            ),
+        )
+        for key in keys
+    ]
+    names = tuple(NAMES[method] for method in (TWO, THREE))
+    parts = [
+        "Small subnets, mean top-1 of random ones:",
+        table(("setting", "pairs", "uniform", names[0], "p", names[1], "p"), tests),
+        "The widest, and the mean of the subnets that searches found:",
+        table(
+            ("setting", "uniform, large", *names, "uniform, found", *names),
+            others,
+        ),
+    ]
+    return "\n\n".join([*_picture(folder), *parts])
+
+
+def _picture(folder: Path) -> list[str]:
+    exists = (folder.parents[1] / "docs" / "images" / PICTURE).is_file()
+    return [f"![Growing minus uniform in every setting](images/{PICTURE})"] if exists else []
+
+
+def _p(found: Found, key: str, method: str) -> str:
+    p = found.p(key, method)
+    return NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def mechanism(folder: Path) -> str:
+    """Growing beside its controls, and groups that are trained alone."""
+    found = Found.read(folder)
+    methods = tuple(dict.fromkeys((*MAP, *MECHANISM, *ALONE)))
+    return "\n\n".join(
+        part
+        for key in _with(found, (*MECHANISM[1:], *ALONE[1:]))
+        for part in (
+            f"`{key}`:",
+            _methods(found, key, methods),
+            _along(found, key, methods),
+            *_contrasts(found, key, (TWO, THREE)),
+        )
+    )
+
+
+def transitions(folder: Path) -> str:
+    """Growing with the first stage shorter and longer."""
+    found, methods = Found.read(folder), (UNIFORM, TWO, *TRANSITIONS[1:])
+    return "\n\n".join(
+        part
+        for key in _with(found, TRANSITIONS[1:])
+        for part in (f"`{key}`:", _methods(found, key, methods), *_contrasts(found, key, TRANSITIONS[1:]))
+    )
+
+
+def neighbours(folder: Path) -> str:
+    """Other methods in the same setting."""
+    found, methods = Found.read(folder), (*MAP, *NEIGHBOURS[1:])
+    return "\n\n".join(
+        part
+        for key in _with(found, NEIGHBOURS[1:])
+        for part in (f"`{key}`:", _methods(found, key, methods), *_contrasts(found, key, NEIGHBOURS[1:]))
+    )
+
+
+def _with(found: Found, methods: Iterable[str]) -> list[str]:
+    """The settings in which one of some methods ran."""
+    return [s.key for s in SETTINGS if any(found.has(s.key, method) for method in methods)]
+
+
+def _methods(found: Found, key: str, methods: Sequence[str]) -> str:
+    """Levels and differences to uniform."""
+    rows = [
+        (
+            *(f"`{m}`", found.pairs(key, m), *(found.level(key, m, each) for each in SHOWN)),
+            *(shown(found.difference(key, m, each)) for each in SHOWN),
+            found.level(key, m, "cpu_seconds", ".0f"),
+        )
+        for m in methods
+        if found.has(key, m)
+    ]
+    return table(("method", "pairs", *SHOWN, *(f"− uniform, {each}" for each in SHOWN), "CPU s"), rows)
+
+
+def _along(found: Found, key: str, methods: Sequence[str]) -> str:
+    """When training left the plateau, and how far gradients agreed."""
+    named = {"left_at_epoch": ".1f", "cosine": ".3f", "control": ".3f", "cosine_last": ".3f", "control_last": ".3f"}
+    rows = [
+        (
+            f"`{method}`",
+            *(found.level(key, method, measure, form) for measure, form in named.items()),
+            shown(found.difference(key, method, "cosine")),
+        )
+        for method in methods
+        if found.has(key, method)
+    ]
+    header = ("left the plateau at epoch", "cosine", "control", "cosine, end", "control, end", "cosine − uniform's")
+    return table(("method", *header), rows)
+
+
+def _contrasts(found: Found, key: str, methods: Iterable[str]) -> list[str]:
+    """Differences to what is not uniform; nothing where there is none."""
+    rows = [
+        (
+            *(f"`{method}` − `{baseline}`", found.pairs(key, method, baseline)),
+            *(shown(found.difference(key, method, measure, baseline)) for measure in SHOWN),
+        )
+        for method in methods
+        for own, of, baseline, measure in found.differences
+        if (own, of, measure) == (key, method, GROUPS[0]) and baseline != UNIFORM
+    ]
+    return [table(("difference", "pairs", *SHOWN), rows)] if rows else []
