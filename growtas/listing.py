@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from growtas import bounds, cost
 from growtas.space import Space, load_space, preset_names
 
-CLASSES = {"digits": 10, "digits-mobilenet": 10, "glyphs": 62}  # of the data that a preset is for; else 1000
+# Of the data that a preset is for; 1000 for the others.
+CLASSES = {"digits": 10, "digits-mobilenet": 10, "glyphs": 62, "typefaces": 21}
 COLUMNS = {  # what the families choose, and its column's title, by the choice that groups their subnets
     "embed_dim": {
         "embed_dim": "embed_dim",
@@ -33,7 +34,8 @@ def spaces(space: str | None = None, num_classes: int | None = None) -> None:
 
     Args:
         space: a preset or the path of a YAML file; all presets where not given.
-        num_classes: outputs of the head, which count as parameters (1000; digits 10, glyphs 62).
+        num_classes: outputs of the head, which count as parameters (1000; digits 10, glyphs 62,
+            typefaces 21).
     """
     tables: dict[str, list[tuple[str, ...]]] = {}  # by family: the first choice tells it
     for name in [space] if space else preset_names():

@@ -12,7 +12,7 @@ from growtas import atomic, files
 from growtas.errors import GrowtasError, UsageError
 from growtas.space import Space, load_space, preset_names
 from growtas.training.config import RUNTIME, TrainConfig
-from growtas.training.embedded import data_for
+from growtas.training.embedded import EMBEDDED, data_for
 
 if TYPE_CHECKING:
     from growtas.training.run import Run
@@ -63,8 +63,9 @@ def check_counts(given: Mapping[str, Any], least: Mapping[str, int]) -> None:
 def space_and_data(space: str | Path | Space | None, data: str | None) -> tuple[Space, str]:
     """The given one, the one named like the other, or the digits."""
     if space is None:
-        space = data = data or "digits"
-        if data not in preset_names():
+        data = data or "digits"
+        space = data.partition(":")[0] if data.partition(":")[0] in EMBEDDED else data
+        if space not in preset_names():
             raise UsageError(f"Give space=NAME for the data {data!r}: no space is called like it.")
     space = load_space(space)
     return space, data_for(space.name, data)

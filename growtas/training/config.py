@@ -50,10 +50,12 @@ class TrainConfig:
             are given besides win. See docs/training.md.
         space: name of a preset or path of a YAML file.
         data: needed, unless the space is named after an embedded set (``digits``, ``digits-mobilenet``,
-            ``glyphs``). ``folder:PATH`` (PATH/train/CLASS/* and PATH/val/CLASS/*), ``packed:PATH`` (written
-            by growtas data pack), a timm data set name such as ``torch/cifar10`` or ``hfds/OWNER/NAME``,
-            ``digits``, or ``glyphs`` or ``glyphs:COUNT`` (rendered characters, 16000 or COUNT of them to
-            train on).
+            ``glyphs``, ``typefaces``). ``folder:PATH`` (PATH/train/CLASS/* and PATH/val/CLASS/*),
+            ``packed:PATH`` (written by growtas data pack), a timm data set name such as ``torch/cifar10`` or
+            ``hfds/OWNER/NAME``, ``digits``, or rendered characters: ``glyphs`` (which character?) or
+            ``typefaces`` (which font?); ``glyphs:COUNT`` has another number to train on than 16000, and
+            ``glyphs:COUNT,label_noise=0.2`` or ``glyphs:label_noise=0.2`` replaces that share of the labels
+            that are trained on.
         method: ``growtas``, ``uniform``, or another that is registered.
         stages: number of stages, or the groups of each such as ``0,1/0,1,2``.
         transition: ``size-aware``, ``midpoint``, the epochs such as ``250,375``, or a rule that looks at the
@@ -74,8 +76,8 @@ class TrainConfig:
         distill_weight: of the cross-entropy with the teacher's probabilities.
         label_weight: of the cross-entropy with the labels, for subnets that have a teacher.
         ema_decay: keep an exponential moving average of the weights, such as 0.9999; none where None.
-        epochs: passes over the training images (500; digits 60, glyphs 40).
-        batch_size: images per update, over all ranks together (1024; digits 32, glyphs 64).
+        epochs: passes over the training images (500; digits 60, glyphs and typefaces 40).
+        batch_size: images per update, over all ranks together (1024; digits 32, glyphs and typefaces 64).
         accumulate: equal parts that an update's images are computed in one after the other, for less memory;
             the update is that of the whole batch, but BatchNorm sees the parts.
         checkpoint_activations: keep only the input of each transformer block and compute the block again in
@@ -86,7 +88,8 @@ class TrainConfig:
         transition_max_params: its C_max.
         transition_beta: its beta in epochs; a tenth of the epochs where None.
         opt: a timm optimizer name (adamw; sgd for convolutional spaces on published data).
-        lr: peak learning rate; 5e-4 per 512 images where None (digits 3e-3, glyphs 1.2e-2).
+        lr: peak learning rate; 5e-4 per 512 images where None (digits 3e-3, glyphs 1.2e-2,
+            typefaces 6e-3).
         min_lr: at the end of the schedule (1e-5).
         warmup_lr: at the first update (1e-6).
         warmup_epochs: epochs of linear warm-up (20; digits 4), at most a tenth of the run unless given.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from growtas.errors import UsageError
 
-EMBEDDED = ("digits", "glyphs")
+EMBEDDED = ("digits", "glyphs", "typefaces")
 """Data sets without files. A space is named after one if it is called like it, or like ``digits-wide``."""
 
 
@@ -25,6 +25,7 @@ def data_for(space: str, data: str | None) -> str:
         raise UsageError(
             f"The space {space!r} needs data: give data='folder:PATH' (--data folder:PATH) with "
             "PATH/train/CLASS/image.jpg and PATH/val/CLASS/image.jpg, or a name such as 'torch/cifar10'. "
-            f"Only a space named after {' or '.join(EMBEDDED)}, such as digits-mobilenet, brings its own."
+            f"Only a space named after {', '.join(EMBEDDED[:-1])} or {EMBEDDED[-1]}, such as "
+            "digits-mobilenet, brings its own."
         )
     return named

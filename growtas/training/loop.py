@@ -244,8 +244,7 @@ class Trainer:
         self.ranks.sum(total)
         self.update.unscale()
         method.before_update(step, self.context)
-        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self.update.norm()
         total[2] = norm  # of the averaged gradients: the same on every rank
         summed, interrupted, norm_value, terminated = total.tolist()  # the step's only wait for the device
         mean = summed / self.ranks.world
@@ -254,7 +253,7 @@ class Trainer:
             progress.skipped += 1
             progress.skipped_in_a_row += 1
         else:
-            self._update(norm)
+            self.update.apply(norm)
             progress.skipped_in_a_row = 0
         self._record(step, mean, skipped, subnets)
         self.context.loss = mean
@@ -279,9 +278,6 @@ class Trainer:
         """That of the last layer, where layers have their own."""
         group = self.optimizer.param_groups[-1]
         return group["lr"] / group.get("lr_scale", 1.0)
-
-    def _update(self, norm: Tensor) -> None:
-        self.update.apply(norm)
 
     def _record(self, step: int, loss: float, skipped: bool, subnets: tuple[Subnet, ...]) -> None:
         config = self.config

@@ -51,8 +51,8 @@ def train(
 
     Args:
         space: a search space, the name of a preset or the path of a YAML file.
-        data: ``digits``, ``glyphs``, ``folder:PATH``, ``packed:PATH`` or a timm data set name; needed, unless
-            the space is named after an embedded set.
+        data: ``digits``, ``glyphs``, ``typefaces``, ``folder:PATH``, ``packed:PATH`` or a timm data set name;
+            needed, unless the space is named after an embedded set.
         resume: the folder of a run to continue instead; it knows its settings, and only those of
             :data:`growtas.training.config.RUNTIME` may be given again.
         config: config.yaml of another run, or its folder: the new run begins with its settings and its space,

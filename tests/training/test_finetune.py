@@ -19,7 +19,7 @@ from growtas.space import Subnet, load_space
 from growtas.spaces.mobilenet import MobileNetSpace
 from growtas.training import Run, TrainConfig, checkpoint
 from growtas.training.finetune import lr_share
-from growtas.training.loop import Trainer
+from growtas.training.update import Update
 
 LIVELY = {"weight_decay": 0.5, "clip_grad": 0.5, "ema_decay": 0.8, "epochs": 2, "lr": 3e-3}
 """All that moves weights without a gradient; the default rate is too low to show in two epochs."""
@@ -106,7 +106,7 @@ def test_frozen_weights_of_a_convolutional_space(tmp_path):
 
 def test_moments_and_norm_know_only_what_is_trained(source, tmp_path, monkeypatch):
     norms = []
-    original = Trainer._update
+    original = Update.apply
 
     def noting(self, norm):
         squares = [
@@ -117,7 +117,7 @@ def test_moments_and_norm_know_only_what_is_trained(source, tmp_path, monkeypatc
         original(self, norm)
 
     masks = frozen_region(source.load_net(), (0,))
-    monkeypatch.setattr(Trainer, "_update", noting)
+    monkeypatch.setattr(Update, "apply", noting)
     run = growtas.finetune(source, out=tmp_path / "plus", epochs=1)
     state = checkpoint.load(run.checkpoint_path)["optimizer"]["state"]
     names = [name for name, _ in source.load_net().named_parameters()]

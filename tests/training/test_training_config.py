@@ -136,7 +136,8 @@ def test_averaged_weights_must_be_kept_to_learn_from_them():
 
 
 @pytest.mark.parametrize(
-    ("space", "data"), [("digits", "digits"), ("digits-mobilenet", "digits"), ("glyphs", "glyphs")]
+    ("space", "data"),
+    [("digits", "digits"), ("digits-mobilenet", "digits"), ("glyphs", "glyphs"), ("typefaces", "typefaces")],
 )
 def test_a_space_named_after_an_embedded_set_brings_its_data(space, data):
     assert TrainConfig(space).resolved().data == data

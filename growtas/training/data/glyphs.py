@@ -1,192 +1,28 @@
-"""``glyphs``: rendered characters, 62 classes of 28x28 grey pixels, as many as are asked for.
-
-Every image is a function of a seed, its part and its number alone, so that a larger set begins with the
-smaller one. Randomness is a hash of counters in integers, and what follows uses sums, products and quotients
-of IEEE numbers only, one element at a time (no sine, no BLAS, no reduction), so that the pixels are the same
-everywhere, whatever the version of numpy.
-"""
+"""``glyphs``: 62 classes of rendered characters, in other fonts to test on than to train on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from growtas.training.data.fonts import CHARACTERS, TEST_FONTS, TRAINING_FONTS
+from growtas.training.data.rendering import Rendering
 
-import numpy as np
-
-from growtas.errors import UsageError
-from growtas.progress import track
-from growtas.space import seeded_rng
-from growtas.training.data.fonts import (
-    CELL,
-    CHARACTERS,
-    PIXELS_PER_EM,
-    TEST_FONTS,
-    TRAINING_FONTS,
-    coverage_maps,
+GLYPHS = Rendering(
+    name="glyphs",
+    fonts={"train": TRAINING_FONTS, "test": TEST_FONTS},
+    characters={"train": CHARACTERS, "test": CHARACTERS},
+    labels="character",
+    search_per_class=20,
+    test_per_class=100,
+    em=22.0,
+    half_turn=0.13,  # 15 degrees
+    shear=0.2,
+    scale=(0.75, 1.15),
+    shift=2.5,
+    paper=(0.0, 0.35),
+    ink=(0.55, 1.0),
+    clutter=0.8,
+    clutter_em=(0.7, 1.1),
+    clutter_ink=(0.3, 0.8),
+    noise=(0.05, 0.15),
 )
-
-SIZE = 28
-PARTS = {"train": TRAINING_FONTS, "test": TEST_FONTS}
-CHUNK = 512  # images drawn at once: what they need stays in the cache
-
-EM = 22.0  # pixels
-HALF_TURN = 0.13  # largest tangent of half the angle of rotation: 15 degrees
-SHEAR = 0.2
-SCALE = (0.75, 1.15)  # width and height apart
-SHIFT = 2.5  # pixels
-PAPER = (0.0, 0.35)  # grey of the background
-INK = (0.55, 1.0)  # grey of the character
-CLUTTER = 0.8  # how often there is a neighbour, on each side
-CLUTTER_EM = (0.7, 1.1)  # distance of its middle
-CLUTTER_INK = (0.3, 0.8)  # its contrast, as a share of the character's
-NOISE = (0.05, 0.15)  # standard deviation of the noise, drawn for each image
-
-_DRAWS = 32  # random words of an image before those of its pixels' noise
-_WORDS = _DRAWS + SIZE * SIZE
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def glyph_images(
-    count: int, seed: int = 0, part: str = "train", first: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Render characters.
-
-    Args:
-        count: number of images.
-        seed: determines every one of them.
-        part: ``train`` or ``test``; their fonts are disjoint, and so is their randomness.
-        first: number of the first image.
-
-    Returns:
-        (count, 28, 28) uint8, ink bright on dark, and (count,) int64 labels, places in CHARACTERS: image i is
-        of class i % 62, so that the classes are balanced as well as ``count`` allows.
-
-    Raises:
-        UsageError: ``count`` or ``first`` is negative, or there is no such part.
-        GrowtasError: a font is missing.
-    """
-    if part not in PARTS:
-        raise UsageError(f"part={part!r} is unknown; the glyphs have {' and '.join(map(repr, PARTS))}.")
-    if count < 0 or first < 0:
-        raise UsageError(f"count={count} and first={first} must be 0 or more.")
-    maps = np.stack([coverage_maps(font) for font in PARTS[part]])
-    key = np.uint64(seeded_rng("glyphs", seed, part).getrandbits(64))
-    images = np.empty((count, SIZE, SIZE), np.uint8)
-    for start in track(range(0, count, CHUNK), "render", "chunk"):
-        stop = min(start + CHUNK, count)
-        images[start:stop] = _chunk(np.arange(first + start, first + stop), maps, key)
-    return images, np.arange(first, first + count) % len(CHARACTERS)
-
-
-def contact_sheet(part: str = "train", columns: int = 31, rows: int = 2, seed: int = 0) -> np.ndarray:
-    """The first images of a part side by side, to look at.
-
-    Args:
-        part: ``train`` or ``test``.
-        columns: images in a row; 31 are half the classes.
-        rows: of images.
-        seed: as in :func:`glyph_images`.
-
-    Returns:
-        (rows * 28, columns * 28) uint8.
-    """
-    images, _ = glyph_images(rows * columns, seed, part)
-    return images.reshape(rows, columns, SIZE, SIZE).swapaxes(1, 2).reshape(rows * SIZE, columns * SIZE)
-
-
-@dataclass
-class _Draws:
-    """The random words of some images, taken one after another. Args: words: (n, k) uint64."""
-
-    words: np.ndarray
-    taken: int = 0
-
-    def word(self) -> np.ndarray:
-        """(n, 1, 1) uint64."""
-        self.taken += 1
-        return self.words[:, self.taken - 1, None, None]
-
-    def uniform(self, low: float, high: float) -> np.ndarray:
-        """(n, 1, 1) float64 in [low, high)."""
-        return low + (high - low) * ((self.word() >> np.uint64(11)) * 2.0**-53)
-
-    def below(self, count: int) -> np.ndarray:
-        """(n, 1, 1) int64 in 0 to count - 1."""
-        return (self.uniform(0, 1) * count).astype(np.int64)
-
-
-def _hashed(counters: np.ndarray) -> np.ndarray:
-    """SplitMix64's output at uint64 counters (Steele, Lea and Flood 2014); products wrap around."""
-    z = counters * _GOLDEN
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def _chunk(numbers: np.ndarray, maps: np.ndarray, key: np.uint64) -> np.ndarray:
-    """Images of (n,) numbers from (fonts, 62, CELL + 2, CELL + 2) maps: (n, 28, 28) uint8."""
-    counters = numbers.astype(np.uint64)[:, None] * np.uint64(_WORDS) + np.arange(_WORDS, dtype=np.uint64)
-    words = _hashed(counters + key)
-    draws = _Draws(words[:, :_DRAWS])
-    x, y = _text_coordinates(draws)
-    ink = _sampled(maps, draws.below(len(maps)), (numbers % len(CHARACTERS))[:, None, None], x, y)
-    for side in (-1, 1):
-        there = np.nonzero(draws.uniform(0, 1)[:, 0, 0] < CLUTTER)[0]
-        strength = draws.uniform(*CLUTTER_INK)[there]
-        offset = (side * PIXELS_PER_EM * draws.uniform(*CLUTTER_EM))[there]
-        font, character = draws.below(len(maps))[there], draws.below(len(CHARACTERS))[there]
-        beside = strength * _sampled(maps, font, character, x[there] - offset, y[there])
-        ink[there] = np.maximum(ink[there], beside)
-    paper = draws.uniform(*PAPER)
-    grey = paper + (draws.uniform(*INK) - paper) * ink
-    grey += draws.uniform(*NOISE) * _noise(words[:, _DRAWS:]).reshape(-1, SIZE, SIZE)
-    return np.floor(np.clip(grey, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def _text_coordinates(draws: _Draws) -> tuple[np.ndarray, np.ndarray]:
-    """Where each pixel lies on the line of text: (n, 28, 28) x and y, in pixels of the maps from the middle.
-
-    The rotation is written with the tangent of half its angle, which needs no sine.
-    """
-    place = np.arange(SIZE) - (SIZE - 1) / 2
-    x = place[None, None, :] - draws.uniform(-SHIFT, SHIFT)
-    y = place[None, :, None] - draws.uniform(-SHIFT, SHIFT)
-    half = draws.uniform(-HALF_TURN, HALF_TURN)
-    cosine, sine = (1 - half * half) / (1 + half * half), 2 * half / (1 + half * half)
-    x, y = cosine * x + sine * y, cosine * y - sine * x
-    x = x + draws.uniform(-SHEAR, SHEAR) * y
-    return (
-        x * (PIXELS_PER_EM / EM / draws.uniform(*SCALE)),
-        y * (PIXELS_PER_EM / EM / draws.uniform(*SCALE)),
-    )
-
-
-def _sampled(
-    maps: np.ndarray, font: np.ndarray, character: np.ndarray, x: np.ndarray, y: np.ndarray
-) -> np.ndarray:
-    """Bilinear values of the chosen maps.
-
-    Args:
-        maps: (fonts, 62, CELL + 2, CELL + 2).
-        font: (n, 1, 1).
-        character: (n, 1, 1).
-        x: (n, 28, 28) pixels from the middle of the map.
-        y: the same, downwards.
-
-    Returns:
-        (n, 28, 28) float64; 0 outside the map.
-    """
-    side = CELL + 2
-    x, y = (np.clip(place + (side - 1) / 2, 0, side - 1.001) for place in (x, y))  # the border is empty
-    column, row = x.astype(np.int64), y.astype(np.int64)
-    x, y = x - column, y - row
-    flat = maps.reshape(-1)
-    corner = ((font * len(CHARACTERS) + character) * side + row) * side + column
-    above = flat[corner] * (1 - x) + flat[corner + 1] * x
-    below = flat[corner + side] * (1 - x) + flat[corner + side + 1] * x
-    return above * (1 - y) + below * y
-
-
-def _noise(words: np.ndarray) -> np.ndarray:
-    """Nearly normal numbers: the sum of a word's four quarters, of mean 0 and variance 1."""
-    quarters = sum(((words >> np.uint64(16 * i)) & np.uint64(0xFFFF)).astype(np.int64) for i in range(4))
-    return (quarters - 2 * 0xFFFF) * (1 / (65536 * 0.5773502691896258))
+glyph_images = GLYPHS.images
+contact_sheet = GLYPHS.contact_sheet

@@ -36,7 +36,7 @@ def check_name(name: str, root: str | None) -> None:
     Raises:
         UsageError: the name is unknown (the nearest is named), is a stream, or needs a folder.
     """
-    known = ("digits", "glyphs", "folder:PATH", "packed:PATH", *TIMM_NAMES)
+    known = ("digits", "glyphs", "typefaces", "folder:PATH", "packed:PATH", *TIMM_NAMES)
     prefix, _, rest = name.partition("/")
     if prefix in STREAMS and rest:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Data by name (``digits``, ``glyphs``, ``folder:PATH`` or timm's), cut into training, search and test split.
+"""Data by name (embedded, ``folder:PATH`` or timm's), cut into training, search and test split.
 
 The search split is held out of the training images, so that a search never ranks subnets by images they were
 trained on (the published code does); the test split is left for the very end.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,12 +18,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from growtas.errors import UsageError, quoted
+from growtas.errors import UsageError
 from growtas.space import SearchSpace, seeded_rng
 from growtas.training.data.files import read_files, unreadable_images
-from growtas.training.data.fonts import CHARACTERS
-from growtas.training.data.glyphs import PAPER, glyph_images
 from growtas.training.data.images import EVALUATION_CROP, FileImages, MemoryImages, evaluation_batch
+from growtas.training.data.rendered import RENDERED, moments, read_rendered, rendered, short_hash, with_noise
 
 if TYPE_CHECKING:
     from growtas.training.config import TrainConfig
@@ -35,13 +33,6 @@ SEARCH_PER_CLASS = 100  # as many per class as the published search looks at
 SEARCH_SHARE = 0.1
 DIGITS_SEARCH_SHARE = 0.2  # a tenth of the digits would be 14 per class: too few to rank subnets by
 DIGITS_TEST_SHARE = 0.2
-
-GLYPH_CLASSES = 62
-GLYPHS = 16_000  # training images, unless the name says how many
-GLYPH_SEARCH = 20  # per class, rendered beside the training images
-GLYPH_TEST = 100  # per class
-GLYPH_SEED = 0  # of the pixels; not the run's seed, so that all runs see the same images
-GLYPH_MOMENTS = 2048  # training images whose mean and deviation normalise, however many there are
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,14 +129,15 @@ def load_splits(
     """Load data by name.
 
     Args:
-        data: ``digits``; ``glyphs`` or ``glyphs:COUNT``, rendered characters, with 16000 or COUNT training
-            images; ``folder:PATH`` with PATH/train/CLASS/* and PATH/val/CLASS/*; ``packed:PATH``, which
-            :func:`growtas.data_pack` wrote; or a timm name such as
-            ``torch/cifar10`` or ``hfds/OWNER/NAME``.
+        data: ``digits``; ``glyphs`` or ``typefaces``, rendered characters, also with ``:COUNT`` (16000
+            training images where it is not given) and ``label_noise``, such as
+            ``glyphs:8000,label_noise=0.2``; ``folder:PATH`` with PATH/train/CLASS/* and PATH/val/CLASS/*;
+            ``packed:PATH``, which :func:`growtas.data_pack` wrote; or a timm name such as ``torch/cifar10``
+            or ``hfds/OWNER/NAME``.
         space: gives image size and channels.
         seed: determines which training images are held out for the search. The search split has 100 images of
             each class, or a tenth where there are fewer than 1000; a fifth of the digits; 20 of each class of
-            the glyphs.
+            the glyphs, 60 of the typefaces.
         data_folder: where timm data sets are stored.
         download: let timm download into ``data_folder``.
         interpolation: of the evaluation's resize.
@@ -169,8 +161,8 @@ def load_splits(
         raise UsageError(f"data must be a name such as 'digits' or 'folder:PATH', not {data!r}.")
     if data == "digits":
         return _digits(space, seed)
-    if data.partition(":")[0] == "glyphs":
-        return _glyphs(data, space, seed)
+    if data.partition(":")[0] in RENDERED:
+        return _rendered_splits(data, space, seed)
     if space.in_channels not in (1, 3):
         raise UsageError(
             f"Image files have 3 channels (or 1, their mean), but space {space.name!r} takes "
@@ -191,7 +183,7 @@ def load_splits(
     if lost or not len(parts[2]):
         where = f"class {files.class_name(lost[0])}" if lost else "test part"
         raise UsageError(f"The {where} of {data!r} has no image left that can be read; repair some of them.")
-    digest = _digest(files.digest, sorted(bad)) if bad else files.digest
+    digest = short_hash(files.digest, sorted(bad)) if bad else files.digest
     return Splits(data, files.num_classes, *parts, files.train.classes, digest, files.remarks(bad))
 
 
@@ -256,12 +248,12 @@ def preprocessing(data: str, space: SearchSpace, interpolation: str = "bicubic")
         ``mean`` and ``std`` per channel, ``interpolation`` and ``crop_pct``.
     """
     name = data.partition(":")[0]
-    if name in ("digits", "glyphs"):
+    if name in ("digits", *RENDERED):
         if name == "digits":
             images, _, rest, _ = _digit_images()
             mean, std = images[rest].mean().item(), images[rest].std().item()
         else:
-            mean, std = _glyph_moments()
+            mean, std = moments(RENDERED[name])
         channels = space.in_channels
         return {
             "mean": (mean,) * channels,
@@ -279,14 +271,6 @@ def preprocessing(data: str, space: SearchSpace, interpolation: str = "bicubic")
         "interpolation": "bilinear" if interpolation == "random" else interpolation,
         "crop_pct": EVALUATION_CROP,
     }
-
-
-def _digest(*parts: object) -> str:
-    """A short hash. Args: parts: arrays of pixels or labels by their bytes, others by their text."""
-    found = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        found.update(part.tobytes() if hasattr(part, "tobytes") else repr(part).encode())
-    return found.hexdigest()
 
 
 # -- digits ----------------------------------------------------------------------------------------------
@@ -315,41 +299,24 @@ def _digits(space: SearchSpace, seed: int) -> Splits:
         MemoryImages((images[part] - mean) / std, labels[part], float(-mean / std), space)
         for part in ([rest[i] for i in kept], [rest[i] for i in held], test)
     ]
-    digest = _digest((images * 16).byte().numpy(), labels.numpy())
+    digest = short_hash((images * 16).byte().numpy(), labels.numpy())
     return Splits("digits", 10, *parts, tuple("0123456789"), digest)
 
 
-# -- glyphs ----------------------------------------------------------------------------------------------
+# -- rendered characters ---------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=4)  # training, search and test of one process ask for the same images
-def _rendered(count: int, part: str) -> tuple[Tensor, Tensor, str]:
-    """(n, 1, 28, 28) images in 0 to 1, their labels, and a hash of both; not to be written to."""
-    images, labels = glyph_images(count, GLYPH_SEED, part)
-    digest = _digest(images, labels)
-    return torch.from_numpy(images).float().div_(255)[:, None], torch.from_numpy(labels), digest
-
-
-def _glyph_moments() -> tuple[float, float]:
-    images, _, _ = _rendered(GLYPH_MOMENTS, "train")
-    return images.mean(dtype=torch.float64).item(), images.std().item()
-
-
-def _glyphs(data: str, space: SearchSpace, seed: int) -> Splits:
-    """Rendered characters; the test images are of other fonts than those of training and search."""
-    _, colon, text = data.partition(":")
-    if colon and not (text.isascii() and text.isdigit() and len(text) <= 6 and int(text)):
-        raise UsageError(
-            f"{quoted(data)} names no number of training images from 1 to 999,999; write 'glyphs:16000', "
-            "or 'glyphs'."
-        )
-    count = int(text) if colon else GLYPHS
-    mean, std = _glyph_moments()
-    images, labels, digest = _rendered(count + GLYPH_SEARCH * GLYPH_CLASSES, "train")
-    kept, held = hold_out(labels.tolist(), seed, 1.0, GLYPH_SEARCH)
-    *test, test_digest = _rendered(GLYPH_TEST * GLYPH_CLASSES, "test")
+def _rendered_splits(data: str, space: SearchSpace, seed: int) -> Splits:
+    """Rendered characters. Only the labels that are trained on may be noisy, not those that rank subnets."""
+    how, count, noise = read_rendered(data)
+    mean, std = moments(how)
+    images, labels, digest = rendered(how, count + how.search_per_class * len(how.classes), "train")
+    kept, held = hold_out(labels.tolist(), seed, 1.0, how.search_per_class)
+    *test, test_digest = rendered(how, how.test_per_class * len(how.classes), "test")
+    taught = with_noise(labels[kept], kept, noise, how)
     parts = [
-        MemoryImages((images - mean) / std, labels, float((sum(PAPER) / 2 - mean) / std), space)
-        for images, labels in ((images[kept], labels[kept]), (images[held], labels[held]), test)
+        MemoryImages((images - mean) / std, labels, float((sum(how.paper) / 2 - mean) / std), space)
+        for images, labels in ((images[kept], taught), (images[held], labels[held]), test)
     ]
-    return Splits(data, GLYPH_CLASSES, *parts, tuple(CHARACTERS), _digest(digest, test_digest))
+    digest = short_hash(digest, test_digest, *([noise] if noise else []))
+    return Splits(data, len(how.classes), *parts, how.classes, digest)
