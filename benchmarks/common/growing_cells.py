@@ -1,18 +1,29 @@
-"""What the finished cells of benchmarks/growing.py say: a row per cell, and paired differences with intervals."""
+"""The numbers of benchmarks/growing.py: a row per finished cell, and paired differences with intervals."""
 
 from __future__ import annotations
 
 import csv
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.growing_plan import FAMILY, SETTINGS, THREE, TRANSITIONS, TWO, UNIFORM
-from common.growing_statistics import holm, p_value
 from plateau import LEVEL, WINDOW, steps_until_below
 
+from common.growing_plan import (
+    FAMILY,
+    POOLS,
+    REVERSED,
+    SETTINGS,
+    SHUFFLED_THREE,
+    SHUFFLED_TWO,
+    THREE,
+    TRANSITIONS,
+    TWO,
+    UNIFORM,
+)
+from common.growing_statistics import holm, p_value
 from growtas.comparing.plan import Recorded, read_plan
 from growtas.comparing.specs import MethodSpec
 from growtas.comparing.statistics import mean_interval
@@ -41,16 +52,17 @@ COMPARED = (*GROUPS, "smallest", "largest", "found", "left_at_epoch", "cosine")
 """Measures of which differences are given."""
 
 BASELINES = {
-    TWO: ("uniform:group_weights=5,5,2", "growtas:stages=1,2/0,1,2"),
-    THREE: ("uniform:group_weights=11,5,2",),
+    TWO: (SHUFFLED_TWO, REVERSED),
+    THREE: (SHUFFLED_THREE,),
     **{method: (TWO,) for method in ("growtas+", "growtas+:lr=1.5e-3", *TRANSITIONS[1:])},
 }
-"""What a method is compared with besides uniform: as many steps of each group in no order; large first; what
-it goes on from; the midpoint."""
+"""Methods that one is compared with besides uniform: its controls; what it goes on from; the midpoint."""
 
 DIFFERENCES = ("setting", "method", "baseline", "measure", "pairs", "mean", "low", "high", "p", "p_holm")
-WORDS = ("setting", "method", "baseline", "measure")  # columns of text
+WORDS = DIFFERENCES[:4]  # columns of text
+POOL = "pool: "  # in front of its name, in the column of settings
 CLASSES_OF_LEVEL = 62  # whose plateau ends at a loss of LEVEL
+Values = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]  # rows by setting and method, by seed
 
 
 def plateau_level(classes: int, noise: float) -> float:
@@ -102,7 +114,7 @@ def _along_the_run(
     if spec.first is not None:
         return {}
     path, config, images = recorded.plan.cell_path(spec, seed), cell["run"], recorded.plan.images
-    level = plateau_level(images["num_classes"], config.get("label_noise") or 0.0)
+    level = plateau_level(images["num_classes"], _noise(config["data"]))
     losses = (record["loss"] for record in read_log(path, "step"))
     steps = steps_until_below(losses, level, WINDOW)
     per_epoch = max(1, images["train"] // config["batch_size"])
@@ -117,13 +129,20 @@ def _along_the_run(
     return found
 
 
+def _noise(data: str) -> float:
+    """The share of labels that are replaced."""
+    from growtas.training.data.rendered import RENDERED, read_rendered
+
+    return read_rendered(data)[2] if data.partition(":")[0] in RENDERED else 0.0
+
+
 def _rounded(value: float | None) -> float | int | None:
     """Five digits are more than the seeds leave certain."""
     return None if value is None else float(f"{value:.5g}")
 
 
 def differences(found: Table) -> Table:
-    """Paired differences of every method to uniform and to its controls, by setting and measure.
+    """Paired differences of every method to uniform and to its controls, by setting and pool, and measure.
 
     Args:
         found: as :func:`cells` gives it.
@@ -131,37 +150,48 @@ def differences(found: Table) -> Table:
     values: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for record in found.records():
         values.setdefault((record["setting"], record["method"]), {})[record["seed"]] = record
-    rows = [row for key in values for row in _of_method(values, *key)]
-    tested = {
-        (row["setting"], row["method"]): row["p"]
-        for row in rows
-        if row["baseline"] == UNIFORM and row["measure"] == GROUPS[0]
+    rows = [
+        _row((setting, method, baseline, measure), _gaps(values, [setting], method, baseline, measure))
+        for setting, method in values
+        for baseline in (UNIFORM, *BASELINES.get(method, ()))
+        for measure in COMPARED
+        if method != baseline
+    ]
+    pooled = {
+        measure: [
+            _row(
+                (POOL + pool, method, baseline, measure),
+                _gaps(values, POOLS.get(pool, [s.key for s in SETTINGS]), method, baseline, measure),
+            )
+            for pool, method, baseline in FAMILY
+        ]
+        for measure in (*GROUPS, "found")
     }
-    adjusted = dict(zip(FAMILY, holm([tested.get(key) for key in FAMILY]), strict=True))
-    for row in rows:
-        planned = row["baseline"] == UNIFORM and row["measure"] == GROUPS[0]
-        row["p_holm"] = adjusted.get((row["setting"], row["method"])) if planned else None
-    cut = ("mean", "low", "high", "p", "p_holm")
-    return Table.of(
-        DIFFERENCES,
-        ((_rounded(row[name]) if name in cut else row[name] for name in DIFFERENCES) for row in rows),
-    )
+    tested = pooled[GROUPS[0]]
+    for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_holm"] = _rounded(adjusted)
+    rows += [row for group in pooled.values() for row in group]
+    return Table.of(DIFFERENCES, ([row[name] for name in DIFFERENCES] for row in rows if row["pairs"]))
 
 
-def _of_method(values: Mapping, setting: str, method: str) -> Iterator[dict[str, Any]]:
-    own = values[setting, method]
-    for baseline in (UNIFORM, *BASELINES.get(method, ())):
-        other = values.get((setting, baseline), {})
-        for measure in COMPARED if baseline != method else ():
-            pairs = [(own[s][measure], other[s][measure]) for s in sorted(own.keys() & other.keys())]
-            gaps = [a - b for a, b in pairs if None not in (a, b)]
-            if gaps:
-                known = mean_interval(gaps)
-                yield {
-                    "setting": setting, "method": method, "baseline": baseline, "measure": measure,
-                    "pairs": len(gaps), "mean": known.mean, "low": known.low, "high": known.high,
-                    "p": p_value(gaps),
-                }  # fmt: skip
+def _gaps(values: Values, settings: Iterable[str], method: str, baseline: str, measure: str) -> list[float]:
+    """The differences of all pairs of some settings."""
+    found = []
+    for setting in settings:
+        own, other = (values.get((setting, each), {}) for each in (method, baseline))
+        pairs = [(own[seed][measure], other[seed][measure]) for seed in sorted(own.keys() & other.keys())]
+        found += [a - b for a, b in pairs if None not in (a, b)]
+    return found
+
+
+def _row(key: Sequence[str], gaps: Sequence[float]) -> dict[str, Any]:
+    """A row of the differences, not yet corrected for their number."""
+    row = dict.fromkeys(DIFFERENCES) | dict(zip(WORDS, key, strict=True)) | {"pairs": len(gaps)}
+    if gaps:
+        known = mean_interval(gaps)
+        numbers = {"mean": known.mean, "low": known.low, "high": known.high, "p": p_value(gaps)}
+        row |= {name: _rounded(value) for name, value in numbers.items()}
+    return row
 
 
 def read_table(path: Path) -> Table:

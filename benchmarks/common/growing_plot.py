@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common.growing_plan import SETTINGS, THREE, TWO
+from common.growing_cells import POOL
+from common.growing_plan import POOLS, SETTINGS, THREE, TWO
 from common.growing_report import NAMES, Found
-
 from growtas import atomic
 from growtas.plotting import ACCENT, METHOD_COLOURS, STYLE
 
@@ -29,7 +29,8 @@ def plot(folder: Path, path: Path) -> bool:
         Whether there is anything to draw.
     """
     found = Found.read(folder)
-    keys = [s.key for s in SETTINGS if any(found.difference(s.key, method, "small") for method in LOOKS)]
+    every = [*(s.key for s in SETTINGS), *(POOL + pool for pool in POOLS)]
+    keys = [key for key in every if any(found.difference(key, method, "small") for method in LOOKS)]
     if not keys:
         return False
     import matplotlib
@@ -65,10 +66,9 @@ def _panel(axes: Any, found: Found, keys: list[str], measure: str) -> None:
                 continue
             ends = (own.mean, own.mean) if own.low is None else (own.low, own.high)
             axes.plot(ends, (row + shift, row + shift), color=colour, linewidth=1.2)
-            claimed = measure == "small" and (found.p(key, method) or 1) < 0.05
             axes.plot(
                 own.mean, row + shift, marker=marker, markersize=4, color=colour, linestyle="none",
-                markerfacecolor=colour if claimed else "white",
+                markerfacecolor=colour if own.excludes(0.0) else "white",
             )  # fmt: skip
         axes.plot([], [], marker=marker, markersize=4, color=colour, label=NAMES[method])
     axes.set_xticks((-10, -1, 0, 1, 10), ("−10", "−1", "0", "1", "10"))

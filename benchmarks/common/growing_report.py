@@ -1,4 +1,4 @@
-"""The tables of docs/results.md on when growing helps, from the committed cells and differences."""
+"""The tables of docs/results.md on when growing helps, from the committed numbers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.growing_cells import GROUPS, read_table
+from common.growing_cells import GROUPS, POOL, read_table
 from common.growing_plan import (
     ALONE,
     BATCHES,
+    FAMILY,
     MAP,
     MECHANISM,
     NEIGHBOURS,
@@ -22,12 +23,13 @@ from common.growing_plan import (
     UNIFORM,
     Setting,
 )
-
+from common.growing_statistics import LEVEL
 from growtas.comparing.markdown import difference_text, table
 from growtas.comparing.statistics import Interval
 
 FOLDER, CELLS, DIFFERENCES = "growing", "cells.csv", "differences.csv"
 PICTURE = "growing-map.svg"
+MARGIN = 1.0  # points; a difference whose interval is within is none
 SHOWN = (*GROUPS, "found")
 NAMES = {TWO: "K = 2", THREE: "K = 3"}
 NONE = "–"
@@ -68,11 +70,6 @@ class Found:
         row = self.differences.get((setting, method, baseline, measure))
         return row and Interval(int(row["pairs"]), row["mean"], row["low"], row["high"])
 
-    def p(self, setting: str, method: str) -> float | None:
-        """Of a planned comparison, adjusted by Holm."""
-        row = self.differences.get((setting, method, UNIFORM, GROUPS[0]))
-        return row and row["p_holm"]
-
     def pairs(self, setting: str, method: str, baseline: str = UNIFORM) -> str:
         """How many there are."""
         found = self.difference(setting, method, GROUPS[0], baseline)
@@ -90,16 +87,15 @@ def shown(found: Interval | None) -> str:
 
 def plan(_: Path) -> str:
     """The settings and the batches in their order."""
-    rows = [(f"`{s.key}`", s.data, _widths(s), f"{s.lr:g}", str(s.epochs), _others(s)) for s in SETTINGS]
-    header = ("setting", "data", "embed_dim", "learning rate", "epochs", "further settings")
+    rows = [(f"`{s.key}`", f"`{s.data}`", _widths(s), f"{s.lr:g}", str(s.epochs)) for s in SETTINGS]
     batches = [
         (f"`{b.setting}`", b.stage, str(b.pairs), ", ".join(f"`{method}`" for method in b.methods))
         for b in BATCHES
     ]
     return "\n\n".join(
         [
-            table(header, rows),
-            "They run in this order, and stop where the time is over:",
+            table(("setting", "data", "embed_dim", "learning rate", "epochs"), rows),
+            "In the order in which they run:",
             table(("setting", "stage", "pairs", "methods"), batches),
         ]
     )
@@ -109,8 +105,39 @@ def _widths(setting: Setting) -> str:
     return ", ".join(map(str, setting.search_space().groups))
 
 
-def _others(setting: Setting) -> str:
-    return ", ".join(f"`{name}={value}`" for name, value in setting.settings.items()) or NONE
+def tests(folder: Path) -> str:
+    """The planned tests with their verdicts."""
+    found = Found.read(folder)
+    rows = []
+    for pool, method, baseline in FAMILY:
+        own = found.difference(POOL + pool, method, GROUPS[0], baseline)
+        if own is not None:
+            p = found.differences[POOL + pool, method, baseline, GROUPS[0]]
+            rows.append(
+                (
+                    *(f"{pool}: `{method}` − `{baseline}`", str(own.count), own.text()),
+                    *(_p(p["p"]), _p(p["p_holm"]), verdict(own, p["p_holm"])),
+                )
+            )
+    header = ("pool, difference on the smallest group", "pairs", "points", "p", "p, Holm", "growing helps")
+    return table(header, rows) if rows else ""
+
+
+def verdict(found: Interval, p: float | None) -> str:
+    """The answer of a planned test, as the plan says before any run.
+
+    Args:
+        found: the mean difference.
+        p: corrected.
+    """
+    if p is not None and p < LEVEL:
+        return "yes" if found.mean > 0 else "it hurts"
+    within = found.low is not None and max(-found.low, found.high) <= MARGIN
+    return "no" if within else "undecided"
+
+
+def _p(p: float | None) -> str:
+    return NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def the_map(folder: Path) -> str:
@@ -119,49 +146,29 @@ def the_map(folder: Path) -> str:
     keys = [s.key for s in SETTINGS if any(found.has(s.key, method) for method in (TWO, THREE))]
     if not keys:
         return ""
-    small = GROUPS[0]
-    tests = [
-        (
-            *(f"`{key}`", found.pairs(key, TWO), found.level(key, UNIFORM, small)),
-            *(text for m in (TWO, THREE) for text in (shown(found.difference(key, m, small)), _p(found, key, m))),
-        )
-        for key in keys
-    ]
-    others = [
-        (
-            f"`{key}`",
-            *(
-                text
-                for measure in (GROUPS[-1], "found")
-                for text in (
-                    found.level(key, UNIFORM, measure),
-                    *(shown(found.difference(key, method, measure)) for method in (TWO, THREE)),
-                )
-            ),
-        )
-        for key in keys
-    ]
-    names = tuple(NAMES[method] for method in (TWO, THREE))
-    parts = [
-        "Small subnets, mean top-1 of random ones:",
-        table(("setting", "pairs", "uniform", names[0], "p", names[1], "p"), tests),
-        "The widest, and the mean of the subnets that searches found:",
-        table(
-            ("setting", "uniform, large", *names, "uniform, found", *names),
-            others,
-        ),
-    ]
-    return "\n\n".join([*_picture(folder), *parts])
+    header, rows = ["setting", "pairs"], [[f"`{key}`", found.pairs(key, TWO)] for key in keys]
+    tables = []
+    for measure, label in {
+        GROUPS[0]: "smallest group",
+        GROUPS[-1]: "widest",
+        "found": "found by search",
+    }.items():
+        own = [
+            [
+                *(row if not tables else row[:1]),
+                found.level(key, UNIFORM, measure),
+                *(shown(found.difference(key, method, measure)) for method in (TWO, THREE)),
+            ]
+            for key, row in zip(keys, rows, strict=True)
+        ]
+        names = (f"uniform, {label}", *(f"{NAMES[method]} − uniform" for method in (TWO, THREE)))
+        tables.append(table((*(header if not tables else header[:1]), *names), own))
+    return "\n\n".join([*_picture(folder), *tables])
 
 
 def _picture(folder: Path) -> list[str]:
     exists = (folder.parents[1] / "docs" / "images" / PICTURE).is_file()
     return [f"![Growing minus uniform in every setting](images/{PICTURE})"] if exists else []
-
-
-def _p(found: Found, key: str, method: str) -> str:
-    p = found.p(key, method)
-    return NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def mechanism(folder: Path) -> str:
@@ -221,7 +228,13 @@ def _methods(found: Found, key: str, methods: Sequence[str]) -> str:
 
 def _along(found: Found, key: str, methods: Sequence[str]) -> str:
     """When training left the plateau, and how far gradients agreed."""
-    named = {"left_at_epoch": ".1f", "cosine": ".3f", "control": ".3f", "cosine_last": ".3f", "control_last": ".3f"}
+    named = {
+        "left_at_epoch": ".1f",
+        "cosine": ".3f",
+        "control": ".3f",
+        "cosine_last": ".3f",
+        "control_last": ".3f",
+    }
     rows = [
         (
             f"`{method}`",
@@ -231,7 +244,14 @@ def _along(found: Found, key: str, methods: Sequence[str]) -> str:
         for method in methods
         if found.has(key, method)
     ]
-    header = ("left the plateau at epoch", "cosine", "control", "cosine, end", "control, end", "cosine − uniform's")
+    header = (
+        "left the plateau at epoch",
+        "cosine",
+        "control",
+        "cosine, end",
+        "control, end",
+        "cosine − uniform's",
+    )
     return table(("method", *header), rows)
 
 

@@ -74,6 +74,4 @@ def pairs_for_interval(sigma: float, half: float, level: float = LEVEL) -> int:
     """The fewest pairs whose interval, at the expected deviation, reaches no further than ``half``."""
     from scipy.stats import t
 
-    return next(
-        n for n in itertools.count(2) if t.ppf(1 - level / 2, n - 1) * sigma / math.sqrt(n) <= half
-    )
+    return next(n for n in itertools.count(2) if t.ppf(1 - level / 2, n - 1) * sigma / math.sqrt(n) <= half)
