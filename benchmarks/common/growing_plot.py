@@ -14,6 +14,7 @@ from growtas.plotting import ACCENT, METHOD_COLOURS, STYLE
 PANELS = {"small": "smallest group", "large": "widest group", "found": "found by search"}
 LOOKS = {TWO: (METHOD_COLOURS[TWO], "o", -0.17), THREE: (ACCENT, "s", 0.17)}
 LINEAR = 2.0  # points; what lies further from zero is drawn on a logarithmic scale
+FURTHEST = 40.0  # points; longer intervals leave the picture
 ROW = 0.27  # inches; with the width it leaves letters of nine pixels on a screen of 390
 WIDTH = 5.4
 
@@ -37,7 +38,7 @@ def plot(folder: Path, path: Path) -> bool:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**STYLE, "font.size": 9, "axes.titlesize": 9}):
+    with matplotlib.rc_context({**STYLE, "font.size": 9, "axes.titlesize": 9, "svg.fonttype": "none"}):
         figure = Figure(figsize=(WIDTH, 1.2 + ROW * len(keys)), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(PANELS), sharex=True, sharey=True)
@@ -58,20 +59,23 @@ def plot(folder: Path, path: Path) -> bool:
 def _panel(axes: Any, found: Found, keys: list[str], measure: str) -> None:
     axes.axvspan(-LINEAR, LINEAR, color="0.95", zorder=0)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xscale("symlog", linthresh=LINEAR, linscale=1.5)
+    axes.set_xscale("symlog", linthresh=LINEAR, linscale=1.8)
     for method, (colour, marker, shift) in LOOKS.items():
-        for row, key in enumerate(keys):
-            own = found.difference(key, method, measure)
-            if own is None:
-                continue
-            ends = (own.mean, own.mean) if own.low is None else (own.low, own.high)
-            axes.plot(ends, (row + shift, row + shift), color=colour, linewidth=1.2)
+        known = [(row + shift, found.difference(key, method, measure)) for row, key in enumerate(keys)]
+        known = [(place, own) for place, own in known if own is not None]
+        ends = [(place, own.low, own.high) for place, own in known if own.low is not None]
+        if ends:
+            axes.hlines(*zip(*ends, strict=True), color=colour, linewidth=1.2)
+        for decided, face in ((True, colour), (False, "white")):
+            points = [(own.mean, place) for place, own in known if own.excludes(0.0) is decided]
+            across, up = zip(*points, strict=True) if points else ((), ())
             axes.plot(
-                own.mean, row + shift, marker=marker, markersize=4, color=colour, linestyle="none",
-                markerfacecolor=colour if own.excludes(0.0) else "white",
-            )  # fmt: skip
+                across, up, marker=marker, markersize=4, color=colour, linestyle="none", markerfacecolor=face
+            )
         axes.plot([], [], marker=marker, markersize=4, color=colour, label=NAMES[method])
-    axes.set_xticks((-10, -1, 0, 1, 10), ("−10", "−1", "0", "1", "10"))
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, -FURTHEST), min(high, FURTHEST))
+    axes.set_xticks((-10, -2, 0, 2, 10), ("−10", "", "0", "", "10"))
     axes.minorticks_off()
     axes.grid(axis="y", alpha=0.25)
     axes.tick_params(axis="y", length=0)

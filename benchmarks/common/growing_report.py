@@ -86,19 +86,21 @@ def shown(found: Interval | None) -> str:
 
 
 def plan(_: Path) -> str:
-    """The settings and the batches in their order."""
-    rows = [(f"`{s.key}`", f"`{s.data}`", _widths(s), f"{s.lr:g}", str(s.epochs)) for s in SETTINGS]
-    batches = [
-        (f"`{b.setting}`", b.stage, str(b.pairs), ", ".join(f"`{method}`" for method in b.methods))
-        for b in BATCHES
-    ]
-    return "\n\n".join(
-        [
-            table(("setting", "data", "embed_dim", "learning rate", "epochs"), rows),
-            "In the order in which they run:",
-            table(("setting", "stage", "pairs", "methods"), batches),
-        ]
-    )
+    """The settings with the pairs that are planned for them, and the methods besides the map's three."""
+    rows, further = [], []
+    for each in SETTINGS:
+        own = [batch for batch in BATCHES if batch.setting == each.key]
+        pairs = str(max((batch.pairs for batch in own), default=0))
+        rows.append(
+            (f"`{each.key}`", f"`{each.data}`", _widths(each), f"{each.lr:g}", str(each.epochs), pairs)
+        )
+        methods = dict.fromkeys(f"`{m}`" for batch in own for m in batch.methods if m not in MAP)
+        if methods:
+            further.append(f"- `{each.key}`: {', '.join(methods)}")
+    header = ("setting", "data", "embed_dim", "learning rate", "epochs", "pairs")
+    common = ", ".join(f"`{method}`" for method in MAP)
+    parts = [table(header, rows), f"Every setting has {common}; these have others too:", "\n".join(further)]
+    return "\n\n".join(parts)
 
 
 def _widths(setting: Setting) -> str:
