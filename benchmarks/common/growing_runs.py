@@ -7,11 +7,14 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from tqdm.auto import tqdm
 
 from common.growing_plan import Batch, setting
 from growtas import atomic
@@ -185,6 +188,7 @@ class _Pool:
 
 def _work(cell: Cell, alive: tuple[int, int]) -> None:
     """Run a cell in this process, which was forked for it."""
+    tqdm.set_lock(threading.RLock())  # its own: one that is killed as it prints would keep the common one
     os.setsid()  # a Ctrl-C reaches the parent alone, which passes it on once
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -194,5 +198,6 @@ def _work(cell: Cell, alive: tuple[int, int]) -> None:
     with open(cell.output, "wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - until the end
     arguments = {"out": str(cell.plan.path), "method": str(cell.spec), "seed": cell.seed, "device": "cpu"}
     sys.exit(worker.main(["growtas.comparing.cell:run_cell", json.dumps(arguments), "--guarded"]))
