@@ -110,7 +110,7 @@ def _accuracies(cell: Mapping[str, Any]) -> dict[str, float | None]:
 def _along_the_run(
     recorded: Recorded, spec: MethodSpec, seed: int, cell: Mapping[str, Any]
 ) -> dict[str, float | None]:
-    """What the log says; nothing of a second phase, which goes on from trained weights."""
+    """Measures from the log; none of a second phase, which goes on from trained weights."""
     if spec.first is not None:
         return {}
     path, config, images = recorded.plan.cell_path(spec, seed), cell["run"], recorded.plan.images
