@@ -115,10 +115,14 @@ def _along_the_run(
         return {}
     path, config, images = recorded.plan.cell_path(spec, seed), cell["run"], recorded.plan.images
     level = plateau_level(images["num_classes"], _noise(config["data"]))
-    losses = (record["loss"] for record in read_log(path, "step"))
+    losses, measured = [], []
+    for record in read_log(path):
+        if record["event"] == "step":
+            losses.append(record["loss"])
+        elif record["event"] == "interference" and record["step"]:
+            measured.append(record)
     steps = steps_until_below(losses, level, WINDOW)
     per_epoch = max(1, images["train"] // config["batch_size"])
-    measured = [record for record in read_log(path, "interference") if record["step"]]
     found = {"left_at_epoch": None if steps is None else steps / per_epoch}
     for name, values in (
         ("cosine", [record["cosine"] for record in measured]),
