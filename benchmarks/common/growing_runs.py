@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -30,6 +31,8 @@ from growtas.locks import locked
 
 PAUSE = 0.2  # seconds between two looks at the processes
 PATIENCE = 120.0  # seconds for a cell to save and end after an interrupt
+LOADED = ("comparing.cell", "searching.evaluate", "training.finetune", "training.loop", "training.start")
+"""Modules that cells need, imported once, before they are forked."""
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -115,6 +118,8 @@ def run(
             say(f"{batch.setting} {', '.join(batch.methods)} cannot run: {error}")
     waiting = [cell for cell in cells.values() if not cell.result.exists()]
     say(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished")
+    for name in LOADED:
+        importlib.import_module(f"growtas.{name}")
     return failed | _Pool(waiting, jobs, until, say).run()
 
 
