@@ -1,10 +1,14 @@
 """When does growing from small to large help? The map of docs/results.md: its runs, tables and figure.
 
     python benchmarks/growing.py plan
+    python benchmarks/growing.py power --sigma 1.25 --difference 0.5
     python benchmarks/growing.py run FOLDER [--jobs 2] [--only KEY ...] [--until HH:MM]
+    python benchmarks/growing.py report FOLDER [--to benchmarks/results/growing]
 
 The plan is :mod:`common.growing_plan`. FOLDER gets a folder for each of its settings, which is what ``growtas
 compare`` writes; its verbs work on it. Run again, what is finished is kept and what was stopped goes on.
+``report`` writes ``cells.csv``, a row per finished cell, and ``differences.csv``, the paired differences, of
+which ``benchmarks/render_docs.py`` makes the tables and the figure.
 """
 
 from __future__ import annotations
@@ -16,9 +20,12 @@ import time
 from pathlib import Path
 
 from common import growing_plan
+from common import growing_statistics as tests
 
-from growtas import threads
+from growtas import atomic, threads
 from growtas.errors import GrowtasError
+
+RESULTS = Path(__file__).parent / "results" / "growing"
 
 
 def seconds_until(clock: str, now: float) -> float:
@@ -40,6 +47,41 @@ def show_plan() -> None:
     """Print the batches in their order."""
     for batch in growing_plan.BATCHES:
         print(f"{batch.setting:20} {batch.stage:8} {batch.pairs:3} pairs: {', '.join(batch.methods)}")
+
+
+def show_power(sigma: float, difference: float) -> None:
+    """Print how many pairs it takes.
+
+    Args:
+        sigma: standard deviation of the differences of pairs.
+        difference: their true mean.
+    """
+    needed, narrow = tests.pairs_needed(sigma, difference), tests.pairs_for_interval(sigma, difference)
+    print(
+        f"Differences of pairs with a standard deviation of {sigma:g}; two-sided t-test at 5 %.\n"
+        f"{needed} pairs find a true difference of {difference:g} with a power of 80 %.\n"
+        f"{narrow} pairs give a 95 % interval of ±{difference:g}; they find that difference with a power of "
+        f"{100 * tests.power(narrow, sigma, difference):.0f} %."
+    )
+
+
+def report(given: argparse.Namespace) -> int:
+    """Write the tables of the finished cells. Args: given: on the command line. Returns: the exit status."""
+    from common import growing_cells, growing_report
+
+    found = growing_cells.cells(given.folder)
+    if not found.rows:
+        print(f"{given.folder} holds no finished cell of the plan.", file=sys.stderr)
+        return 1
+    tables = {
+        growing_report.CELLS: found,
+        growing_report.DIFFERENCES: growing_cells.differences(found),
+    }
+    atomic.make_folder(given.to)
+    for name, table in tables.items():
+        atomic.write_text(given.to / name, table.csv())
+        print(f"{given.to / name}: {len(table.rows):,} rows")
+    return 0
 
 
 def run(given: argparse.Namespace) -> int:
@@ -66,10 +108,31 @@ def main(argv: list[str] | None = None) -> int:
     own.add_argument("--jobs", type=int, default=2, help="cells at once, each on one thread (2)")
     own.add_argument("--only", nargs="+", metavar="KEY", default=(), help="settings; all where left out")
     own.add_argument("--until", metavar="HH:MM", help="begin no cell after that time")
+    own = verbs.add_parser("report", help="write the tables of what is finished")
+    own.add_argument("folder", type=Path)
+    own.add_argument("--to", type=Path, default=RESULTS)
+    own = verbs.add_parser("power", help="print how many pairs it takes to see a difference")
+    own.add_argument("--sigma", type=float, required=True, help="standard deviation of the differences")
+    own.add_argument("--difference", type=float, required=True, help="to be seen, in the same unit")
     given = parser.parse_args(argv)
     if given.verb == "plan":
         show_plan()
         return 0
+    if given.verb == "power":
+        if not (given.sigma > 0 and given.difference > 0):
+            parser.error("--sigma and --difference must be above 0")
+        show_power(given.sigma, given.difference)
+        return 0
+    if given.verb == "run":
+        _check(parser, given)
+    try:
+        return {"run": run, "report": report}[given.verb](given)
+    except GrowtasError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+
+
+def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     known = [each.key for each in growing_plan.SETTINGS]
     for key in given.only:
         if key not in known:
@@ -80,11 +143,6 @@ def main(argv: list[str] | None = None) -> int:
         given.until = float("inf") if given.until is None else seconds_until(given.until, time.time())
     except ValueError:
         parser.error(f"--until {given.until} is no time of day; write HH:MM")
-    try:
-        return run(given)
-    except GrowtasError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/render_docs.py [--check]
 
 In the documents of :data:`DOCUMENTS` the text between two marks, such as ``<!-- kernels -->`` and ``<!-- end
-kernels -->``, is replaced; docs/images/roofline.svg and size-glyphs.svg are drawn from the same files, and
-export.svg from a preset.
+kernels -->``, is replaced. In docs/images, roofline.svg, size-glyphs.svg and growing-map.svg are drawn from
+the same files, and export.svg from a preset.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from common import (
     environment,
     evidence,
     export_plot,
+    growing_plot,
+    growing_report,
     input_report,
     performance_docs,
     predictor_report,
@@ -38,6 +40,7 @@ from growtas.ops import records
 ROOT = environment.ROOT
 IMAGES = ROOT / "docs" / "images"
 ROOFLINE, SIZES, EXPORT = (IMAGES / f"{name}.svg" for name in ("roofline", "size-glyphs", "export"))
+GROWING = IMAGES / growing_report.PICTURE
 
 
 def gemm_section(path: Path) -> str:
@@ -138,6 +141,14 @@ DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
         "reduce model": reduce_report.clusters,
         "threads": threads_report.shared_machine,
     },
+    ROOT / "docs" / "results.md": {
+        "growing plan": growing_report.plan,
+        "growing tests": growing_report.tests,
+        "growing map": growing_report.the_map,
+        "growing mechanism": growing_report.mechanism,
+        "growing transitions": growing_report.transitions,
+        "growing neighbours": growing_report.neighbours,
+    },
     ROOT / "docs" / "search.md": {"cost": search_report.cost, "predictor": predictor_report.predictor},
     environment.RESULTS / evidence.NAME / "README.md": {"findings": evidence.findings},
     ROOT / "README.md": {"headline": performance_docs.headline, "sizes": size_plot.caption},
@@ -179,6 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     if not options.check:
         roofline_plot.plot(environment.RESULTS, ROOFLINE)
         size_plot.plot(environment.RESULTS, SIZES)
+        growing_plot.plot(environment.RESULTS, GROWING)
         export_plot.plot(EXPORT)
     old = []
     for path in DOCUMENTS:

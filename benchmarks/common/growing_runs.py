@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from tqdm.auto import tqdm
 
 from common.growing_plan import Batch, setting
 from growtas import atomic
@@ -27,6 +31,8 @@ from growtas.locks import locked
 
 PAUSE = 0.2  # seconds between two looks at the processes
 PATIENCE = 120.0  # seconds for a cell to save and end after an interrupt
+LOADED = ("comparing.cell", "searching.evaluate", "training.finetune", "training.loop", "training.start")
+"""Modules that cells need, imported once, before they are forked."""
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -112,6 +118,8 @@ def run(
             say(f"{batch.setting} {', '.join(batch.methods)} cannot run: {error}")
     waiting = [cell for cell in cells.values() if not cell.result.exists()]
     say(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished")
+    for name in LOADED:
+        importlib.import_module(f"growtas.{name}")
     return failed | _Pool(waiting, jobs, until, say).run()
 
 
@@ -185,6 +193,7 @@ class _Pool:
 
 def _work(cell: Cell, alive: tuple[int, int]) -> None:
     """Run a cell in this process, which was forked for it."""
+    tqdm.set_lock(threading.RLock())  # its own: one that is killed as it prints would keep the common one
     os.setsid()  # a Ctrl-C reaches the parent alone, which passes it on once
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -194,5 +203,6 @@ def _work(cell: Cell, alive: tuple[int, int]) -> None:
     with open(cell.output, "wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - until the end
     arguments = {"out": str(cell.plan.path), "method": str(cell.spec), "seed": cell.seed, "device": "cpu"}
     sys.exit(worker.main(["growtas.comparing.cell:run_cell", json.dumps(arguments), "--guarded"]))

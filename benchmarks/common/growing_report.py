@@ -1,0 +1,271 @@
+"""The tables of docs/results.md on when growing helps, from the committed numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.growing_cells import GROUPS, POOL, read_table
+from common.growing_plan import (
+    ALONE,
+    BATCHES,
+    FAMILY,
+    MAP,
+    MECHANISM,
+    NEIGHBOURS,
+    SETTINGS,
+    THREE,
+    TRANSITIONS,
+    TWO,
+    UNIFORM,
+    Setting,
+)
+from common.growing_statistics import LEVEL
+from growtas.comparing.markdown import difference_text, table
+from growtas.comparing.statistics import Interval
+
+FOLDER, CELLS, DIFFERENCES = "growing", "cells.csv", "differences.csv"
+PICTURE = "growing-map.svg"
+MARGIN = 1.0  # points; a difference whose interval is within is none
+SHOWN = (*GROUPS, "found")
+NAMES = {TWO: "K = 2", THREE: "K = 3"}
+NONE = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The committed numbers.
+
+    Args:
+        cells: measures of the cells, by setting, method and measure: those of all seeds that have it.
+        differences: rows of differences.csv by setting, method, baseline and measure.
+    """
+
+    cells: dict[tuple[str, str, str], list[float]]
+    differences: dict[tuple[str, str, str, str], dict[str, Any]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Found:
+        """Read them. Args: folder: of all results."""
+        cells: dict[tuple[str, str, str], list[float]] = {}
+        for record in read_table(folder / FOLDER / CELLS).records():
+            setting, method = record.pop("setting"), record.pop("method")
+            for measure, value in record.items():
+                if value is not None:
+                    cells.setdefault((setting, method, measure), []).append(value)
+        rows = read_table(folder / FOLDER / DIFFERENCES).records()
+        keys = ("setting", "method", "baseline", "measure")
+        return cls(cells, {tuple(row[key] for key in keys): row for row in rows})
+
+    def level(self, setting: str, method: str, measure: str, form: str = ".2f") -> str:
+        """The mean over the seeds."""
+        values = self.cells.get((setting, method, measure))
+        return f"{statistics.fmean(values):{form}}" if values else NONE
+
+    def difference(self, setting: str, method: str, measure: str, baseline: str = UNIFORM) -> Interval | None:
+        """The mean over the pairs with its interval."""
+        row = self.differences.get((setting, method, baseline, measure))
+        return row and Interval(int(row["pairs"]), row["mean"], row["low"], row["high"])
+
+    def pairs(self, setting: str, method: str, baseline: str = UNIFORM) -> str:
+        """How many there are."""
+        found = self.difference(setting, method, GROUPS[0], baseline)
+        return str(found.count) if found else NONE
+
+    def has(self, setting: str, method: str) -> bool:
+        """Return whether a cell is finished."""
+        return (setting, method, GROUPS[0]) in self.cells
+
+
+def shown(found: Interval | None) -> str:
+    """A difference with its interval, in bold where that excludes zero."""
+    return difference_text(found) if found else NONE
+
+
+def plan(_: Path) -> str:
+    """The settings with the pairs that are planned for them, and the methods besides the map's three."""
+    rows, further = [], []
+    for each in SETTINGS:
+        own = [batch for batch in BATCHES if batch.setting == each.key]
+        pairs = str(max((batch.pairs for batch in own), default=0))
+        rows.append(
+            (f"`{each.key}`", f"`{each.data}`", _widths(each), f"{each.lr:g}", str(each.epochs), pairs)
+        )
+        methods = dict.fromkeys(f"`{m}`" for batch in own for m in batch.methods if m not in MAP)
+        if methods:
+            further.append(f"- `{each.key}`: {', '.join(methods)}")
+    header = ("setting", "data", "embed_dim", "learning rate", "epochs", "pairs")
+    common = ", ".join(f"`{method}`" for method in MAP)
+    parts = [table(header, rows), f"Every setting has {common}; these have others too:", "\n".join(further)]
+    return "\n\n".join(parts)
+
+
+def _widths(setting: Setting) -> str:
+    return ", ".join(map(str, setting.search_space().groups))
+
+
+def tests(folder: Path) -> str:
+    """The planned tests with their verdicts."""
+    found = Found.read(folder)
+    rows = []
+    for pool, method, baseline in FAMILY:
+        own = found.difference(POOL + pool, method, GROUPS[0], baseline)
+        if own is not None:
+            p = found.differences[POOL + pool, method, baseline, GROUPS[0]]
+            rows.append(
+                (
+                    *(f"{pool}: `{method}` − `{baseline}`", str(own.count), own.text()),
+                    *(_p(p["p"]), _p(p["p_holm"]), verdict(own, p["p_holm"])),
+                )
+            )
+    header = ("pool, difference on the smallest group", "pairs", "points", "p", "p, Holm", "growing helps")
+    return table(header, rows) if rows else ""
+
+
+def verdict(found: Interval, p: float | None) -> str:
+    """The answer of a planned test, as the plan says before any run.
+
+    Args:
+        found: the mean difference.
+        p: corrected.
+    """
+    if p is not None and p < LEVEL:
+        return "yes" if found.mean > 0 else "it hurts"
+    within = found.low is not None and max(-found.low, found.high) <= MARGIN
+    return "no" if within else "undecided"
+
+
+def _p(p: float | None) -> str:
+    return NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def the_map(folder: Path) -> str:
+    """Growing minus uniform in every setting, with the picture above where there is one."""
+    found = Found.read(folder)
+    keys = [s.key for s in SETTINGS if any(found.has(s.key, method) for method in (TWO, THREE))]
+    if not keys:
+        return ""
+    header, rows = ["setting", "pairs"], [[f"`{key}`", found.pairs(key, TWO)] for key in keys]
+    tables = []
+    for measure, label in {
+        GROUPS[0]: "smallest group",
+        GROUPS[-1]: "widest",
+        "found": "found by search",
+    }.items():
+        own = [
+            [
+                *(row if not tables else row[:1]),
+                found.level(key, UNIFORM, measure),
+                *(shown(found.difference(key, method, measure)) for method in (TWO, THREE)),
+            ]
+            for key, row in zip(keys, rows, strict=True)
+        ]
+        names = (f"uniform, {label}", *(f"{NAMES[method]} − uniform" for method in (TWO, THREE)))
+        tables.append(table((*(header if not tables else header[:1]), *names), own))
+    return "\n\n".join([*_picture(folder), *tables])
+
+
+def _picture(folder: Path) -> list[str]:
+    exists = (folder.parents[1] / "docs" / "images" / PICTURE).is_file()
+    return [f"![Growing minus uniform in every setting](images/{PICTURE})"] if exists else []
+
+
+def mechanism(folder: Path) -> str:
+    """Growing beside its controls, and groups that are trained alone."""
+    found = Found.read(folder)
+    methods = tuple(dict.fromkeys((*MAP, *MECHANISM, *ALONE)))
+    return "\n\n".join(
+        part
+        for key in _with(found, (*MECHANISM[1:], *ALONE[1:]))
+        for part in (
+            f"`{key}`:",
+            _methods(found, key, methods),
+            _along(found, key, methods),
+            *_contrasts(found, key, (TWO, THREE)),
+        )
+    )
+
+
+def transitions(folder: Path) -> str:
+    """Growing with the first stage shorter and longer."""
+    found, methods = Found.read(folder), (UNIFORM, TWO, *TRANSITIONS[1:])
+    return "\n\n".join(
+        part
+        for key in _with(found, TRANSITIONS[1:])
+        for part in (f"`{key}`:", _methods(found, key, methods), *_contrasts(found, key, TRANSITIONS[1:]))
+    )
+
+
+def neighbours(folder: Path) -> str:
+    """Other methods in the same setting."""
+    found, methods = Found.read(folder), (*MAP, *NEIGHBOURS[1:])
+    return "\n\n".join(
+        part
+        for key in _with(found, NEIGHBOURS[1:])
+        for part in (f"`{key}`:", _methods(found, key, methods), *_contrasts(found, key, NEIGHBOURS[1:]))
+    )
+
+
+def _with(found: Found, methods: Iterable[str]) -> list[str]:
+    """The settings in which one of some methods ran."""
+    return [s.key for s in SETTINGS if any(found.has(s.key, method) for method in methods)]
+
+
+def _methods(found: Found, key: str, methods: Sequence[str]) -> str:
+    """Levels and differences to uniform."""
+    rows = [
+        (
+            *(f"`{m}`", found.pairs(key, m), *(found.level(key, m, each) for each in SHOWN)),
+            *(shown(found.difference(key, m, each)) for each in SHOWN),
+            found.level(key, m, "cpu_seconds", ".0f"),
+        )
+        for m in methods
+        if found.has(key, m)
+    ]
+    return table(("method", "pairs", *SHOWN, *(f"− uniform, {each}" for each in SHOWN), "CPU s"), rows)
+
+
+def _along(found: Found, key: str, methods: Sequence[str]) -> str:
+    """When training left the plateau, and how far gradients agreed."""
+    named = {
+        "left_at_epoch": ".1f",
+        "cosine": ".3f",
+        "control": ".3f",
+        "cosine_last": ".3f",
+        "control_last": ".3f",
+    }
+    rows = [
+        (
+            f"`{method}`",
+            *(found.level(key, method, measure, form) for measure, form in named.items()),
+            shown(found.difference(key, method, "cosine")),
+        )
+        for method in methods
+        if found.has(key, method)
+    ]
+    header = (
+        "left the plateau at epoch",
+        "cosine",
+        "control",
+        "cosine, end",
+        "control, end",
+        "cosine − uniform's",
+    )
+    return table(("method", *header), rows)
+
+
+def _contrasts(found: Found, key: str, methods: Iterable[str]) -> list[str]:
+    """Differences to what is not uniform; nothing where there is none."""
+    rows = [
+        (
+            *(f"`{method}` − `{baseline}`", found.pairs(key, method, baseline)),
+            *(shown(found.difference(key, method, measure, baseline)) for measure in SHOWN),
+        )
+        for method in methods
+        for own, of, baseline, measure in found.differences
+        if (own, of, measure) == (key, method, GROUPS[0]) and baseline != UNIFORM
+    ]
+    return [table(("difference", "pairs", *SHOWN), rows)] if rows else []
