@@ -132,14 +132,15 @@ NEIGHBOURS = (
 
 BATCHES = (
     *(Batch(f"glyphs-lr{rate}-12", COARSE, 3) for rate in ("6e-3", "1.2e-2", "3e-3", "1.5e-3")),
+    Batch("typefaces-lr6e-3-12", COARSE, 3),
     Batch("glyphs-lr6e-3-40", COARSE, 3),
     Batch("glyphs-lr6e-3-40", COARSE, 3, MECHANISM),
     Batch("glyphs-lr6e-3-40", COARSE, 3, ALONE),
-    Batch("glyphs-lr3e-3-40", COARSE, 3),
     Batch("typefaces-lr6e-3-40", COARSE, 3),
+    Batch("glyphs-lr3e-3-40", COARSE, 3),
     Batch("glyphs-wide-40", COARSE, 3),
     Batch("glyphs-lr1.2e-2-40", COARSE, 3),
-    *(Batch(f"typefaces-lr{rate}-12", COARSE, 3) for rate in ("6e-3", "3e-3", "1.2e-2")),
+    *(Batch(f"typefaces-lr{rate}-12", COARSE, 3) for rate in ("3e-3", "1.2e-2")),
     Batch("glyphs-noise0.4-40", COARSE, 3),
     Batch("glyphs-4000-160", COARSE, 3),
     Batch("glyphs-narrow-40", COARSE, 3),

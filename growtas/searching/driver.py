@@ -271,7 +271,8 @@ class _Job:
         def score(subnets: Sequence[AnySubnet], seen: Callable[[int], object]) -> Iterator[Score]:
             bar = evolution.bar if self.races else None
             shared = sharing(lambda *given: self.evaluator.score(*given, bar), known)(subnets, seen)
-            return shared if bar is None else (raced(each, bar) for each in shared)  # the known ones too
+            images = self.evaluator.images
+            return shared if bar is None else (raced(each, bar, images) for each in shared)  # the known ones
 
         with log:
             replayed = len(log.evaluations)

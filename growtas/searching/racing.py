@@ -77,8 +77,16 @@ def behind(lost: int, won: int, seen: int, images: int) -> bool:
     return lost - won - 1 > _quantile(looks) * deviation
 
 
-def raced(score: Score, bar: Bar) -> Score:
-    """The score that a subnet would have, had it raced. Args: score: on all images."""
+def raced(score: Score, bar: Bar, images: int) -> Score:
+    """The score that a subnet would have, had it raced.
+
+    Args:
+        score: of the subnet; one that left a race did so already, and stays as it is.
+        bar: of the race.
+        images: all of them.
+    """
+    if score.images < images:
+        return score
     for seen in rungs(score.images)[:-1]:
         lost, won = disagreements(bar.correct, score.correct, seen)
         if behind(lost, won, seen, score.images):

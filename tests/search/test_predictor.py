@@ -192,7 +192,7 @@ def test_a_predictor_works_beside_racing(tmp_path, monkeypatch):
                 right = random.Random(repr(subnet)[:9]).sample(range(TABLE["images"]), CORRECT[subnet])
                 bits = np.packbits(np.isin(np.arange(TABLE["images"]), right)).tobytes()
                 full = Score(correct(subnet), TABLE["images"], bits)
-                yield raced(full, evolution.bar) if evolution.bar else full
+                yield raced(full, evolution.bar, TABLE["images"]) if evolution.bar else full
 
         with SearchLog(path, {"seed": 0}, {}) as log:
             history = loop.evolve(evolution, log, score)
