@@ -13,6 +13,7 @@ from plateau import LEVEL, WINDOW, steps_until_below
 
 from common.growing_plan import (
     FAMILY,
+    ORDERED,
     POOLS,
     REVERSED,
     SETTINGS,
@@ -165,7 +166,7 @@ def differences(found: Table) -> Table:
         measure: [
             _row(
                 (POOL + pool, method, baseline, measure),
-                _gaps(values, POOLS.get(pool, [s.key for s in SETTINGS]), method, baseline, measure),
+                _gaps(values, POOLS.get(pool, ORDERED), method, baseline, measure),
             )
             for pool, method, baseline in FAMILY
         ]

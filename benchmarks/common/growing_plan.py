@@ -16,6 +16,7 @@ from growtas.space import SearchSpace, load_space
 UNIFORM, TWO, THREE = "uniform", "growtas", "growtas:stages=3"
 MAP = (UNIFORM, TWO, THREE)
 COARSE, DECISIVE = "coarse", "decisive"
+AMENDED = "amended"  # added after the first results were seen: in no pool
 
 JUDGED = {"subnets": 3, "population": 8, "generations": 2}
 """How cells are judged: random subnets of each group besides the smallest and the largest, and the size of
@@ -37,6 +38,7 @@ class Setting:
         data: as :func:`growtas.train` names it.
         space: a preset.
         widths: embed_dim of the space in place of the preset's.
+        warmup: epochs of warm-up; the recipe's where None.
     """
 
     key: str
@@ -45,6 +47,7 @@ class Setting:
     data: str = "glyphs"
     space: str = "glyphs"
     widths: tuple[int, ...] | None = None
+    warmup: float | None = None
 
     def search_space(self) -> SearchSpace:
         """The preset, with its widths where they are others."""
@@ -56,12 +59,13 @@ class Setting:
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of :func:`growtas.compare`, without folder, methods and seeds."""
+        warmup = {} if self.warmup is None else {"warmup_epochs": self.warmup}
         return {
             "space": self.search_space(),
             "data": self.data,
             "epochs": self.epochs,
             "lr": self.lr,
-            "settings": {"interference_every": self.epochs // MEASUREMENTS, "log_steps": 0},
+            "settings": {"interference_every": self.epochs // MEASUREMENTS, "log_steps": 0, **warmup},
             **JUDGED,
         }
 
@@ -72,7 +76,7 @@ class Batch:
 
     Args:
         setting: its key.
-        stage: ``coarse`` or ``decisive``.
+        stage: ``coarse``, ``decisive`` or ``amended``.
         pairs: seeds, from 0; those that an earlier batch ran are not run again.
         methods: as ``growtas compare`` names them, the baseline first.
     """
@@ -82,6 +86,8 @@ class Batch:
     pairs: int
     methods: tuple[str, ...] = MAP
 
+
+LONG_WARMUP = "glyphs-lr1.2e-2-12-warmup4"
 
 SETTINGS = (
     # rates and lengths
@@ -104,6 +110,8 @@ SETTINGS = (
         for epochs in (12, 40)
         for rate in ("3e-3", "6e-3", "1.2e-2")
     ),
+    # a third of the run as warm-up in place of a tenth
+    Setting(LONG_WARMUP, 1.2e-2, 12, warmup=4),
 )
 
 TRANSITIONS = (UNIFORM, "growtas:transition=10", "growtas:transition=30")
@@ -133,6 +141,8 @@ NEIGHBOURS = (
 BATCHES = (
     *(Batch(f"glyphs-lr{rate}-12", COARSE, 3) for rate in ("6e-3", "1.2e-2", "3e-3", "1.5e-3")),
     Batch("typefaces-lr6e-3-12", COARSE, 3),
+    Batch(LONG_WARMUP, AMENDED, 3),
+    Batch("glyphs-lr1.2e-2-12", AMENDED, 3, MECHANISM),
     Batch("glyphs-lr6e-3-40", COARSE, 3),
     Batch("glyphs-lr6e-3-40", COARSE, 3, MECHANISM),
     Batch("glyphs-lr6e-3-40", COARSE, 3, ALONE),
@@ -158,14 +168,20 @@ BATCHES = (
     *(Batch(f"glyphs-lr{rate}-120", COARSE, 3) for rate in ("6e-3", "3e-3")),
 )
 
+_PLANNED = tuple(each for each in SETTINGS if each.key != LONG_WARMUP)
+
 POOLS = {
-    "short": tuple(each.key for each in SETTINGS if each.epochs == 12),
-    "long": tuple(each.key for each in SETTINGS if each.epochs > 12 and each.lr < 1.2e-2),
-    "long, highest rate": tuple(each.key for each in SETTINGS if each.epochs > 12 and each.lr == 1.2e-2),
+    "short": tuple(each.key for each in _PLANNED if each.epochs == 12),
+    "long": tuple(each.key for each in _PLANNED if each.epochs > 12 and each.lr < 1.2e-2),
+    "long, highest rate": tuple(each.key for each in _PLANNED if each.epochs > 12 and each.lr == 1.2e-2),
 }
 """Settings whose pairs are judged together: three pairs of one setting show little."""
 
-ORDER = "order"  # the pool of every setting in which both methods ran
+ORDER = "order"
+ORDERED = tuple(
+    dict.fromkeys(each.setting for each in BATCHES if REVERSED in each.methods and each.stage != AMENDED)
+)
+"""The pool for the controls of order, and its settings."""
 
 FAMILY = (
     *((pool, method, UNIFORM) for pool in POOLS for method in (TWO, THREE)),

@@ -77,7 +77,9 @@ def test_what_is_compared_is_planned():
         named |= {method, *baselines}
     assert named <= planned
     pooled = [key for keys in growing_plan.POOLS.values() for key in keys]
-    assert sorted(pooled) == sorted(each.key for each in growing_plan.SETTINGS)
+    planned = {each.setting for each in growing_plan.BATCHES if each.stage != growing_plan.AMENDED}
+    assert sorted(pooled) == sorted(planned) and planned >= set(growing_plan.ORDERED)
+    assert "glyphs-lr1.2e-2-12" not in growing_plan.ORDERED  # its controls are an amendment
 
 
 # -- runs ------------------------------------------------------------------------------------------------
@@ -94,6 +96,7 @@ def settings(monkeypatch):
     family = (("all", TWO, UNIFORM), ("all", THREE, UNIFORM), ("other", TWO, growing_plan.REVERSED))
     for module in (growing_cells, growing_report):
         monkeypatch.setattr(module, "FAMILY", family)
+    monkeypatch.setattr(growing_cells, "ORDERED", ("small", "short"))
     for module in (growing_cells, growing_plot):
         monkeypatch.setattr(module, "POOLS", pools)
 
