@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils.checkpoint import checkpoint
 
 from growtas import ops
 from growtas.nn.linear import PartialLayerNorm, SlicedLinear
 from growtas.nn.precision import compute_dtype
 from growtas.ops.attention_branch.one_call import AttentionWeights
-from growtas.ops.block_stack import Layer
+from growtas.ops.block_stack import Layer, block_stack
 from growtas.ops.mlp.weights import MLPWeights
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -174,3 +178,38 @@ class Block(nn.Module):
             norm1.eps,
             norm2.eps,
         )
+
+
+def run_blocks(
+    x: Tensor,
+    blocks: Sequence[tuple[Block, int, int, tuple[Tensor, Tensor] | None]],
+    grid: tuple[int, int],
+    recompute: bool = False,
+) -> Tensor:
+    """Run blocks one after the other; in a small net on a CPU all at once.
+
+    Args:
+        x: (B, N, d) residual stream.
+        blocks: each with its num_heads, its hidden_dim, and its scales or None, as :meth:`Block.forward`
+            takes them.
+        grid: rows and columns of patches.
+        recompute: keep only the input of each block for the backward pass.
+
+    Returns:
+        (B, N, d).
+    """
+
+    def one_by_one() -> Tensor:
+        y = x
+        for block, heads, hidden, pair in blocks:
+            if recompute:  # nothing in a block draws numbers
+                options = {"use_reentrant": False, "preserve_rng_state": False}
+                y = checkpoint(block, y, heads, hidden, grid, pair, **options)
+            else:
+                y = block(y, heads, hidden, grid, pair)
+        return y
+
+    if recompute or not x.is_cpu or compute_dtype(x) is not torch.float32 or _has_any_global_hook():
+        return one_by_one()
+    layers = [block.layer(*sizes) if type(block) is Block else None for block, *sizes in blocks]
+    return one_by_one() if None in layers else block_stack(x, layers, grid, one_by_one)

@@ -14,14 +14,11 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
-from torch.utils.checkpoint import checkpoint
 
 from growtas.errors import UsageError, nearest
-from growtas.nn.block import Block
+from growtas.nn.block import Block, run_blocks
 from growtas.nn.linear import PartialLayerNorm, PatchEmbedding, SlicedLinear
 from growtas.nn.precision import compute_dtype
-from growtas.ops.block_stack import block_stack
 from growtas.ops.checks import BIAS_LAYOUTS
 from growtas.ops.qkv.reference import qkv_bias_rows, qkv_rows
 from growtas.ops.registry import eager
@@ -225,27 +222,9 @@ class VisionTransformer(nn.Module):
         self._cast_shared_weights(compute_dtype(images))
         x = self.forward_embedding(images, chosen.embed_dim)
         scales = self._drop_path_scales(x, chosen.depth)
-        return self.norm(self._run_blocks(x, chosen, scales))
-
-    def _run_blocks(self, x: Tensor, chosen: ViTDims, scales: list[tuple[Tensor, Tensor] | None]) -> Tensor:
-        """(B, N, d) to (B, N, d): in a small net on a CPU all blocks at once."""
         blocks = list(zip(self.blocks, chosen.num_heads, chosen.hidden_dims, scales, strict=False))
         again = self.checkpoint_activations and torch.is_grad_enabled()
-
-        def one_by_one() -> Tensor:
-            y = x
-            for block, heads, hidden, pair in blocks:
-                if again:  # nothing in a block draws numbers
-                    options = {"use_reentrant": False, "preserve_rng_state": False}
-                    y = checkpoint(block, y, heads, hidden, chosen.grid, pair, **options)
-                else:
-                    y = block(y, heads, hidden, chosen.grid, pair)
-            return y
-
-        if again or not x.is_cpu or compute_dtype(x) is not torch.float32 or _has_any_global_hook():
-            return one_by_one()
-        layers = [block.layer(*sizes) if type(block) is Block else None for block, *sizes in blocks]
-        return one_by_one() if None in layers else block_stack(x, layers, chosen.grid, one_by_one)
+        return self.norm(run_blocks(x, blocks, chosen.grid, again))
 
     def _cast_shared_weights(self, dtype: torch.dtype) -> None:
         """Before GEMMs in 16 bits: bring the shadows of the shared weights up to date (``growtas.shadow``).

@@ -11,9 +11,9 @@ from torch import nn
 
 import growtas
 from growtas.errors import GrowtasError, UsageError
+from growtas.nn import block as block_module
 from growtas.ops import dispatch, one_call
 from growtas.space import load_space
-from growtas.supernet import vit
 
 SPACE = dataclasses.replace(load_space("digits"), depth=(2, 3))
 LARGEST = SPACE.largest()
@@ -84,7 +84,7 @@ def test_a_stack_has_the_bits_of_its_blocks(options, monkeypatch):
             torch.manual_seed(2)
             assert torch.equal(net(x, subnet), found[0])
         with monkeypatch.context() as patch:
-            patch.setattr(vit, "block_stack", lambda x, layers, grid, one_by_one: one_by_one())
+            patch.setattr(block_module, "block_stack", lambda x, layers, grid, one_by_one: one_by_one())
             apart, expected = outcome(net, subnet, x)
         assert taken and not apart and equal(found, expected)
 
