@@ -144,6 +144,7 @@ BATCHES = (
     Batch(LONG_WARMUP, AMENDED, 3),
     Batch("glyphs-lr1.2e-2-12", AMENDED, 3, MECHANISM),
     Batch("glyphs-lr6e-3-40", COARSE, 3),
+    Batch(LONG_WARMUP, AMENDED, 8),
     Batch("glyphs-lr6e-3-40", COARSE, 3, MECHANISM),
     Batch("glyphs-lr6e-3-40", COARSE, 3, ALONE),
     Batch("typefaces-lr6e-3-40", COARSE, 3),

@@ -14,7 +14,7 @@ from growtas.plotting import ACCENT, METHOD_COLOURS, STYLE
 PANELS = {"small": "smallest group", "large": "widest group", "found": "found by search"}
 LOOKS = {TWO: (METHOD_COLOURS[TWO], "o", -0.17), THREE: (ACCENT, "s", 0.17)}
 LINEAR = 2.0  # points; what lies further from zero is drawn on a logarithmic scale
-FURTHEST = 40.0  # points; longer intervals leave the picture
+FURTHEST = 50.0  # points; longer intervals leave the picture
 ROW = 0.27  # inches; with the width it leaves letters of nine pixels on a screen of 390
 WIDTH = 5.4
 
@@ -73,9 +73,8 @@ def _panel(axes: Any, found: Found, keys: list[str], measure: str) -> None:
                 across, up, marker=marker, markersize=4, color=colour, linestyle="none", markerfacecolor=face
             )
         axes.plot([], [], marker=marker, markersize=4, color=colour, label=NAMES[method])
-    low, high = axes.get_xlim()
-    axes.set_xlim(max(low, -FURTHEST), min(high, FURTHEST))
-    axes.set_xticks((-10, -2, 0, 2, 10), ("−10", "", "0", "", "10"))
+    axes.set_xlim(-FURTHEST, FURTHEST)
+    axes.set_xticks((-30, -10, -2, 0, 2, 10, 30), ("", "−10", "", "0", "", "10", ""))
     axes.minorticks_off()
     axes.grid(axis="y", alpha=0.25)
     axes.tick_params(axis="y", length=0)
