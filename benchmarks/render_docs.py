@@ -145,6 +145,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
         "growing plan": growing_report.plan,
         "growing tests": growing_report.tests,
         "growing map": growing_report.the_map,
+        "growing plateau": growing_report.plateau,
         "growing mechanism": growing_report.mechanism,
         "growing transitions": growing_report.transitions,
         "growing neighbours": growing_report.neighbours,

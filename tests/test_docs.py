@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import doctest
 import inspect
 import re
@@ -21,7 +22,7 @@ from growtas.methods.shrinking import LARGEST_RATE, phases
 from growtas.ops.dispatch import BACKENDS, OPERATIONS
 from growtas.space import preset_names
 from growtas.training import TrainConfig
-from growtas.training.data import splits
+from growtas.training.data import rendered
 from growtas.training.log import read_log
 from growtas.training.recipes import NAMED
 
@@ -48,7 +49,8 @@ def table(path: Path, first_cell: str) -> list[list[str]]:
 
 def test_the_readmes_example_runs(tmp_path, monkeypatch, capsys):
     """In small: two epochs of few images in place of 40, and eight evaluations in place of a thousand."""
-    monkeypatch.setattr(splits, "GLYPH_TEST", 5)
+    few = dataclasses.replace(rendered.RENDERED["glyphs"], test_per_class=5)
+    monkeypatch.setitem(rendered.RENDERED, "glyphs", few)
     monkeypatch.chdir(tmp_path)
     (source,) = blocks(ROOT / "README.md", "python")
     small = source.replace("epochs=40", "epochs=2").replace('data="glyphs"', 'data="glyphs:620"')

@@ -25,7 +25,7 @@ from common.growing_plan import (
 )
 from common.growing_statistics import LEVEL
 from growtas.comparing.markdown import difference_text, table
-from growtas.comparing.statistics import Interval
+from growtas.comparing.statistics import Interval, mean_interval
 
 FOLDER, CELLS, DIFFERENCES = "growing", "cells.csv", "differences.csv"
 PICTURE = "growing-map.svg"
@@ -33,6 +33,7 @@ MARGIN = 1.0  # points; a difference whose interval is within is none
 SHOWN = (*GROUPS, "found")
 NAMES = {TWO: "K = 2", THREE: "K = 3"}
 NONE = "–"
+SHORT = 12  # epochs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +172,47 @@ def the_map(folder: Path) -> str:
 def _picture(folder: Path) -> list[str]:
     exists = (folder.parents[1] / "docs" / "images" / PICTURE).is_file()
     return [f"![Growing minus uniform in every setting](images/{PICTURE})"] if exists else []
+
+
+def plateau(folder: Path) -> str:
+    """Over all pairs: points gained beside epochs gained on the plateau, and the smallest group beside the
+    widest. In no pool, and without a claim."""
+    cells = {(c["setting"], c["method"], c["seed"]): c for c in read_table(folder / FOLDER / CELLS).records()}
+    rows = []
+    for method in (TWO, THREE):
+        pairs = [
+            (own, cells[setting, UNIFORM, seed])
+            for (setting, name, seed), own in cells.items()
+            if name == method and (setting, UNIFORM, seed) in cells
+        ]
+        small, large = ([a[group] - b[group] for a, b in pairs] for group in (GROUPS[0], GROUPS[-1]))
+        left = [(a["left_at_epoch"], b["left_at_epoch"]) for a, b in pairs]
+        known = [
+            (b - a, gain)
+            for (a, b), gain, (own, _) in zip(left, small, pairs, strict=True)
+            if None not in (a, b) and _epochs(own["setting"]) == SHORT
+        ]
+        if len(known) < 3:
+            continue
+        sooner, gains = zip(*known, strict=True)
+        line = statistics.linear_regression(sooner, gains)
+        rows.append(
+            (
+                *(f"{NAMES[method]} − uniform", str(len(known))),
+                *(f"{statistics.correlation(sooner, gains):.2f}", f"{line.slope:.1f}"),
+                *(f"{line.intercept:+.1f}", str(len(pairs))),
+                shown(mean_interval([a - b for a, b in zip(small, large, strict=True)])),
+            )
+        )
+    header = (
+        *("difference", f"pairs, {SHORT} epochs", "correlation", "points per epoch sooner"),
+        *("points where neither is sooner", "pairs, all", "gain of smallest − of widest group"),
+    )
+    return table(header, rows) if rows else ""
+
+
+def _epochs(key: str) -> int:
+    return next((each.epochs for each in SETTINGS if each.key == key), 0)
 
 
 def mechanism(folder: Path) -> str:

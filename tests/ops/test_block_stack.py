@@ -52,7 +52,7 @@ def stacked(logits: torch.Tensor) -> bool:
 
 
 def outcome(net: nn.Module, subnet, x: torch.Tensor) -> tuple[bool, list[torch.Tensor | None]]:
-    """Whether the blocks ran as a stack, and the logits, dx and all gradients."""
+    """Return whether the blocks ran as a stack, and the logits, dx and all gradients."""
     net.zero_grad()
     x = x.clone().requires_grad_()
     torch.manual_seed(2)  # of the drop path
