@@ -66,6 +66,9 @@ class _Sizes(NamedTuple):
 _known: dict[tuple, _Sizes] = {}
 """Blocks that their own operations have taken, by all that those ask: they need not be asked again."""
 
+_shapes: dict[tuple, tuple] = {}
+"""The shapes in these keys, each kept once: blocks differ in what is active, hardly in their weights."""
+
 
 def block_stack(
     x: Tensor, layers: Sequence[Layer], grid: tuple[int, int], one_by_one: Callable[[], Tensor]
@@ -95,9 +98,11 @@ def block_stack(
     result = one_by_one()
     if len(_known) > MOST_KNOWN:
         _known.clear()
+        _shapes.clear()
     for key, layer in zip(keys, layers, strict=True):
         if key is not None and _taken(x, layer):
-            _known[key] = _sizes(x, layer, grid)
+            of_x, of_weights = (_shapes.setdefault(each, each) for each in key[:2])
+            _known[of_x, of_weights, *key[2:]] = _sizes(x, layer, grid)
     return result
 
 
