@@ -2,7 +2,8 @@
 
 A :class:`Setting` is one comparison, in a folder of its own; a :class:`Batch` is a part of it that runs at
 once. Batches run in the order of :data:`BATCHES`, seeds from 0, all methods of a seed before the next seed,
-so that what is finished when the time is over is whole. No number here depends on a result.
+so that what is finished when the time is over is whole. Nothing here depends on a result, but for what is
+amended.
 """
 
 from __future__ import annotations

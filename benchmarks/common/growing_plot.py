@@ -27,7 +27,7 @@ def plot(folder: Path, path: Path) -> bool:
         path: .svg.
 
     Returns:
-        Whether there is anything to draw.
+        True where there was something to draw.
     """
     found = Found.read(folder)
     every = [*(s.key for s in SETTINGS), *(POOL + pool for pool in POOLS)]

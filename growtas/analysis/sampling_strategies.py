@@ -199,7 +199,7 @@ def sampling_strategies(runs: Mapping[str, Run | str | os.PathLike]) -> Sampling
         "groups": list(space.groups),
         "params": [low, high],
         "methods": {name: run.config.method for name, run in opened.items()},
-        "intended": {name: _meant(run.config.method) for name, run in opened.items()},
+        "intended": {name: _meant(run) for name, run in opened.items()},
         "log_every": {name: run.config.log_every for name, run in opened.items()},
         "seeds": {name: run.config.seed for name, run in opened.items()},
     }
@@ -311,8 +311,11 @@ def _overview(run: Run, draws: Sequence[_Draw], middle: float) -> tuple:
     return (run.config.epochs, len(draws), len({draw.subnet for draw in draws}), *means, *small)
 
 
-def _meant(method: str) -> str:
-    """Describe the sampling that a method intends, in few words."""
+def _meant(run: Run) -> str:
+    """Describe the sampling that a run's method intends, in few words."""
+    method = run.config.method
+    if method == "uniform" and "group_weights" in run.config.method_options:
+        return "groups by their weights, every subnet of one alike"
     if method in INTENDED:
         return INTENDED[method]
     from growtas.methods import method_names

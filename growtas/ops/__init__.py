@@ -3,7 +3,7 @@
 A folder holds the public function and the table of its backends (``__init__``), and one module per language:
 ``reference`` (or ``unfused``, a composition of other operations), ``cpu``, ``cublas``, ``cuda``; Triton
 kernels lie in ``kernels/<operation>``. Beside them: ``dispatch`` (which backend), ``registry`` (autograd and
-torch.library), ``checks`` (of arguments), ``records`` (of tuning).
+torch.library), ``checks`` (of arguments), ``records`` (of tuning), ``block_stack`` (of a small net).
 """
 
 from growtas.ops.attention_branch import attention_branch

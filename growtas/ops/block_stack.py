@@ -1,7 +1,7 @@
 """The blocks of a small net on a CPU as one operation: one node of autograd, two calls of C++ per block.
 
 Alone, the two branches of a block are a node each, with their checks and some twenty tensors; in a net of
-36 channels that costs an eighth of a training step. Here the calls are the same, and so are the bits.
+36 channels that costs an eighth of both passes. Here the calls are the same, and so are the bits.
 
 Shapes: x (B, N, d), M = B * N rows; weights at the full size of the supernet; all fp32.
 
@@ -28,7 +28,7 @@ from growtas.ops.addresses import pointers
 from growtas.ops.attention_branch.one_call import AttentionWeights, attention_sizes, takes_attention
 from growtas.ops.mlp.one_call import mlp_sizes, takes_mlp
 from growtas.ops.mlp.weights import MLPWeights
-from growtas.ops.one_call import dense
+from growtas.ops.one_call import dense, small
 from growtas.ops.registry import eager
 
 ALIGNMENT = 16
@@ -88,7 +88,7 @@ def block_stack(
     Raises:
         UsageError: as ``attention_branch`` and ``mlp``.
     """
-    if not (layers and eager() and x.dtype is torch.float32 and dense(x)):
+    if not (layers and eager() and dense(x) and _small(x, layers)):
         return one_by_one()
     keys = [_key(x, layer, grid) for layer in layers]
     sizes = [_known.get(key) for key in keys]
@@ -113,6 +113,11 @@ def _key(x: Tensor, layer: Layer, grid: tuple[int, int]) -> tuple | None:
         return None
     shapes = tuple([None if weight is None else weight.shape for weight in (*attention, *mlp)])
     return x.shape, shapes, *layer[2:6], grid, dispatch.epoch()
+
+
+def _small(x: Tensor, layers: Sequence[Layer]) -> bool:
+    columns = max([max(3 * each.num_heads * each.head_dim, each.hidden_dim) for each in layers])
+    return small(x, columns, len(layers[0].attention.norm_weight), torch.float32)
 
 
 def _taken(x: Tensor, layer: Layer) -> bool:

@@ -105,6 +105,14 @@ def test_what_a_method_means_to_draw_is_read_off_its_log(runs):
     ]
 
 
+def test_weights_of_groups_are_told(runs, tmp_path):
+    weighted = logged_run(tmp_path / "run", "uniform", method_options="group_weights=5,5,0", steps=3)
+    found = sampling_strategies({"plain": runs["uniform"], "weighted": weighted})
+    assert found.facts["intended"]["plain"] == "every subnet alike, from first to last"
+    assert found.facts["intended"]["weighted"] == "groups by their weights, every subnet of one alike"
+    assert found.tables["intended"].where(method="weighted").column("group") == [24, 36]
+
+
 def test_few_subnets_are_told_one_by_one(runs):
     found = sampling_strategies(runs)
     assert set(found.tables["candidates"].column("method")) == {"prenas", "focusformer"}

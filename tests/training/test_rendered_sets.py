@@ -19,7 +19,7 @@ from growtas.training.data import load_splits
 from growtas.training.data.fonts import CHARACTERS, TEST_FONTS, TRAINING_FONTS
 from growtas.training.data.glyphs import GLYPHS
 from growtas.training.data.rendered import read_rendered, with_noise
-from growtas.training.data.typefaces import TYPEFACES, contact_sheet, typeface_images
+from growtas.training.data.typefaces import TYPEFACES
 
 SPACE = load_space("typefaces")
 DIGEST = {"train": "bc74438021237cf2", "test": "33994cb97f02a789"}
@@ -49,15 +49,15 @@ def test_every_font_is_a_class():
 
 @pytest.mark.parametrize("part", DIGEST)
 def test_the_same_pixels_everywhere(part):
-    images, labels = typeface_images(63, 0, part)
+    images, labels = TYPEFACES.images(63, 0, part)
     assert hashlib.sha256(images.tobytes()).hexdigest()[:16] == DIGEST[part]
     assert np.array_equal(labels, np.arange(63) % 21)
-    assert np.array_equal(typeface_images(9, 0, part, first=54)[0], images[54:])
+    assert np.array_equal(TYPEFACES.images(9, 0, part, first=54)[0], images[54:])
 
 
 def test_an_image_is_of_the_font_that_its_label_names():
     """Bold fonts have more ink than thin ones of the same family, whatever the character."""
-    images, labels = typeface_images(21 * 40)
+    images, labels = TYPEFACES.images(21 * 40)
     bright = images - np.median(images, axis=(1, 2), keepdims=True)
     ink = {font: bright[labels == label].mean() for label, font in enumerate(TYPEFACES.classes)}
     assert ink["DejaVuSans-Bold"] > ink["DejaVuSans"] and ink["STIXGeneralBol"] > ink["STIXGeneral"]
@@ -80,7 +80,7 @@ def test_recipe_and_preset():
 
 def test_the_picture_in_the_documentation_is_of_these_images():
     with Image.open(ROOT / "docs" / "images" / "typefaces.png") as picture:
-        sheets = [contact_sheet(part, columns=21, rows=2) for part in ("train", "test")]
+        sheets = [TYPEFACES.contact_sheet(part, columns=21, rows=2) for part in ("train", "test")]
         assert np.array_equal(np.asarray(picture), np.concatenate(sheets))
 
 
