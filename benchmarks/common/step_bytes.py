@@ -213,10 +213,9 @@ class _Model:
         )
         yield (
             "relative_attention.two_pass._backward_keys",
-            qkv + 3 * out + 2 * lse + terms + hot,
+            qkv + 3 * out + 2 * lse + terms + hot + table,
             scores * (4 * self.e + 2 * 2 * SIDE),
         )
-        yield "relative_attention.backward._add_tables", table, 0
         product = 2 * self.R * self.d * 3 * w
         if self.fused:
             stream = self.x32 + self.statistics()

@@ -12,7 +12,7 @@ u[r_j] + w[c_j], a sum over places of the grid; so [q, u, w] meets [k, onehot(r_
 value term is the same thing transposed. ``places`` says how u and w come from the tables, ``forward``,
 ``one_pass`` and ``two_pass`` what each kernel computes, saves and recomputes. Nothing of size N x N or N x R
 exists outside of a tile, but for the place terms, (B, h, N, 2 * SIDE), between the kernels of one backward
-pass. Saved for backward: qkv, out, lse. Launches: 1 forward, 3 backward. No atomics: the same bits in every
+pass. Saved for backward: qkv, out, lse. Launches: 1 forward, 2 backward. No atomics: the same bits in every
 run.
 
 Variants per kernel: dtype of qkv (x dtype of the tables, where it differs) x head width x class of the grid

@@ -15,8 +15,9 @@ made transposed, so that P and dS are right operands of wgmma and go to shared m
 transposition through registers. A query tile leaves them to the next one in fp32, in a workspace that belongs
 to the program and is small enough to stay in L2; the last one writes them out. Both tables are read once per
 program and stay in shared memory. Their gradients leave as one partial sum per program, kept in registers
-(IN_REGISTERS) or added up in memory, and ``_add_tables`` adds these in order. So every sum has one order, and
-nothing is atomic.
+(IN_REGISTERS) or added up in memory, and a second launch, ``_add_tables``, adds these in order. So every sum
+has one order, and nothing is atomic. (A last program that added them, as ``split_k`` has it, would read 4 MB
+at the 100 GB/s of one multiprocessor: 40 us, and in two levels still more than the launch costs.)
 
 Saved by the forward pass: qkv, out, lse. Recomputed: P. Of the keys only those of TAIL are masked. No mask is
 needed on queries past the last one: their q, dout and place terms are zero, so they add nothing.
@@ -53,6 +54,7 @@ from growtas.kernels.common import launch, tiles
 from growtas.kernels.common.launch import known_multiple
 from growtas.kernels.common.plan import Plan
 from growtas.kernels.relative_attention.places import (
+    add_table_row,
     load_padded,
     load_rows,
     load_tables,
@@ -268,10 +270,36 @@ def _backward(
         tl.store(partial_ptrs + 4 * SIDE * BLOCK_E, dvalues)
 
 
+@launch.kernel
+def _add_tables(
+    partial_ptr,  # (programs, 2, 4 * SIDE, BLOCK_E) fp32, as _backward left it
+    dkey_v_ptr,  # (2m + 2, E) contiguous, as the other three
+    dkey_h_ptr,
+    dvalue_v_ptr,
+    dvalue_h_ptr,
+    programs,
+    rows,
+    columns,
+    m,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    SIDE: tl.constexpr,
+):
+    """Grid: (4 * (2m + 2),): one table row each."""
+    add_table_row(
+        partial_ptr, dkey_v_ptr, dkey_h_ptr, dvalue_v_ptr, dvalue_h_ptr, tl.program_id(0), programs,
+        rows, columns, m, HEAD_DIM, BLOCK_E, SIDE,
+    )  # fmt: skip
+
+
 def plan_one_pass(
-    at: Problem, qkv: torch.Tensor, tables: tuple[torch.Tensor, ...], strides: tuple[int, ...]
-) -> tuple[list[Plan], int]:
-    """One program per run of heads; and how many partial sums of the table gradients it leaves."""
+    at: Problem,
+    qkv: torch.Tensor,
+    tables: tuple[torch.Tensor, ...],
+    strides: tuple[int, ...],
+    grid: tuple[int, int],
+) -> tuple[Plan, Plan]:
+    """One program per run of heads; then the sum of the partial sums that each leaves of table gradients."""
     tile, precision, in_registers = pick("one_pass", qkv.dtype, at.block_e, at.side, at.device)
     pairs = at.batch * at.heads
     per_program = -(-pairs // max(1, pick_programs(pairs, at.device, 1)))
@@ -299,4 +327,11 @@ def plan_one_pass(
         },
         outputs=backward_outputs(at, qkv, tables[0], programs, work, None),
     )
-    return [plan], programs
+    add = Plan(
+        _add_tables,
+        (4 * tables[0].shape[0] if programs else 0,),
+        at.device,
+        (programs, *grid, at.clamp),
+        {"HEAD_DIM": at.head_dim, "BLOCK_E": at.block_e, "SIDE": at.side, "num_warps": 4},
+    )
+    return plan, add

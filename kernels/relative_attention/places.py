@@ -224,3 +224,57 @@ def place_terms(
             here = (index >= start) & (index < start + CHUNK)
             terms = tl.where(here, tl.gather(chunk, index & (CHUNK - 1), 1), terms)
     return terms.to(x.dtype)
+
+
+@triton.jit
+def add_table_row(
+    partial_ptr,  # (programs, 2, 4 * SIDE, BLOCK_E) fp32: table gradients of keys, of values
+    dkey_v_ptr,  # (2m + 2, E) contiguous, as the other three
+    dkey_h_ptr,
+    dvalue_v_ptr,
+    dvalue_h_ptr,
+    item,  # a row of one of the tables, of 4 * (2m + 2)
+    programs,
+    rows,  # of the grid
+    columns,
+    m,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    SIDE: tl.constexpr,
+):
+    """One row of the gradient of a table: partial sums in order. Distances that no two places have get 0."""
+    BLOCK_P: tl.constexpr = 16  # partial sums that are read at a time
+    table = item // (2 * m + 2)
+    row = item % (2 * m + 2)
+    horizontal = table % 2
+    size = tl.where(horizontal == 1, columns, rows)
+    distance = row - m - 1
+    # the steps of table space that are clamped to this row: one, or at the ends of the table all beyond
+    low = tl.where(distance == -m, -(size - 1), distance)
+    high = tl.where(distance == m, size - 1, distance)
+    low = tl.maximum(low, -(size - 1)) + size - 1 + horizontal * (2 * SIDE)
+    high = tl.minimum(high, size - 1) + size - 1 + horizontal * (2 * SIDE)
+    cls_at = (horizontal + 1) * (2 * SIDE) - 1
+    low = tl.where(row == 0, cls_at, low)
+    high = tl.where(row == 0, cls_at, high)
+    cols = tl.arange(0, BLOCK_E)
+    parts = tl.arange(0, BLOCK_P)
+    total = tl.zeros((BLOCK_P, BLOCK_E), tl.float32)
+    stride: tl.constexpr = 2 * 4 * SIDE * BLOCK_E  # elements of one program's sums
+    partial_ptr += (table // 2) * (4 * SIDE * BLOCK_E) + cols[None, :]
+    for at in range(low, high + 1):
+        for start in range(0, programs, BLOCK_P):
+            part = start + parts
+            ptrs = partial_ptr + at * BLOCK_E + part[:, None] * stride
+            total += tl.load(ptrs, mask=(part < programs)[:, None], other=0.0)
+    result = tl.sum(total, axis=0).to(dkey_v_ptr.dtype.element_ty)
+    offsets = row * HEAD_DIM + cols
+    ok = cols < HEAD_DIM
+    if table == 0:
+        tl.store(dkey_v_ptr + offsets, result, mask=ok)
+    elif table == 1:
+        tl.store(dkey_h_ptr + offsets, result, mask=ok)
+    elif table == 2:
+        tl.store(dvalue_v_ptr + offsets, result, mask=ok)
+    else:
+        tl.store(dvalue_h_ptr + offsets, result, mask=ok)

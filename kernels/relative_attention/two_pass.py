@@ -1,7 +1,7 @@
 """Backward kernels of attention with 2-D relative position; launched by ``relative_attention``.
 
 Saved by the forward pass: qkv, out, lse. Recomputed: P, and its sums over the keys of a row and of a column.
-Three launches, each element of each result written once and every sum in a fixed order:
+Two launches, each element of each result written once and every sum in a fixed order:
 
 1. ``_backward_queries``: per query tile delta = rowsum(dout * out), dq, and the share of these queries in the
    gradients of the tables. It stores the place terms of q and of dout and delta for (2), which then needs no
@@ -14,8 +14,9 @@ Three launches, each element of each result written once and every sum in a fixe
    A program takes a run of query tiles and adds what they give to the tables to its own partial sums, in
    memory, or where they fit keeps those in registers over all its tiles (IN_REGISTERS).
 2. ``_backward_keys``: per key tile dk = sum over queries of dS^T q, dv = sum of P^T dout, with the transposed
-   tile of S so that P^T and dS^T are left operands as they come.
-3. ``_add_tables``: the partial sums of (1) added in order, distances over m folded into the outermost rows.
+   tile of S so that P^T and dS^T are left operands as they come. Its first programs, one per row of a table,
+   make no tile: they add the partial sums of (1) in order, with distances over m folded into the outermost
+   rows. (1) has ended by then, so nothing is waited for, and the other programs hide what these read.
 
 No mask is needed on queries past the last one: their q, dout and place terms are zero, so they add nothing.
 """
@@ -23,12 +24,14 @@ No mask is needed on queries past the last one: their q, dout and place terms ar
 from __future__ import annotations
 
 import torch
+import triton
 import triton.language as tl
 
 from growtas.kernels.common import launch, tiles
 from growtas.kernels.common.launch import known_multiple
 from growtas.kernels.common.plan import Plan
 from growtas.kernels.relative_attention.places import (
+    add_table_row,
     load_padded,
     load_rows,
     load_tables,
@@ -192,16 +195,17 @@ def _backward_queries(
         tl.store(partial_ptrs + 4 * SIDE * BLOCK_E, dvalues)
 
 
-@launch.kernel
-def _backward_keys(
-    qkv_ptr,  # (3, B, h, N, E), strides stride_part, stride_b, stride_h, stride_n, 1
-    dout_ptr,  # (B, N, h * E), strides stride_db, stride_dn, 1
-    lse_ptr,  # (B, h, N) fp32
-    delta_ptr,  # (B, h, N) fp32
-    terms_ptr,  # (2, B, h, N, 2 * SIDE) in qkv's dtype
-    hot_ptr,  # Places.hot
-    dk_ptr,  # (2, B, h, N, E), strides as k and v: the last two parts of dqkv
-    pairs,  # B * h
+@triton.jit
+def _key_tile(
+    qkv_ptr,  # this and the others as of _backward_keys
+    dout_ptr,
+    lse_ptr,
+    delta_ptr,
+    terms_ptr,
+    hot_ptr,
+    dk_ptr,
+    tile,  # of the key tiles of all heads of all images
+    pairs,
     heads,
     N,
     stride_part,
@@ -213,23 +217,16 @@ def _backward_keys(
     HEAD_DIM: tl.constexpr,
     BLOCK_E: tl.constexpr,
     SIDE: tl.constexpr,
-    ALIGN: tl.constexpr,  # divides HEAD_DIM and the strides of qkv and dout
     PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Grid: (tiles over N * h * B,), the key tiles of a head next to each other."""
+    """dk and dv of one tile of keys."""
     DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
     SCALE: tl.constexpr = HEAD_DIM**-0.5
     LOG2_E: tl.constexpr = 1.4426950408889634
-    stride_part = known_multiple(stride_part, ALIGN)
-    stride_b = known_multiple(stride_b, ALIGN)
-    stride_h = known_multiple(stride_h, ALIGN)
-    stride_n = known_multiple(stride_n, ALIGN)
-    stride_db = known_multiple(stride_db, ALIGN)
-    stride_dn = known_multiple(stride_dn, ALIGN)
     k_tiles = tl.cdiv(N, BLOCK_K)
-    pair = tl.program_id(0) // k_tiles
+    pair = tile // k_tiles
     image = (pair // heads).to(tl.int64)
     head = pair % heads
     q_ptr = qkv_ptr + image * stride_b + head.to(tl.int64) * stride_h
@@ -239,7 +236,7 @@ def _backward_keys(
     token = pair.to(tl.int64) * N
     size = pairs.to(tl.int64) * N  # tokens of all heads of all images
 
-    keys = (tl.program_id(0) % k_tiles) * BLOCK_K + tl.arange(0, BLOCK_K)
+    keys = (tile % k_tiles) * BLOCK_K + tl.arange(0, BLOCK_K)
     k = load_rows(k_ptr, keys, N, stride_n, HEAD_DIM, BLOCK_E)
     v = load_rows(v_ptr, keys, N, stride_n, HEAD_DIM, BLOCK_E)
     hot = load_padded(hot_ptr, keys, 2 * SIDE)
@@ -269,10 +266,66 @@ def _backward_keys(
     store_rows(dk_ptr + stride_part.to(tl.int64), dv, keys, N, stride_n, HEAD_DIM, BLOCK_E)
 
 
+@launch.kernel
+def _backward_keys(
+    qkv_ptr,  # (3, B, h, N, E), strides stride_part, stride_b, stride_h, stride_n, 1
+    dout_ptr,  # (B, N, h * E), strides stride_db, stride_dn, 1
+    lse_ptr,  # (B, h, N) fp32
+    delta_ptr,  # (B, h, N) fp32
+    terms_ptr,  # (2, B, h, N, 2 * SIDE) in qkv's dtype
+    hot_ptr,  # Places.hot
+    partial_ptr,  # (programs, 2, 4 * SIDE, BLOCK_E) fp32: table gradients of keys, of values
+    dk_ptr,  # (2, B, h, N, E), strides as k and v: the last two parts of dqkv
+    dkey_v_ptr,  # (2m + 2, E) contiguous, as the other three
+    dkey_h_ptr,
+    dvalue_v_ptr,
+    dvalue_h_ptr,
+    programs,  # that left partial sums
+    rows,  # of the grid
+    columns,
+    m,
+    pairs,  # B * h
+    heads,
+    N,
+    stride_part,
+    stride_b,
+    stride_h,
+    stride_n,
+    stride_db,
+    stride_dn,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    SIDE: tl.constexpr,
+    ALIGN: tl.constexpr,  # divides HEAD_DIM and the strides of qkv and dout
+    PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Grid: (4 * (2m + 2) + tiles over N * h * B,): table rows, then the key tiles of a head side by side."""
+    table_rows = 4 * (2 * m + 2)
+    if tl.program_id(0) < table_rows:
+        add_table_row(
+            partial_ptr, dkey_v_ptr, dkey_h_ptr, dvalue_v_ptr, dvalue_h_ptr, tl.program_id(0), programs,
+            rows, columns, m, HEAD_DIM, BLOCK_E, SIDE,
+        )  # fmt: skip
+    else:
+        _key_tile(
+            qkv_ptr, dout_ptr, lse_ptr, delta_ptr, terms_ptr, hot_ptr, dk_ptr, tl.program_id(0) - table_rows,
+            pairs, heads, N, known_multiple(stride_part, ALIGN), known_multiple(stride_b, ALIGN),
+            known_multiple(stride_h, ALIGN), known_multiple(stride_n, ALIGN),
+            known_multiple(stride_db, ALIGN), known_multiple(stride_dn, ALIGN),
+            HEAD_DIM, BLOCK_E, SIDE, PRECISION, BLOCK_Q, BLOCK_K,
+        )  # fmt: skip
+
+
 def plan_two_passes(
-    at: Problem, qkv: torch.Tensor, tables: tuple[torch.Tensor, ...], strides: tuple[int, ...]
-) -> tuple[list[Plan], int]:
-    """Queries first, then keys and values; returns as :func:`one_pass.plan_one_pass` does."""
+    at: Problem,
+    qkv: torch.Tensor,
+    tables: tuple[torch.Tensor, ...],
+    strides: tuple[int, ...],
+    grid: tuple[int, int],
+) -> tuple[Plan, Plan]:
+    """Queries first, then keys and values and the sum of the table gradients."""
     pairs = at.batch * at.heads
     common = {
         "HEAD_DIM": at.head_dim,
@@ -306,9 +359,9 @@ def plan_two_passes(
     tile, precision, _ = pick("backward_keys", qkv.dtype, at.block_e, at.side, at.device)
     keys = Plan(
         _backward_keys,
-        (-(-at.tokens // tile.keys) * pairs,),
+        (4 * tables[0].shape[0] + -(-at.tokens // tile.keys) * pairs if pairs else 0,),
         at.device,
-        (pairs, at.heads, at.tokens, *strides),
+        (programs, *grid, at.clamp, pairs, at.heads, at.tokens, *strides),
         {
             **common,
             "PRECISION": precision,
@@ -318,4 +371,4 @@ def plan_two_passes(
             "num_stages": tile.stages,
         },
     )
-    return [queries, keys], programs
+    return queries, keys
