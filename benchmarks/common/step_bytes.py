@@ -189,9 +189,15 @@ class _Model:
             yield "common.rows._rows", self.x32 + self.x16, 0
             yield self.gemm(self.R, self.d, m, HALF)
             yield "common.rows._rows", 4 * hidden, 0
-        yield from self.weight_gradient(self.d, m, self.D, self.M, self.R)
-        yield from self.weight_gradient(m, self.d, self.M, self.D, self.R)
-        if not self.fused:
+        gradients = [
+            *self.weight_gradient(self.d, m, self.D, self.M, self.R),
+            *self.weight_gradient(m, self.d, self.M, self.D, self.R),
+        ]
+        if self.fused:
+            both = [sum(values) for values in zip(*(launch[1:] for launch in gradients), strict=True)]
+            yield "linear.backward_pair._weights", *both
+        else:
+            yield from gradients
             yield self.gemm(self.R, m, self.d, HALF)
             yield self.norm_backward(residual=True)
 

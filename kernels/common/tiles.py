@@ -7,7 +7,7 @@ every tile that can be picked is compiled ahead of time by ``compile_ahead`` (no
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isqrt
@@ -160,7 +160,13 @@ def _ceil(a: int, b: int) -> int:
 
 
 def pick(
-    kind: str, rows: int, cols: int, multiprocessors: int, panels: int = 1, depth: int | None = None
+    kind: str,
+    rows: int,
+    cols: int,
+    multiprocessors: int,
+    panels: int = 1,
+    depth: int | None = None,
+    others: Sequence[tuple[int, int]] = (),
 ) -> Tile:
     """The tile for a GEMM with ``panels`` separate outputs of (rows, cols).
 

@@ -37,10 +37,10 @@ from growtas.kernels.common.checks import (
 )
 from growtas.kernels.common.gelu import gelu_and_slope
 from growtas.kernels.common.launch import known_multiple
-from growtas.kernels.common.matmul import accumulate, accumulate_over_rows, tile_of
+from growtas.kernels.common.matmul import accumulate, tile_of
 from growtas.kernels.common.plan import Plan, ceil, planned
 from growtas.kernels.common.rows import in_dtype
-from growtas.kernels.common.split_k import leave_gradient, outside_tile
+from growtas.kernels.linear.weight_tile import weight_tile
 
 
 @launch.kernel
@@ -135,57 +135,12 @@ def _weight(
     BLOCK_DEPTH: tl.constexpr,
 ):
     """Grid: (active tiles * splits + tiles outside the slice, which get zeros; not those where added,)."""
-    N = known_multiple(N, ALIGN_N)
-    K = known_multiple(K, ALIGN_K)
-    K_max = known_multiple(K_max, ALIGN_OUT)
-    stride_dy = known_multiple(stride_dy, ALIGN_N)
-    stride_x = known_multiple(stride_x, ALIGN_K)
-    row_tiles = tl.cdiv(N, BLOCK_ROWS)
-    col_tiles = tl.cdiv(K, BLOCK_COLS)
-    active = row_tiles * col_tiles
-    program = tl.program_id(0)
-    inside = program < active * splits
-    tile = program % active
-    row_tile, col_tile = tile_of(tile, row_tiles, col_tiles, GROUP)
-    far_row, far_col = outside_tile(
-        program - active * splits,
-        row_tiles,
-        col_tiles,
-        tl.cdiv(N_max, BLOCK_ROWS),
-        tl.cdiv(K_max, BLOCK_COLS),
-    )
-    row_tile = tl.where(inside, row_tile, far_row)
-    col_tile = tl.where(inside, col_tile, far_col)
-    split = tl.where(inside, program // active, 0)
-    rows = row_tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    cols = col_tile * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    row_ok = rows < N
-    col_ok = cols < K
-    start = split.to(tl.int64) * rows_per_split
-    depth = tl.where(inside, tl.minimum(M - start, rows_per_split), 0).to(tl.int32)
-
-    # Two ways to the end: where two loops leave their sums in the same registers, ptxas serialises the wgmmas
-    # of both (its remark C7515).
-    splits = tl.where(inside, splits, 1)
-    acc = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
-    if grad_bias_ptr is not None and col_tile == 0:
-        acc, total = accumulate_over_rows(
-            acc, dy_ptr + rows, row_ok, 0, stride_dy, x_ptr + cols, col_ok, stride_x, start, depth,
-            0, True, x_ptr.dtype.element_ty, PRECISION, BLOCK_ROWS, BLOCK_DEPTH, scale_ptr, tokens,
-        )  # fmt: skip
-        leave_gradient(
-            acc, total, grad_ptr, grad_bias_ptr, partial_ptr, counter_ptr, tile, active, split, splits,
-            rows, cols, N, K, N_max, K_max, add, BLOCK_ROWS, BLOCK_COLS,
-        )  # fmt: skip
-    else:
-        acc, total = accumulate_over_rows(
-            acc, dy_ptr + rows, row_ok, 0, stride_dy, x_ptr + cols, col_ok, stride_x, start, depth,
-            0, False, x_ptr.dtype.element_ty, PRECISION, BLOCK_ROWS, BLOCK_DEPTH, scale_ptr, tokens,
-        )  # fmt: skip
-        leave_gradient(
-            acc, total, grad_ptr, None, partial_ptr, counter_ptr, tile, active, split, splits,
-            rows, cols, N, K, N_max, K_max, add, BLOCK_ROWS, BLOCK_COLS,
-        )  # fmt: skip
+    weight_tile(
+        dy_ptr, x_ptr, grad_ptr, grad_bias_ptr, scale_ptr, partial_ptr, counter_ptr, tl.program_id(0), 0,
+        tl.cdiv(N, BLOCK_ROWS) * tl.cdiv(K, BLOCK_COLS), M, N, K, N_max, K_max, tokens, splits,
+        rows_per_split, add, stride_dy, stride_x, ALIGN_N, ALIGN_K, ALIGN_OUT,
+        PRECISION, GROUP, BLOCK_ROWS, BLOCK_COLS, BLOCK_DEPTH,
+    )  # fmt: skip
 
 
 @planned
@@ -301,7 +256,7 @@ def linear_gelu_backward_input(
 
 
 @planned
-def _plan_weight(
+def plan_weight(
     dy: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -390,7 +345,7 @@ def linear_backward_weight(
     dy, scale = in_dtype(dy, scale, tokens, x.dtype)
     grad, grad_bias = into or (None, None)
     precision = launch.dot_precision(x.dtype)
-    plan = _plan_weight(dy, x, weight, bias, scale, tokens, grad, grad_bias, precision)
+    plan = plan_weight(dy, x, weight, bias, scale, tokens, grad, grad_bias, precision)
     if into is None:
         grad, grad_bias = plan.outputs()
     plan.start(dy, x, grad, grad_bias, scale)

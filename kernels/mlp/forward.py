@@ -5,7 +5,7 @@ Shapes (M = B * N rows of the batch; D and m_max are sizes of the shared paramet
     scale (B,) fp32, the drop-path factor of each image   mean, rstd (M,) fp32   hidden h (M, m) or (0,)
 
 The rule: up to 256 channels (``mlp.tiles.MAX_FUSED_WIDTH``, so all of AutoFormer-T) the fused form, whatever
-the dtype: ``fused_forward``, ``fused_backward``; 1 and 3 launches, h never in memory. A wider row's sums do
+the dtype: ``fused_forward``, ``fused_backward``; 1 and 2 launches, h never in memory. A wider row's sums do
 not fit into the registers of one program, and the larger GEMMs hide the traffic of h: there LayerNorm, fc1
 with GELU and fc2 with the residual are launches of their own (3), h is saved in the GEMMs' dtype, and the
 backward pass (6) makes LayerNorm's result again from mean and rstd and gelu(h) again from h.

@@ -1,4 +1,4 @@
-"""Gradients of the fused MLP branch: one launch for everything along the rows, two for the weights.
+"""Gradients of the fused MLP branch: one launch for everything along the rows, one for the weights.
 
 Shapes as in ``fused_forward``; dy, dx (M, d), and:
     dz = scale[image] * dy                  da = dz w2[:d, :m]           dh = da * gelu'(h)
@@ -13,7 +13,7 @@ backward pass. The sums for gamma and beta are added by the last program (``spli
 floats.
 
 The kernel writes gelu(h), dh, z, and dz unless it is dy itself, for the weight gradients
-(``linear_backward_weight``, one launch each). h is computed again, gelu(h) and dh are not: for T (d 216, m
+(``linear_backward_weights``, one launch). h is computed again, gelu(h) and dh are not: for T (d 216, m
 864, M = 25,216, 16 bits), h is 44 MB, written once and read once, 20 us at 4.3 TB/s, and 9.4 GFLOP to
 compute, 12 us at 790 TFLOP/s; saving it would also cost 340 KB per image and layer for the whole step. This
 kernel makes 28 GFLOP (36 us) and moves 33 MB of rows, 22 MB of z and dz, and 87 MB of gelu(h) and dh (33 us
@@ -36,7 +36,7 @@ from growtas.kernels.common.gelu import gelu_and_slope
 from growtas.kernels.common.launch import known_multiple
 from growtas.kernels.common.plan import Plan, ceil, planned
 from growtas.kernels.common.split_k import add_columns, leave_columns, write_columns
-from growtas.kernels.linear.backward import linear_backward_weight
+from growtas.kernels.linear.backward_pair import linear_backward_weights
 from growtas.kernels.mlp import tiles as mlp_tiles
 from growtas.kernels.mlp.fused_forward import (
     check_branch,
@@ -328,7 +328,7 @@ def fused_backward(
     tokens: int,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor | None, ...]:
-    """All gradients in three launches; arguments and results as ``mlp.mlp_backward``, which checks them.
+    """All gradients in two launches; arguments and results as ``mlp.mlp_backward``, which checks them.
 
     Raises:
         UsageError: a tensor cannot be read (see ``launch.check``), or bfloat16 is interpreted.
@@ -345,6 +345,5 @@ def fused_backward(
         dy, x, mean, rstd, norm_weight, norm_bias, read1, b1, read2, factor, dx, z, dz, a, dh,
         dnorm_weight, dnorm_bias,
     )  # fmt: skip
-    dw2, db2 = linear_backward_weight(dy if dz is None else dz, a, w2, b2)
-    dw1, db1 = linear_backward_weight(dh, z, w1, b1)
+    dw2, db2, dw1, db1 = linear_backward_weights((dy if dz is None else dz, a, w2, b2), (dh, z, w1, b1))
     return dx, dnorm_weight, dnorm_bias, dw1, db1, dw2, db2

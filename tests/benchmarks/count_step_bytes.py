@@ -74,6 +74,7 @@ PRODUCTS = {
     "linear.forward._forward": "M * N * K",
     "linear.backward._input": "M * N * K",
     "linear.backward._weight": "M * N * K",
+    "linear.backward_pair._weights": "M * (N1 * K1 + N2 * K2)",
     "mlp.fused_forward._forward": "2 * M * width * hidden",
     "mlp.fused_backward._backward": "3 * M * width * hidden",
     "norm_qkv.forward._forward_held": "M * K * 3 * heads * HEAD_DIM",
