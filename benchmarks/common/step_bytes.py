@@ -20,7 +20,7 @@ from growtas.space import SearchSpace, Subnet
 BACKENDS = ("triton", "cublas")
 HALF, FULL = 2, 4  # bytes of an element
 SIDE, PADDED = 16, 128  # of relative attention's places: class of the grid, tokens padded to a multiple
-SMALL = 1e-3  # share of a step's bytes under which the model may lack a launch
+SMALL = 1e-3  # share of a step's bytes, or of its FLOPs, under which the model may lack a launch
 
 
 @dataclass
@@ -203,10 +203,13 @@ class _Model:
 
     def attention_backward(self, w: int, heads: int) -> Iterator[Launch]:
         """The projection, attention in two passes, qkv and LayerNorm."""
-        yield "common.rows._rows", self.x32 + self.x16, 0
+        projection = self.gemm(self.R, self.d, w, HALF)
+        if self.fused:  # which reads dy in fp32 and leaves it in 16 bits
+            yield "linear.backward_converting._input", projection[1] + self.x32, projection[2]
+        else:
+            yield "common.rows._rows", self.x32 + self.x16, 0
+            yield projection
         yield from self.weight_gradient(self.d, w, self.D, self.W, self.R)
-        name = "linear.backward._input" if self.fused else "mm"
-        yield self.named(name, self.gemm(self.R, self.d, w, HALF))
         lse, pairs = FULL * self.R * heads, self.batch * heads
         scores, tables = 2 * pairs * self.tokens**2, 2 * pairs * self.tokens * 4 * SIDE * self.e
         terms = 2 * HALF * self.R * heads * 2 * SIDE

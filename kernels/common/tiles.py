@@ -96,7 +96,8 @@ NORM_GROUP = 16
 #: of one step. 128 rows read an fp32 weight half as often as 64 would; up to 160 KiB of shared memory.
 HELD: dict[str, Tile] = {"half": Tile(128, 64, 256, 8, 2), "mixed": Tile(128, 32, 256, 8, 2)}
 
-#: The gradient of q, k, v through the GEMM and LayerNorm's backward pass: ``cols`` is the widest row.
+#: Gradients of an input whose programs own whole rows: of q, k, v through the GEMM and LayerNorm's backward
+#: pass, and of a layer whose dy is converted on the way. ``cols`` is the widest row.
 NORM_BACKWARD: dict[str, Tile] = {
     "half": Tile(64, 256, 32, 8, 4),
     "mixed": Tile(64, 256, 32, 8, 2),

@@ -48,6 +48,7 @@ SLICES = {
     "layer_norm": {"weight_ptr": "width", "bias_ptr": "width"},
     "linear.forward": {"weight_ptr": "N * K", "bias_ptr": "N"},
     "linear.backward": {"weight_ptr": "N * K"},
+    "linear.backward_converting": {"weight_ptr": "N * K"},
     "mlp.fused_forward": {
         "gamma_ptr": "width", "beta_ptr": "width", "w1_ptr": "hidden * width", "b1_ptr": "hidden",
         "w2_ptr": "hidden * width", "b2_ptr": "width", "z_ptr": "0",
@@ -74,6 +75,7 @@ PRODUCTS = {
     "linear.forward._forward": "M * N * K",
     "linear.backward._input": "M * N * K",
     "linear.backward._weight": "M * N * K",
+    "linear.backward_converting._input": "M * N * K",
     "linear.backward_pair._weights": "M * (N1 * K1 + N2 * K2)",
     "mlp.fused_forward._forward": "2 * M * width * hidden",
     "mlp.fused_backward._backward": "3 * M * width * hidden",

@@ -24,6 +24,7 @@ MATRIX_KERNELS = {
     "linear.forward._forward": "x_ptr",
     "linear.backward._input": "dx_ptr",
     "linear.backward._weight": "x_ptr",
+    "linear.backward_converting._input": "dx_ptr",
     "linear.backward_pair._weights": "x1_ptr",
     "qkv.forward._forward": "x_ptr",
     "qkv.backward._input": "dqkv_ptr",
@@ -168,7 +169,12 @@ def _check_row(row: dict) -> None:
 
 
 #: GEMMs that nothing else of the loop depends on: their operands come from copies, their sums stay.
-PLAIN = ("linear.forward._forward", "linear.backward._weight", "linear.backward_pair._weights")
+PLAIN = (
+    "linear.forward._forward",
+    "linear.backward._weight",
+    "linear.backward_pair._weights",
+    "linear.backward_converting._input",
+)
 
 
 def test_plain_gemms_overlap_products_and_copies(run):
@@ -271,6 +277,7 @@ BOUND = {
     "linear.forward._forward": 3 + 3,  # residual; GELU
     "linear.backward._input": 3 + 2,  # plain; through GELU
     "linear.backward._weight": 3 * 3,  # plain, and with 756 units before or behind it
+    "linear.backward_converting._input": 1,
     "linear.backward_pair._weights": 3,
     "qkv.forward._forward": 3,
     "qkv.backward._input": 3,
@@ -362,6 +369,7 @@ print(json.dumps(Counter(variant.kernel for variant in found.values())))
     limits = {
         "layer_norm.forward": 7 * 3 * 2, "layer_norm.backward": 7 * 3 * 2, "layer_norm.normalise": 7 * 3,
         "linear.forward": 3 * 9 * 3, "linear.backward": 3 * 9 * 4, "linear.backward_pair": 3 * 9,
+        "linear.backward_converting": 9,
         "qkv.forward": 3 * 3, "qkv.backward": 3 * 3 * 2, "norm_qkv.forward": 3 * 3, "norm_qkv.backward": 3,
         "mlp.fused_forward": 3 * 9 * 4, "mlp.fused_backward": 3 * 9 * 4, "relative_attention.forward": 1,
         "relative_attention.two_pass": 1, "common.rows": 3 * 4, "shadow": 1,
