@@ -182,10 +182,12 @@ def pick(
         panels: how many such outputs one launch makes (3 for q, k, v).
         depth: length of the reduction where :func:`pick_splits` may cut it, which fills the GPU: of a weight
             gradient.
+        others: rows and columns of further outputs of the same launch.
     """
+    outputs = [(rows, cols)] * panels + list(others)
 
     def cost(tile: Tile) -> float:
-        programs = panels * _ceil(rows, tile.rows) * _ceil(cols, tile.cols)
+        programs = sum(_ceil(r, tile.rows) * _ceil(c, tile.cols) for r, c in outputs)
         size = tile.rows * tile.cols
         work = size * TIME_PER_ELEMENT.get(size, 1.4)
         if depth is None:

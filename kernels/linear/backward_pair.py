@@ -5,8 +5,8 @@ x of the other.
 
 The programs of the first layer come first. A program picks its layer's pointers and sizes, and goes on as in
 a launch of one layer (``weight_tile``): one main loop, the same bits at the same tile and number of splits.
-Both layers fill the GPU together, so each is split half as often, and half as many partial sums are written
-and added. Saved: nothing.
+Both layers fill the GPU together, with half as many splits, and so partial sums, as in two launches, or with
+larger tiles, which read their operands less often. Saved: nothing.
 
 Layers that differ in dtypes or classes of alignment (756 hidden units beside 216 channels) are launched one
 after the other: at the lower of both classes, the ptxas of Triton 3.8 would serialise the wgmmas of either.

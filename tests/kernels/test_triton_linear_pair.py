@@ -87,6 +87,14 @@ def test_layers_that_differ_are_launched_one_by_one(device):
             assert one is other is None or torch.equal(one, other), f"{name}, {changed}"
 
 
+def test_the_tile_is_picked_for_both():
+    """T at batch 128 on an H100: tiles that would be too few for one of the layers."""
+    size, depth = (216, 864), 128 * 197
+    alone = tiles.pick("half", *size, 132, depth=depth)
+    both = tiles.pick("half", *size, 132, depth=depth, others=[size[::-1]])
+    assert (alone.rows, alone.cols) == (128, 64) and (both.rows, both.cols) == (128, 128)
+
+
 def test_no_rows(device):
     with poisoned_outputs():
         gradients = linear.linear_backward_weights(*_layers(0, 8, 16, device))
