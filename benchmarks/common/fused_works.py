@@ -30,6 +30,7 @@ def fused_works(found: Iterable[Layer]) -> Iterator[Work]:
             ("linear_gelu", (layer.d, layer.hidden)),
             ("linear_gelu backward", (layer.d, layer.hidden)),
             ("linear_residual", (layer.width, layer.d)),
+            ("linear_residual backward", (layer.width, layer.d)),
             ("norm_qkv", (layer.d, layer.heads)),
             ("norm_qkv backward", (layer.d, layer.heads)),
             ("mlp", (layer.d, layer.hidden)),
@@ -53,6 +54,7 @@ def fused_work(layer: Layer, op: str) -> Work:
         "linear_gelu": (2 * d * m, d + 2 * m, 0, m * d),
         "linear_gelu backward": (2 * d * m, 3 * m, d, m * d),
         "linear_residual": (2 * width * d, width, 2 * d, width * d),
+        "linear_residual backward": (4 * width * d, 2 * width, d, width * d + layer.D * layer.H * layer.e),
         "norm_qkv": (2 * d * qkv, qkv, d, d * qkv),
         "norm_qkv backward": (4 * d * qkv, qkv, 3 * d, d * qkv + layer.D * 3 * layer.H * layer.e),
         "mlp": (4 * d * m, 0, 2 * d, 2 * d * m),
@@ -171,6 +173,21 @@ def _linear_residual_dense(layer: Layer, i: Inputs) -> Call:
     return lambda: (i.x + scale * F.linear(i.attended, i.wpd, i.bpd),)
 
 
+def _linear_residual_backward(layer: Layer, backend: str, i: Inputs) -> Call:
+    launch = launcher(backend, "linear_backward")
+
+    def plain(found):
+        dx, dweight, dbias = found
+        return dx, dweight[: layer.d, : layer.width], dbias[: layer.d]
+
+    return _then(lambda: launch(i.dy, i.attended, i.wp, i.bp, i.scale, i.tokens), plain)
+
+
+def _linear_residual_backward_dense(layer: Layer, i: Inputs) -> Call:
+    leaves = [_leaf(tensor) for tensor in (i.attended, i.wpd, i.bpd)]
+    return differentiate(_rows_scale(i) * F.linear(*leaves), leaves, i.dy)
+
+
 # -- norm + qkv ----------------------------------------------------------------------------------------------
 
 
@@ -278,6 +295,7 @@ _BUILDERS = {
     "linear_gelu": (_linear_gelu, _linear_gelu_dense),
     "linear_gelu backward": (_linear_gelu_backward, _linear_gelu_backward_dense),
     "linear_residual": (_linear_residual, _linear_residual_dense),
+    "linear_residual backward": (_linear_residual_backward, _linear_residual_backward_dense),
     "norm_qkv": (_norm_qkv, _norm_qkv_dense),
     "norm_qkv backward": (_norm_qkv_backward, _norm_qkv_backward_dense),
     "mlp": (_mlp, _mlp_dense),

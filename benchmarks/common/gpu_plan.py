@@ -19,7 +19,7 @@ OPS = {
     "layer_norm": ["layer_norm forward", "layer_norm backward"],
     "fused": [
         "mlp", "mlp backward", "norm_qkv", "norm_qkv backward", "linear_gelu", "linear_gelu backward",
-        "linear_residual",
+        "linear_residual", "linear_residual backward",
     ],
     "products": PRODUCTS,
 }  # fmt: skip

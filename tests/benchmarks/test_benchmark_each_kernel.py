@@ -37,8 +37,12 @@ def test_every_way_is_right(work):
 
 
 @interpreted
-def test_half_precision_is_held_to_the_rivals_error():
-    work = product_work(LAYER, "fc1", "forward")
+@pytest.mark.parametrize(
+    "work",
+    [product_work(LAYER, "fc1", "forward"), fused_work(LAYER, "linear_residual backward")],
+    ids=lambda work: work.op.replace(" ", "-"),
+)
+def test_half_precision_is_held_to_the_rivals_error(work):
     work = dataclasses.replace(work, ways={n: m for n, m in work.ways.items() if "cuda" not in n})
     passed, refused = works.check(work, work.inputs(2, CPU, torch.float16, 0), torch.float16)
     assert refused == {} and passed["growtas triton"] < 1e-3
