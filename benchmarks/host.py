@@ -3,16 +3,17 @@
     python benchmarks/host.py [--spaces T,S,B] [--seconds 0.5] [--json]
 
 Kernels are neither compiled nor run: the function by which Triton's launcher enters the driver is replaced by
-one that returns at once, and CPU tensors stand for the GPU's. All else is what a training step does: modules,
-autograd, growtas' operations, the launchers, and Triton's launcher up to the driver. Images are small (32 x
-32), since the host does the same work for a large batch, and the few operations of torch around the kernels
-then take the time of a call; on a GPU each would take a launch of torch's instead. The optimizer is left out.
+one that returns at once, and CPU tensors stand for the GPU's; their memory comes from the heap and stays
+there, as that of a caching allocator does. All else is what a training step does: modules, autograd, growtas'
+operations, the launchers, and Triton's launcher up to the driver. Images are small (32 x 32), since the host
+does the same work for a large batch, and the few operations of torch around the kernels then take the time of
+a call; on a GPU each would take a launch of torch's instead. The optimizer is left out.
 
-Printed: CPU time per step (forward and backward), launches and allocations in it, microseconds per launch
-for each launcher function called alone, and the functions in which a step spends its time. The step's CPU
-time is the lowest mean of several rows of steps. What else runs on the machine adds to it; therefore one
-block, and what lies around the blocks, are also timed alone, the quickest of many calls, which nothing
-interrupted. Launchers likewise.
+Printed: the time of a step (forward and backward), the quickest of many, which nothing interrupted; that of a
+step whose blocks run one by one, by their own operations; what lies around the blocks; launches and
+allocations; microseconds per launch for each launcher function called alone, and the functions in which a
+step spends its time. The CPU time is the lowest mean of several rows of steps: what else runs on the machine
+adds to it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import collections
 import contextlib
 import cProfile
+import ctypes
 import dataclasses
 import functools
 import itertools
@@ -43,7 +45,9 @@ from triton.runtime import driver
 import growtas
 from growtas.kernels.common import launch, plan, tiles, workspace
 from growtas.kernels.mlp import tiles as mlp_tiles
+from growtas.nn import block as block_module
 from growtas.ops import dispatch
+from growtas.ops.block_stack.leaves import direct_gradients
 
 #: Builtins and functions that give new memory.
 ALLOCATING = {"empty", "empty_strided", "empty_like", "new_empty", "zeros", "zeros_like", "ones", "full"}
@@ -146,7 +150,7 @@ class Step:
         self.parameters = list(self.net.parameters())  # as an optimizer has them
 
     def forward(self) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), direct_gradients():  # as growtas.train has them
             return torch.nn.functional.cross_entropy(self.net(self.images, self.subnet), self.labels)
 
     def __call__(self) -> None:
@@ -154,23 +158,14 @@ class Step:
             parameter.grad = None
         self.forward().backward()
 
-    def block(self) -> Callable[[], None]:
-        """Forward and backward pass of one block, with drop path, as a function of its own."""
-        block, dims = self.net.blocks[1], self.net.dims.of_subnet(self.subnet)
-        tokens = dims.grid[0] * dims.grid[1] + 1
-        x = torch.randn(IMAGES, tokens, dims.embed_dim, requires_grad=True)
-        seed, scales = torch.randn(x.shape), (torch.ones(IMAGES), torch.ones(IMAGES))
-
-        parameters = list(block.parameters())
-
-        def run() -> None:
-            for parameter in parameters:
-                parameter.grad = None
-            with torch.autocast("cpu", torch.bfloat16):
-                y = block(x, dims.num_heads[1], dims.hidden_dims[1], dims.grid, scales)
-            y.backward(seed)
-
-        return run
+    @contextlib.contextmanager
+    def one_by_one(self) -> Iterator[None]:
+        """Inside, blocks run by their own operations, and no launch is replayed."""
+        block_stack, block_module.block_stack = block_module.block_stack, lambda *given: given[-1]()
+        try:
+            yield
+        finally:
+            block_module.block_stack = block_stack
 
     @contextlib.contextmanager
     def without_blocks(self) -> Iterator[None]:
@@ -236,6 +231,8 @@ def counts(step: Step, long_way: list[str]) -> dict[str, Any]:
         "by_kernel": dict(collections.Counter(launched)),
         "long_way": dict(collections.Counter(long_way)),
         "planned": called("plan.py:", "make"),
+        "looked_up": called("plan.py:", "Plan.start"),
+        "replays": called("replay.py:", "Replay.start"),
         "signature_bind": called("inspect.py:", "Signature.bind") + called("inspect.py:", "Signature._bind"),
         "jit_run": called("jit.py:", "JITFunction.run"),
         "triton_cdiv": called("__init__.py:", "cdiv") + called("core.py:", "cdiv"),
@@ -267,7 +264,8 @@ def each_launcher(step: Step, seconds: float) -> dict[str, dict[str, float]]:
 
     dispatch.Operation.__call__ = lambda *arguments: Noting(choose(*arguments))
     try:
-        step()
+        with step.one_by_one():
+            step()
     finally:
         dispatch.Operation.__call__ = choose
     found = {}
@@ -305,6 +303,14 @@ def where(step: Step, lines: int = 12) -> list[tuple[str, int, float]]:
     ]
 
 
+def _keep_memory() -> None:
+    """Have freed memory stay with the process; giving it back and getting it anew takes a tenth of a step."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
+    if mallopt is not None:
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
 def measure(space: str, seconds: float) -> dict[str, Any]:
     """Everything about one space.
 
@@ -313,6 +319,7 @@ def measure(space: str, seconds: float) -> dict[str, Any]:
         seconds: of CPU time to average over.
     """
     torch.set_num_threads(1)
+    _keep_memory()
     with stubbed() as long_way:
         step = Step(space)
         for _ in range(3):
@@ -320,7 +327,9 @@ def measure(space: str, seconds: float) -> dict[str, Any]:
         counted = counts(step, long_way)
         forward = _seconds(step.forward, seconds)
         both = _seconds(step, seconds)
-        one_block = _quickest(step.block(), 2 * seconds, 1)
+        quickest = _quickest(step, 2 * seconds, 1)
+        with step.one_by_one():
+            apart = _quickest(step, 2 * seconds, 1)
         with step.without_blocks():
             ends = _quickest(step, seconds, 1)
         return {
@@ -328,9 +337,9 @@ def measure(space: str, seconds: float) -> dict[str, Any]:
             "subnet": str(step.subnet),
             "milliseconds": both * 1e3,
             "forward_milliseconds": forward * 1e3,
-            "block_milliseconds": one_block * 1e3,
+            "quickest_milliseconds": quickest * 1e3,
+            "one_by_one_milliseconds": apart * 1e3,
             "ends_milliseconds": ends * 1e3,
-            "undisturbed_milliseconds": (step.subnet.depth * one_block + ends) * 1e3,
             **counted,
             "launchers": each_launcher(step, seconds / 2),
             "where": where(step),
@@ -341,9 +350,10 @@ def show(found: dict[str, Any]) -> None:
     """Print the tables of one space."""
     print(f"\n{found['space']}: {found['subnet']}")
     print(
-        f"  {found['milliseconds']:.2f} ms of CPU time per step, {found['forward_milliseconds']:.2f} of it "
-        f"forward\n  undisturbed: {found['block_milliseconds']:.3f} ms per block and "
-        f"{found['ends_milliseconds']:.3f} around them, {found['undisturbed_milliseconds']:.2f} ms in all\n"
+        f"  {found['quickest_milliseconds']:.2f} ms per step, {found['ends_milliseconds']:.2f} of it around "
+        f"the blocks; {found['one_by_one_milliseconds']:.2f} ms with blocks one by one\n"
+        f"  {found['milliseconds']:.2f} ms of CPU time on average, {found['forward_milliseconds']:.2f} of it "
+        "forward\n"
         f"  {found['launches']} launches, {found['allocations']} allocations, {found['python_calls']} calls "
         "of Python functions per step"
     )

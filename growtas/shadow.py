@@ -53,7 +53,7 @@ class _Shadow:
 
     def valid(self, place: int) -> bool:
         weight = self.weight
-        return self.version == weight._version and self.age == _age and _place(weight) == place
+        return self.age == _age and self.version == weight._version and _place(weight) == place
 
 
 _shadows: WeakValueDictionary[tuple[int, torch.dtype], _Shadow] = WeakValueDictionary()
@@ -90,6 +90,12 @@ def _find(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, int] | None:
         return shadow.tensor, shadow.work.head_dim
     matrix = shadow.work.matrix  # the rows of a convolution's weight
     return (matrix, shadow.work.head_dim) if weight.shape == matrix.shape else None
+
+
+def of(weight: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The valid shadow of a weight, its rows as they are or sorted by head; None where there is none."""
+    found = _find(weight, dtype)
+    return None if found is None else found[0]
 
 
 def read(weight: Tensor, dtype: torch.dtype) -> Tensor:

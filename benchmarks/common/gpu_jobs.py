@@ -352,8 +352,12 @@ def step_check(context: Context, space: str) -> None:
         case = gpu_steps.case(context, space, batch, "middle")
         with gpu_steps.backend(context, way):
             try:
-                found = steps.check(case, steps.rivals(case, ("growtas", "published")))
+                rivals = steps.rivals(case, ("growtas", "published"))
+                found = steps.check(case, rivals)
                 status = "ok"
+                if way == "growtas triton":
+                    found["bits_differ"] = gpu_steps.replays_differ(rivals["growtas"])
+                    status = "replayed launches give other bits" if found["bits_differ"] else "ok"
             except Exception as error:
                 found, status = {}, gpu_worker.one_line(error)
         context.add("step_check", **gpu_steps.about(case, way), status=status, **found)

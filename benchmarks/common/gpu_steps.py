@@ -207,6 +207,24 @@ def measure(context: Any, rival: Rival, seconds: float) -> Iterator[dict[str, An
         yield {"kind": "graphed", "seconds": graphed, "method": how}
 
 
+def replays_differ(rival: Rival, steps: int = 4) -> int:
+    """How many gradients differ from the first step's in a later one, whose launches are replayed."""
+    first: list[torch.Tensor | None] = []
+    differing = 0
+    for step in range(steps):
+        rival.clear()
+        rival.loss().backward()
+        gradients = [parameter.grad for parameter in rival.net.parameters()]
+        if not step:
+            first = gradients
+        differing += sum(
+            a is not b and (a is None or b is None or not torch.equal(a, b))
+            for a, b in zip(first, gradients, strict=True)
+        )
+    rival.clear()
+    return differing
+
+
 def host_seconds(step: Callable[[], Any], cuda: bool, rounds: int) -> tuple[timing.Spread, timing.Spread]:
     """The host's time to hand a step to an idle device: of the clock, and of the processor."""
     clock, processor = [], []

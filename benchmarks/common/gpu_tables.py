@@ -155,6 +155,8 @@ def steps(records: Sequence[Record]) -> str:
             if "logits" in record
             else ""
         )
+        if record.get("bits_differ") == 0:
+            size += ", replayed launches give equal bits"
         lines.append(f"step of {record['way']} against the published way: {record['status']}{size}")
     for record in of(records, "random_subnets"):
         lines.append(

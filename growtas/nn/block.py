@@ -145,39 +145,56 @@ class Block(nn.Module):
         self, num_heads: int, hidden_dim: int, scales: tuple[Tensor, Tensor] | None = None
     ) -> Layer | None:
         """The block as :func:`.block_stack` runs it; None where more would happen than its own operations do:
-        a hook, or another module in place of one of its branches.
+        a hook, another module in place of one of its branches, or a weight that is computed.
 
         Args: as of :meth:`forward`.
         """
-        attn, mlp, norm1, norm2 = self.attn, self.mlp, self.norm1, self.norm2
+        modules = self._modules  # looked up here: a module's own look-up takes a microsecond for every tensor
+        attn, mlp, norm1, norm2 = modules["attn"], modules["mlp"], modules["norm1"], modules["norm2"]
         if type(attn) is not RelativeAttention or type(mlp) is not MLP:
             return None
         for module in (self, attn, mlp):
             values = module.__dict__
             if "forward" in values or any([values[name] for name in _HOOKS]):
                 return None
-        qkv, proj, fc1, fc2 = attn.qkv, attn.proj, mlp.fc1, mlp.fc2
-        tables = attn.key_table_v, attn.key_table_h, attn.value_table_v, attn.value_table_h
+        attention, branch = attn._modules, mlp._modules
+        of_norm1, of_norm2, tables = norm1._parameters, norm2._parameters, attn._parameters
+        qkv, proj = attention["qkv"]._parameters, attention["proj"]._parameters
+        fc1, fc2 = branch["fc1"]._parameters, branch["fc2"]._parameters
         attention_scale, mlp_scale = scales or (None, None)
-        return Layer(
-            AttentionWeights(
-                norm1.weight,
-                norm1.bias,
-                qkv.weight,
-                qkv.bias,
-                *tables,
-                proj.weight,
-                proj.bias,
-                attention_scale,
-            ),
-            MLPWeights(norm2.weight, norm2.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, mlp_scale),
-            num_heads,
-            hidden_dim,
-            attn.head_dim,
-            attn.qkv_bias,
-            norm1.eps,
-            norm2.eps,
-        )
+        try:
+            return Layer(
+                AttentionWeights(
+                    of_norm1["weight"],
+                    of_norm1["bias"],
+                    qkv["weight"],
+                    qkv["bias"],
+                    tables["key_table_v"],
+                    tables["key_table_h"],
+                    tables["value_table_v"],
+                    tables["value_table_h"],
+                    proj["weight"],
+                    proj["bias"],
+                    attention_scale,
+                ),
+                MLPWeights(
+                    of_norm2["weight"],
+                    of_norm2["bias"],
+                    fc1["weight"],
+                    fc1["bias"],
+                    fc2["weight"],
+                    fc2["bias"],
+                    mlp_scale,
+                ),
+                num_heads,
+                hidden_dim,
+                attn.head_dim,
+                attn.qkv_bias,
+                norm1.eps,
+                norm2.eps,
+            )
+        except KeyError:  # a weight that is computed, as torch's parametrizations do
+            return None
 
 
 def run_blocks(
@@ -186,7 +203,7 @@ def run_blocks(
     grid: tuple[int, int],
     recompute: bool = False,
 ) -> Tensor:
-    """Run blocks one after the other; in a small net on a CPU all at once.
+    """Run blocks one after the other; all as one operation where :func:`.block_stack` can.
 
     Args:
         x: (B, N, d) residual stream.
@@ -209,7 +226,9 @@ def run_blocks(
                 y = block(y, heads, hidden, grid, pair)
         return y
 
-    if recompute or not x.is_cpu or compute_dtype(x) is not torch.float32 or _has_any_global_hook():
+    if recompute or _has_any_global_hook():
         return one_by_one()
     layers = [block.layer(*sizes) if type(block) is Block else None for block, *sizes in blocks]
-    return one_by_one() if None in layers else block_stack(x, layers, grid, one_by_one)
+    if None in layers:
+        return one_by_one()
+    return block_stack(x, layers, grid, compute_dtype(x), one_by_one)

@@ -260,10 +260,9 @@ class VisionTransformer(nn.Module):
             return [None] * depth
         kept = self.drop_path_kept[:depth].float()  # fp32 in a net of any dtype
         drawn = torch.rand(depth, 2, len(x), device=x.device) < kept
-        scales = drawn / kept
-        return [
-            tuple(scale) if rate else None for rate, scale in zip(self.drop_path_rates, scales, strict=False)
-        ]
+        scales = iter((drawn / kept).flatten(0, 1).unbind())
+        pairs = zip(scales, scales, strict=True)
+        return [pair if rate else None for rate, pair in zip(self.drop_path_rates, pairs, strict=False)]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, N, d) tokens to (B, num_classes) logits: the pooled tokens through the head."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from growtas.errors import UsageError
 from growtas.methods import Method, TrainingContext
+from growtas.ops.block_stack.leaves import direct_gradients
 from growtas.space import Subnet
 from growtas.supernet import SingleModel, VisionTransformer
 from growtas.training.calibration import batch_statistics
@@ -118,7 +119,9 @@ class Update:
         soft = self.teacher_logits(step, images)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, subnet in enumerate(subnets, 1):
-            with precision(config.amp, self.device):
+            # the reducer has a hook on every parameter; without one, nobody asks autograd about them
+            direct = direct_gradients() if self.reducer is None else nullcontext()
+            with precision(config.amp, self.device), direct:
                 logits = self.net(images, subnet)
             loss = self.objective(logits, targets, soft)
             completes = self.reducer is not None and last and number == len(subnets)

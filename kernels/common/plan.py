@@ -41,6 +41,9 @@ _capturing: Callable[[], bool] = getattr(torch._C, "_cuda_isCurrentStreamCapturi
 _current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0)
 _runtime = knobs.runtime
 
+#: Those who watch launches to have them again (``replay``); the last one sees them.
+recorders: list[Any] = []
+
 #: Shape, dtype and strides, contiguous where left out, of a tensor that a launch writes; None where none is.
 Output = tuple[tuple[int, ...], torch.dtype] | tuple[tuple[int, ...], torch.dtype, tuple[int, ...]] | None
 
@@ -58,12 +61,30 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _hooked(jitted: Any) -> bool:
-    """True if a profiler, or a function that runs before this kernel, wants to see launches."""
+def observed() -> bool:
+    """True if a profiler wants to see launches."""
     for hook in (_runtime.launch_enter_hook, _runtime.launch_exit_hook):
         if hook is not None and getattr(hook, "calls", True):
             return True
-    return bool(jitted.pre_run_hooks)
+    return False
+
+
+def pattern_of(addresses: Sequence[int]) -> tuple[bool, ...] | None:
+    """Which pointers 16 bytes divide, by which a plan keeps compiled kernels; None where all are."""
+    bits = 0
+    for address in addresses:
+        bits |= address
+    return None if not bits & 15 else tuple([address & 15 == 0 for address in addresses])
+
+
+def current(device: torch.device) -> bool:
+    """True if a device is the current one."""
+    return device.index is None or device.index == _current_device()
+
+
+def stream_of(index: int) -> int:
+    """The current stream of a device, as the driver takes it; 0 where the CPU interprets."""
+    return _current_stream(index) if index >= 0 else 0
 
 
 class Plan:
@@ -80,11 +101,17 @@ class Plan:
         counters: zeros that the launch needs; where it needs some, its last two pointers are its partial sums
             and its counters, which :meth:`start` adds.
         partials: fp32 elements that it needs for partial sums.
+
+    Attributes:
+        kernels: the compiled kernel by the pattern of its pointers (:func:`pattern_of`): what runs it, and
+            its handle and options as that takes them.
+        grid3: programs along all three axes.
+        arguments: what a launch takes after its pointers.
     """
 
     __slots__ = (
-        "constants", "counters", "device", "grid", "index", "jitted", "name", "partials", "sizes",
-        "_arguments", "_empty", "_grid", "_kernels", "_outputs", "_workspaces",
+        "arguments", "constants", "counters", "device", "grid", "grid3", "index", "jitted", "kernels", "name",
+        "partials", "sizes", "_empty", "_outputs", "_workspaces",
     )  # fmt: skip
 
     def __init__(
@@ -112,17 +139,20 @@ class Plan:
             for o in outputs
         ]
         self._empty = workspace.allocator(device)
-        self._kernels: dict[Any, tuple] = {}
-        self._grid = (*grid, 1, 1)[:3]
+        self.kernels: dict[Any, tuple] = {}
+        self.grid3 = (*grid, 1, 1)[:3]
         self._workspaces = workspace.by_stream(device)
-        self._arguments = self.sizes + tuple(
+        self.arguments = self.sizes + tuple(
             constants.get(name, default) for name, default in launch.constexprs(jitted).items()
         )
 
     def outputs(self) -> list[Tensor | None]:
         """New tensors for the launch to write; zeros where there is nothing to launch."""
         empty = self._empty
-        if self.index >= 0 and self.index != _current_device():
+        if recorders:
+            found = [None if o is None else empty(*o) for o in self._outputs]
+            recorders[-1].allocated(found)
+        elif self.index >= 0 and self.index != _current_device():
             with torch.cuda.device(self.index):
                 found = [None if o is None else empty(*o) for o in self._outputs]
         else:
@@ -140,13 +170,13 @@ class Plan:
             tensors: the planner's tensors and those of :meth:`outputs`, in the kernel's order; None where the
                 planner saw None. Partial sums and counters are added.
         """
+        if recorders:
+            recorders[-1].start(self, tensors)
+            return
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-        bits = 0
-        for address in addresses:
-            bits |= address
-        pattern = None if not bits & 15 else tuple([address & 15 == 0 for address in addresses])
-        found = self._kernels.get(pattern)
-        if found is None or _hooked(self.jitted):
+        pattern = pattern_of(addresses)
+        found = self.kernels.get(pattern)
+        if found is None or observed() or self.jitted.pre_run_hooks:
             self._start_anyhow(tensors, pattern)
             return
         index = self.index
@@ -163,7 +193,7 @@ class Plan:
                 space = workspace.acquire(self.device, self.partials, self.counters)
             addresses += space.addresses
         run, function, packed = found
-        run(*self._grid, stream, function, packed, None, None, None, *addresses, *self._arguments)
+        run(*self.grid3, stream, function, packed, None, None, None, *addresses, *self.arguments)
 
     def _start_anyhow(self, tensors: tuple[Tensor | None, ...], pattern: Any) -> None:
         """Launch through Triton's ``JITFunction``, and remember the kernel that it compiled."""
@@ -175,7 +205,7 @@ class Plan:
         compiled = launch.run(self.jitted, self.grid, self.device, *tensors, *self.sizes, **self.constants)
         if compiled is not None:  # neither interpreted nor recorded
             compiled = compiled.result() if hasattr(compiled, "result") else compiled
-            self._kernels[pattern] = compiled.run, compiled.function, compiled.packed_metadata
+            self.kernels[pattern] = compiled.run, compiled.function, compiled.packed_metadata
 
 
 def planned(planner: Callable[..., Any]) -> Callable[..., Any]:

@@ -44,13 +44,14 @@ class _Device:
 
     def __init__(self, device: torch.device) -> None:
         self.zeros = _zeros(RESERVED, device)
-        self.one = torch.ones(1, dtype=torch.float32, device=device)
+        self.one = lasting(torch.ones(1, dtype=torch.float32, device=device))
         self.used = 0
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # once: other streams read both
 
 
 _devices: dict[torch.device, _Device] = {}
+_lasting: dict[int, Tensor] = {}  # by the address of their memory
 _by_stream: dict[torch.device, dict[int, Workspace]] = {}
 
 
@@ -120,6 +121,17 @@ def one(device: torch.device) -> Tensor:
     """(1,) fp32, a one: read with a stride of zero, the factor of every image where there is none."""
     found = _devices.get(device) or _of_device(device)
     return torch.ones(1, dtype=torch.float32, device=device) if found is None else found.one
+
+
+def lasting(tensor: Tensor) -> Tensor:
+    """Keep a tensor for as long as the process lives, and tell that nobody writes it any more; returns it."""
+    _lasting[tensor.untyped_storage().data_ptr()] = tensor
+    return tensor
+
+
+def lasts(tensor: Tensor) -> bool:
+    """True if a tensor, or that whose memory it is in, was kept by :func:`lasting`."""
+    return tensor.untyped_storage().data_ptr() in _lasting
 
 
 def allocator(device: torch.device) -> Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]:

@@ -32,6 +32,8 @@ import torch
 import triton
 import triton.language as tl
 
+from growtas.kernels.common.workspace import lasting
+
 #: Everything per token is padded to a multiple of this many tokens, the largest tile.
 PADDED_TO = 128
 
@@ -70,6 +72,8 @@ def places(
                 return found  # its memory is the graph's, and nothing in it is computed before a replay
             torch.cuda.current_stream(device).synchronize()  # whichever stream reads it next
         _kept[key] = found
+        for tensor in found:
+            lasting(tensor)
     return found
 
 

@@ -13,6 +13,7 @@ import growtas
 from growtas.errors import GrowtasError, UsageError
 from growtas.nn import block as block_module
 from growtas.ops import dispatch, one_call
+from growtas.ops.block_stack.leaves import direct_gradients
 from growtas.space import load_space
 
 SPACE = dataclasses.replace(load_space("digits"), depth=(2, 3))
@@ -84,7 +85,7 @@ def test_a_stack_has_the_bits_of_its_blocks(options, monkeypatch):
             torch.manual_seed(2)
             assert torch.equal(net(x, subnet), found[0])
         with monkeypatch.context() as patch:
-            patch.setattr(block_module, "block_stack", lambda x, layers, grid, one_by_one: one_by_one())
+            patch.setattr(block_module, "block_stack", lambda *given: given[-1]())
             apart, expected = outcome(net, subnet, x)
         assert taken and not apart and equal(found, expected)
 
@@ -186,3 +187,56 @@ def test_a_graph_can_be_walked_twice_and_not_differentiated():
     assert equal(first, second)
     with pytest.raises(GrowtasError, match="no second derivative"):
         torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+
+
+def directly(net: nn.Module, subnet, x: torch.Tensor, passes: int = 1) -> list[torch.Tensor | None]:
+    """The gradients of all parameters after some passes, which a stack adds itself where it may."""
+    net.zero_grad()
+    for _ in range(passes):
+        with direct_gradients():
+            logits = net(x, subnet)
+        logits.square().sum().backward()
+    return [p.grad for p in net.parameters()]
+
+
+def test_gradients_that_a_stack_adds_itself_are_those_of_autograd():
+    """Over two passes, of which the second adds to the first; a frozen parameter gets none."""
+    net, x = small_net(), images()
+    warm(net, LARGEST, x)
+    net.blocks[0].mlp.fc1.weight.requires_grad_(False)
+    for _ in range(2):
+        net(x, LARGEST).square().sum().backward()
+    expected = [p.grad for p in net.parameters()]
+    assert equal(directly(net, LARGEST, x, 2), expected)
+    assert net.blocks[0].mlp.fc1.weight.grad is None
+
+
+def test_a_direct_stack_has_no_parameters_in_its_graph():
+    net, x = small_net(), images()
+    warm(net, LARGEST, x)
+    with direct_gradients():
+        logits = net(x, LARGEST)
+    parameter = net.blocks[0].mlp.fc1.weight
+    assert stacked(logits)
+    assert torch.autograd.grad(logits.sum(), [parameter], allow_unused=True) == (None,)
+    assert torch.autograd.grad(net(x, LARGEST).sum(), [parameter])[0] is not None, "outside it is as ever"
+
+
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_parameters_leave_the_gradients_to_autograd(register):
+    net, x, seen = small_net(), images(), []
+    warm(net, LARGEST, x)
+    expected = directly(net, LARGEST, x)
+    getattr(net.blocks[0].norm1.weight, register)(lambda _: seen.append(1))
+    assert equal(directly(net, LARGEST, x), expected) and seen == [1]
+
+
+def test_weights_changed_between_the_passes_are_refused_by_a_direct_stack_too():
+    net, x = small_net(), images()
+    warm(net, LARGEST, x)
+    with direct_gradients():
+        logits = net(x, LARGEST)
+    with torch.no_grad():
+        net.blocks[0].mlp.fc1.weight.add_(1)
+    with pytest.raises(GrowtasError, match="changed in place"):
+        logits.sum().backward()

@@ -93,10 +93,10 @@ def test_qkv_in_another_layout_is_not_read_as_one_call_left_it():
     weights = AttentionWeights(*given["norm"], *given["qkv"], *given["tables"], *given["proj"], None)
     with torch.no_grad():
         x, sizes = given["x"], (HEADS, HEAD_DIM, *GRID)
-        y, *saved = branch._forward(x, weights, *sizes, "interleaved", 1e-5, torch.float32)
-        wanted = branch._backward(y, x, weights, *saved, *GRID, "interleaved")
+        y, *saved = branch.branch_forward(x, weights, *sizes, "interleaved", 1e-5, torch.float32)
+        wanted = branch.branch_backward(y, x, weights, *saved, *GRID, "interleaved")
         saved[2] = saved[2].contiguous()
-        found = branch._backward(y, x, weights, *saved, *GRID, "interleaved")
+        found = branch.branch_backward(y, x, weights, *saved, *GRID, "interleaved")
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other)
 

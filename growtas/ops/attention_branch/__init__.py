@@ -83,7 +83,7 @@ def attention_branch(
     return _attention_branch(x, *layers, num_heads, head_dim, rows, columns, bias_layout, eps, dtype)
 
 
-def _forward(
+def branch_forward(
     x: Tensor,
     weights: AttentionWeights,
     num_heads: int,
@@ -110,7 +110,7 @@ def _forward(
     return y.view(x.shape), mean, rstd, qkv, attended, lse
 
 
-def _backward(
+def branch_backward(
     dy: Tensor,
     x: Tensor,
     weights: AttentionWeights,
@@ -183,8 +183,8 @@ def _backward_flops(x, qkv, rows, columns) -> int:
 
 _attention_branch = register(
     "attention_branch",
-    _forward,
-    _backward,
+    branch_forward,
+    branch_backward,
     outputs=("y", "mean", "rstd", "qkv", "attended", "lse"),
     gradients=("x", *AttentionWeights._fields[:-1]),
     shapes=_shapes,

@@ -103,7 +103,7 @@ def mlp(
     return _mlp(x, *norm, *parameters, scale, hidden_dim, eps, dtype)
 
 
-def _forward(
+def branch_forward(
     x: Tensor, weights: MLPWeights, hidden_dim: int, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The result, and what the backward pass needs: mean, rstd and the hidden layer (or an empty tensor)."""
@@ -112,7 +112,7 @@ def _forward(
     return MLP(x, len(weights.norm_weight), dtype).mlp_forward(x, weights, hidden_dim, eps, dtype)
 
 
-def _backward(
+def branch_backward(
     dy: Tensor,
     x: Tensor,
     weights: MLPWeights,
@@ -141,8 +141,8 @@ def _shapes(x: Tensor, weights: MLPWeights, hidden_dim: int, eps: float, dtype: 
 
 _mlp = register(
     "mlp",
-    _forward,
-    _backward,
+    branch_forward,
+    branch_backward,
     outputs=("y", "mean", "rstd", "hidden"),
     gradients=("x", *MLPWeights._fields[:-1]),
     shapes=_shapes,

@@ -25,9 +25,10 @@ from growtas import native
 from growtas.errors import GrowtasError
 from growtas.ops import checks, dispatch
 from growtas.ops.addresses import pointers
-from growtas.ops.attention_branch.one_call import AttentionWeights, attention_sizes, takes_attention
+from growtas.ops.attention_branch.one_call import attention_sizes, takes_attention
+from growtas.ops.block_stack import leaves
+from growtas.ops.block_stack.layer import Layer
 from growtas.ops.mlp.one_call import mlp_sizes, takes_mlp
-from growtas.ops.mlp.weights import MLPWeights
 from growtas.ops.one_call import dense, small
 from growtas.ops.registry import eager
 
@@ -38,21 +39,6 @@ MOST_KNOWN = 4096
 """Blocks that are remembered; then all are forgotten."""
 
 _BYTES = 4  # of a float
-_SPLIT = len(AttentionWeights._fields)
-_WEIGHTS = _SPLIT + len(MLPWeights._fields)  # of a block
-
-
-class Layer(NamedTuple):
-    """A block as the stack runs it: its shared parameters, and how much of them."""
-
-    attention: AttentionWeights
-    mlp: MLPWeights
-    num_heads: int
-    hidden_dim: int
-    head_dim: int
-    bias_layout: str
-    attention_eps: float
-    mlp_eps: float
 
 
 class _Sizes(NamedTuple):
@@ -70,30 +56,21 @@ _shapes: dict[tuple, tuple] = {}
 """The shapes in these keys, each kept once: blocks differ in what is active, hardly in their weights."""
 
 
-def block_stack(
+def takes(x: Tensor, layers: Sequence[Layer], dtype: torch.dtype) -> bool:
+    """Return whether blocks of these sizes are small enough, and their residual stream can be read."""
+    columns = max([max(3 * each.num_heads * each.head_dim, each.hidden_dim) for each in layers])
+    return dense(x) and small(x, columns, len(layers[0].attention.norm_weight), dtype)
+
+
+def run(
     x: Tensor, layers: Sequence[Layer], grid: tuple[int, int], one_by_one: Callable[[], Tensor]
 ) -> Tensor:
-    """Run blocks one after the other.
-
-    Args:
-        x: (B, N, d) residual stream.
-        layers: the blocks.
-        grid: rows and columns of patches.
-        one_by_one: gives what the blocks give, each by its own operations. It runs where one call does not
-            take every block, and the first time that blocks of these shapes come: it checks them.
-
-    Returns:
-        (B, N, d).
-
-    Raises:
-        UsageError: as ``attention_branch`` and ``mlp``.
-    """
-    if not (layers and eager() and dense(x) and _small(x, layers)):
-        return one_by_one()
+    """Run blocks that :func:`takes` takes. Args, Returns: as of :func:`.block_stack`."""
     keys = [_key(x, layer, grid) for layer in layers]
     sizes = [_known.get(key) for key in keys]
     if None not in sizes:
-        weights = [weight for layer in layers for weight in (*layer.attention, *layer.mlp)]
+        direct = leaves.takes(x, layers)
+        weights = [] if direct else [w for layer in layers for w in (*layer.attention, *layer.mlp)]
         return _Stack.apply(x, layers, keys, sizes, torch.is_grad_enabled(), *weights)
     result = one_by_one()
     if len(_known) > MOST_KNOWN:
@@ -113,11 +90,6 @@ def _key(x: Tensor, layer: Layer, grid: tuple[int, int]) -> tuple | None:
         return None
     shapes = tuple([None if weight is None else weight.shape for weight in (*attention, *mlp)])
     return x.shape, shapes, *layer[2:6], grid, dispatch.epoch()
-
-
-def _small(x: Tensor, layers: Sequence[Layer]) -> bool:
-    columns = max([max(3 * each.num_heads * each.head_dim, each.hidden_dim) for each in layers])
-    return small(x, columns, len(layers[0].attention.norm_weight), torch.float32)
 
 
 def _taken(x: Tensor, layer: Layer) -> bool:
@@ -179,7 +151,7 @@ class _Stack(torch.autograd.Function):
                 start = room.data_ptr() + _BYTES * max(rooms) * (number % 2)
         if keeps:
             ctx.save_for_backward(x, room, *weights)
-            ctx.layers, ctx.keys, ctx.sizes = [layer[2:] for layer in layers], keys, sizes
+            ctx.kept, ctx.keys, ctx.sizes = leaves.Kept(layers, weights), keys, sizes
             ctx.set_materialize_grads(False)
         return y
 
@@ -194,10 +166,7 @@ class _Stack(torch.autograd.Function):
                 "The blocks have no second derivative: leave out create_graph=True, or compute with plain "
                 "torch layers."
             )
-        layers = []
-        for at, rest in zip(range(0, len(weights), _WEIGHTS), ctx.layers, strict=True):
-            own = weights[at : at + _WEIGHTS]
-            layers.append(Layer(AttentionWeights(*own[:_SPLIT]), MLPWeights(*own[_SPLIT:]), *rest))
+        layers = ctx.kept.layers(weights)
         for layer, key in zip(layers, ctx.keys, strict=True):
             now = _key(x, layer, key[-2])
             if now is None or now[:-1] != key[:-1]:
@@ -206,7 +175,7 @@ class _Stack(torch.autograd.Function):
                     "before the forward pass or after the backward pass."
                 )
         result[0], *gradients = _gradients(checks.values(dy).contiguous(), x, room, layers, ctx.sizes)
-        result[5:] = gradients
+        result[5:] = ctx.kept.returned(gradients)
         return tuple(result)
 
 
