@@ -1,6 +1,6 @@
 """Host time of a training step on a GPU, measured without one.
 
-    python benchmarks/host.py [--spaces T,S,B] [--seconds 0.5] [--json]
+    python benchmarks/host.py [--spaces T,S,B] [--seconds 0.5] [--json] [--out FILE]
 
 Kernels are neither compiled nor run: the function by which Triton's launcher enters the driver is replaced by
 one that returns at once, and CPU tensors stand for the GPU's; their memory comes from the heap and stays
@@ -32,12 +32,13 @@ import pstats
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
-from common import steps
+from common import environment, results, steps
 from common.products import SPACES
 from triton.backends.nvidia.driver import CudaLauncher
 from triton.runtime import driver
@@ -54,6 +55,9 @@ ALLOCATING = {"empty", "empty_strided", "empty_like", "new_empty", "zeros", "zer
 ALLOCATING |= {"_empty_strided_cpu", "_empty_strided_cuda", "new_zeros"}
 
 IMAGES, PIXELS = 4, 32
+
+#: What a result file leaves out: the details of one day.
+UNKEPT = {"launchers", "where"}
 
 
 class _Driver:
@@ -373,11 +377,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--spaces", default="T,S,B", help="of T, S and B, separated by commas")
     parser.add_argument("--seconds", type=float, default=0.5, help="of CPU time to average over")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
+    parser.add_argument("--out", type=Path, help="write the result file that the documents are made from")
     options = parser.parse_args(argv)
     unknown = [space for space in options.spaces.split(",") if space not in SPACES]
     if unknown:
         parser.error(f"there is no space {unknown[0]!r}: choose from {', '.join(SPACES)}")
     found = [measure(space, options.seconds) for space in options.spaces.split(",")]
+    if options.out:
+        device = environment.pick_device("cpu")
+        head = {"benchmark": "host", **environment.describe(device), "settings": {"seconds": options.seconds}}
+        records = [{key: value for key, value in one.items() if key not in UNKEPT} for one in found]
+        results.write(options.out, head, records)
     if options.json:
         print(json.dumps(found))
         return

@@ -130,6 +130,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
         "profiles": performance_docs.profiles,
         "kernels": kernels_and_roofline,
         "gpu": performance_docs.gpu_state,
+        "host": performance_docs.host,
         "step model": performance_docs.step_model,
     },
     ROOT / "docs" / "kernels.md": {"resources": resource_tables.worst_cases},

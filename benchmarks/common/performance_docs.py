@@ -185,6 +185,32 @@ def resources(variants: Sequence[Record]) -> str:
     return render(header, rows, left=2, markdown=True)
 
 
+def host(folder: Path) -> str:
+    """The host's time for a step, blocks replayed and one by one."""
+    sections = []
+    for path in sorted(folder.glob("*/host.json")):
+        data = results.read(path)
+        rows = [
+            [
+                record["space"],
+                str(record["launches"]),
+                f"{record['quickest_milliseconds']:.1f}",
+                f"{record['ends_milliseconds']:.1f}",
+                f"{record['one_by_one_milliseconds']:.1f}",
+                f"{record['one_by_one_milliseconds'] / record['quickest_milliseconds']:.1f}",
+            ]
+            for record in data["records"]
+        ]
+        header = ["space", "launches", "ms", "of it around the blocks", "ms, blocks one by one", "ratio"]
+        sections += [
+            f"`benchmarks/results/{path.parent.name}/host.json`, {data['date'][:10]}, one core of "
+            f"{data['machine']['device']}, torch {data['versions']['torch']}, Triton "
+            f"{data['versions']['triton']}, growtas at {data['commit']}",
+            render(header, rows, markdown=True),
+        ]
+    return "\n\n".join(sections)
+
+
 def step_model(folder: Path) -> str:
     """Bytes and FLOPs of the middle step of T at batch 128, by kernel, and the least time that they take."""
     space = load_space("autoformer-tiny")

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from common import counting
 from common.published_vit import PublishedViT
 from growtas import Supernet, load_space
+from growtas.ops.block_stack.leaves import direct_gradients
 from growtas.space import SearchSpace, Subnet
 
 WAYS = ("growtas", "published", "timm", "compiled", "masked")
@@ -100,8 +101,8 @@ class Rival:
         self.parameters = list(self.net.parameters())
 
     def loss(self) -> Tensor:
-        """Forward pass and cross entropy, under autograd."""
-        with self.case.autocast():
+        """Forward pass and cross entropy, under autograd, as growtas.train runs them."""
+        with self.case.autocast(), direct_gradients():
             return F.cross_entropy(self.logits().float(), self.labels)
 
     def step(self) -> None:
