@@ -1,7 +1,7 @@
 """Replay of launches: what a piece of work launched once is launched again, with other addresses only.
 
 A launcher called again asks for every tensor's shape, strides and dtype, to look up its plan, and its callers
-check and view the same tensors before it. A block of a net does that for fifteen launches. All of it depends
+check and view the same tensors before it. A block of a net does that for twelve launches. All of it depends
 on sizes alone. So :class:`Recorder` watches one run of the work and notes, per launch, its plan and where
 each pointer comes from: one of the tensors *given* to the work, one that it made, or one that lasts as long
 as the process. A :class:`Replay` then needs the addresses of the given tensors and room for the others.

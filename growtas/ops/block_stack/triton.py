@@ -1,6 +1,6 @@
 """Blocks whose launches are replayed: one node of autograd, and per block and pass one list of addresses.
 
-The host bounds a training step of a narrow net on a GPU. Its blocks are the same fifteen launches every time,
+The host bounds a training step of a narrow net on a GPU. Its blocks are the same twelve launches every time,
 but for addresses. So the first time that blocks of some shapes come, their own operations run and check them;
 the second time both passes run as they are and are recorded (``kernels.common.replay``); from then on their
 launches are started one after the other. Sizes, strides, tiles and the variants of kernels are those of the
