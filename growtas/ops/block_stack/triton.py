@@ -55,7 +55,7 @@ class _Known:
 
 
 class _Made(NamedTuple):
-    """What a block's forward pass made: addresses and layouts, and tensors in whose memory it is."""
+    """The tensors that a block's forward pass made: addresses, layouts, and the memory they are in."""
 
     addresses: list[int]
     layouts: Sequence[Layout]
@@ -102,7 +102,7 @@ def run(
 
 
 def _of_all(x: Tensor, grid: tuple[int, int], dtype: torch.dtype) -> tuple:
-    """What decides about the launches of every block alike."""
+    """The part of a key that all blocks share."""
     precision = torch.get_float32_matmul_precision()
     return x.shape, x.dtype, x.device, grid, dtype, precision, dispatch.epoch()
 
