@@ -51,10 +51,6 @@ class _Shadow:
         self.tensor = work.matrix.view(weight.shape)
         self.version = self.age = -1
 
-    def valid(self, place: int) -> bool:
-        weight = self.weight
-        return self.age == _age and self.version == weight._version and _place(weight) == place
-
 
 _shadows: WeakValueDictionary[tuple[int, torch.dtype], _Shadow] = WeakValueDictionary()
 _age = 0
@@ -84,7 +80,9 @@ def _find(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, int] | None:
         return None
     place = _place(weight)
     shadow = _shadows.get((place, dtype))
-    if shadow is None or not shadow.valid(place):
+    if shadow is None or not (shadow.weight is weight or _place(shadow.weight) == place):
+        return None
+    if shadow.age != _age or shadow.version != shadow.weight._version:
         return None
     if weight.shape == shadow.shape:
         return shadow.tensor, shadow.work.head_dim

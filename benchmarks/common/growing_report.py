@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from common.growing_plan import (
     MAP,
     MECHANISM,
     NEIGHBOURS,
+    ORDERED,
+    POOLS,
     SETTINGS,
     THREE,
     TRANSITIONS,
@@ -23,7 +25,7 @@ from common.growing_plan import (
     UNIFORM,
     Setting,
 )
-from common.growing_statistics import LEVEL
+from common.growing_statistics import LEVEL, stratified
 from growtas.comparing.markdown import difference_text, table
 from growtas.comparing.statistics import Interval, mean_interval
 
@@ -110,7 +112,7 @@ def _widths(setting: Setting) -> str:
 
 def tests(folder: Path) -> str:
     """The planned tests with their verdicts."""
-    found = Found.read(folder)
+    found, cells = Found.read(folder), _by_seed(folder)
     rows = []
     for pool, method, baseline in FAMILY:
         own = found.difference(POOL + pool, method, GROUPS[0], baseline)
@@ -120,10 +122,35 @@ def tests(folder: Path) -> str:
                 (
                     *(f"{pool}: `{method}` − `{baseline}`", str(own.count), own.text()),
                     *(_p(p["p"]), _p(p["p_holm"]), verdict(own, p["p_holm"])),
+                    shown(stratified(_gaps(cells, POOLS.get(pool, ORDERED), method, baseline))),
                 )
             )
     header = ("pool, difference on the smallest group", "pairs", "points", "p", "p, Holm", "growing helps")
+    header += ("points, mean of these settings",)
     return table(header, rows) if rows else ""
+
+
+def _by_seed(folder: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """The cells by setting, method and seed."""
+    records = read_table(folder / FOLDER / CELLS).records()
+    return {(c["setting"], c["method"], c["seed"]): c for c in records}
+
+
+def _gaps(
+    cells: Mapping[tuple[str, str, int], Mapping[str, Any]],
+    settings: Sequence[str],
+    method: str,
+    baseline: str,
+) -> list[list[float]]:
+    """Differences on the smallest group, of the pairs of each setting."""
+    return [
+        [
+            own[GROUPS[0]] - cells[setting, baseline, seed][GROUPS[0]]
+            for (setting, name, seed), own in cells.items()
+            if (setting, name) == (key, method) and (setting, baseline, seed) in cells
+        ]
+        for key in settings
+    ]
 
 
 def verdict(found: Interval, p: float | None) -> str:
@@ -166,7 +193,8 @@ def the_map(folder: Path) -> str:
         ]
         names = (f"uniform, {label}", *(f"{NAMES[method]} − uniform" for method in (TWO, THREE)))
         tables.append(table((*(header if not tables else header[:1]), *names), own))
-    return "\n\n".join([*_picture(folder), *tables])
+    details = "<details><summary>The widest group, and subnets found by search</summary>"
+    return "\n\n".join([*_picture(folder), tables[0], details, *tables[1:], "</details>"])
 
 
 def _picture(folder: Path) -> list[str]:
@@ -177,7 +205,7 @@ def _picture(folder: Path) -> list[str]:
 def plateau(folder: Path) -> str:
     """Over all pairs: points gained beside epochs gained on the plateau, and the smallest group beside the
     widest. In no pool, and without a claim."""
-    cells = {(c["setting"], c["method"], c["seed"]): c for c in read_table(folder / FOLDER / CELLS).records()}
+    cells = _by_seed(folder)
     rows = []
     for method in (TWO, THREE):
         pairs = [

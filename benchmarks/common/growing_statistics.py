@@ -7,6 +7,8 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from growtas.comparing.statistics import Interval
+
 LEVEL, POWER = 0.05, 0.8
 
 
@@ -48,6 +50,33 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
         least = max(least, min(1.0, (len(values) - rank) * value))
         adjusted[place] = least
     return adjusted
+
+
+def stratified(groups: Sequence[Sequence[float]], level: float = LEVEL) -> Interval | None:
+    """The mean of paired differences over some settings, with an interval from the spread within each.
+
+    Settings whose true differences are unlike widen the interval of a pool; here they do not. It is about the
+    mean of these very settings, where a pool's is about settings like them.
+
+    Args:
+        groups: differences of the pairs of each setting; those of one pair have no spread, and are left out.
+        level: of the interval, 0.05 for 95 %.
+
+    Source:
+        Satterthwaite, "An approximate distribution of estimates of variance components" (Biometrics Bulletin,
+        1946), for the degrees of freedom.
+    """
+    from scipy.stats import t
+
+    groups = [group for group in groups if len(group) > 1]
+    count = sum(len(group) for group in groups)
+    parts = [len(group) * statistics.variance(group) for group in groups]
+    if not sum(parts):
+        return None
+    freedom = sum(parts) ** 2 / sum(p * p / (len(g) - 1) for p, g in zip(parts, groups, strict=True))
+    mean = sum(map(sum, groups)) / count
+    half = float(t.ppf(1 - level / 2, freedom)) * math.sqrt(sum(parts)) / count
+    return Interval(count, mean, mean - half, mean + half)
 
 
 def power(pairs: int, sigma: float, difference: float, level: float = LEVEL) -> float:

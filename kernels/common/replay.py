@@ -73,7 +73,6 @@ class Step(NamedTuple):
     plan: plan.Plan
     addresses: tuple[tuple[int, int], ...]
     tensors: tuple[Argument | Tensor | None, ...]
-    pattern: Any  # of its pointers (``plan.pattern_of``) if every slot is aligned
 
 
 def rounded(nbytes: int) -> int:
@@ -111,11 +110,13 @@ class Replay:
             self.offsets.append(self.room)
             self.room += 0 if layout is None else rounded(layout.nbytes)
         self._steps = steps
+        self._names = [step.plan.name for step in steps]
         self._counters = max([step.plan.counters for step in steps], default=0)
         self._partials = max([step.plan.partials for step in steps], default=0)
         self._device = steps[0].plan.device
         self._index = steps[0].plan.index
         self._workspaces = workspace.by_stream(self._device)
+        self._ready: dict[tuple[int, ...] | None, list[tuple]] = {}  # by the alignment of the slots
 
     def start(self, addresses: Sequence[int], owners: Callable[[], Sequence[Tensor | None]]) -> None:
         """Launch everything on the current stream of the device, which is the current one.
@@ -127,26 +128,39 @@ class Replay:
         slots, bits = [0, *addresses], 0
         for address in slots:
             bits |= address
-        stream, space = plan.stream_of(self._index), []
+        aligned = None if not bits & 15 else tuple([address & 15 for address in slots])
+        ready = self._ready.get(aligned) or self._prepare(aligned, slots)
+        if ready is None:
+            tensors = owners()
+            for step in self._steps:
+                step.plan.start(*_tensors(step, slots, tensors))
+            return
+        stream = plan.stream_of(self._index)
         if self._counters:
-            found = self._workspaces.get(stream)
-            if found is None or found.count < self._counters or found.size < self._partials:
-                found = workspace.acquire(self._device, self._partials, self._counters)
-            space = [*found.addresses]
-        counts = launch.open_counts
+            space = self._workspaces.get(stream)
+            if space is None or space.count < self._counters or space.size < self._partials:
+                space = workspace.acquire(self._device, self._partials, self._counters)
+            slots += space.addresses
+        for names in launch.open_counts:
+            names += self._names
+        for run, x, y, z, function, packed, places, rest in ready:
+            pointers = [slots[slot] + offset for slot, offset in places]
+            run(x, y, z, stream, function, packed, None, None, None, *pointers, *rest)
+
+    def _prepare(self, aligned: tuple[int, ...] | None, slots: Sequence[int]) -> list[tuple] | None:
+        """The launches as the driver takes them, but for addresses; None while one is not compiled."""
+        ready = []
         for step in self._steps:
-            one = step.plan
-            pointers = [slots[slot] + offset for slot, offset in step.addresses]
-            kernel = one.kernels.get(plan.pattern_of(pointers) if bits & 15 else step.pattern)
-            if kernel is None or one.jitted.pre_run_hooks:
-                one.start(*_tensors(step, slots, owners()))
-                continue
-            for names in counts:
-                names.append(one.name)
-            if one.counters:
-                pointers += space
+            one, places = step.plan, step.addresses
+            kernel = one.kernels.get(plan.pattern_of([slots[slot] + offset for slot, offset in places]))
+            if kernel is None:
+                return None
             run, function, packed = kernel
-            run(*one.grid3, stream, function, packed, None, None, None, *pointers, *one.arguments)
+            if one.counters:
+                places = (*places, (len(slots), 0), (len(slots) + 1, 0))
+            ready.append((run, *one.grid3, function, packed, places, one.arguments))
+        self._ready[aligned] = ready
+        return ready
 
 
 def _tensors(step: Step, slots: Sequence[int], owners: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -251,7 +265,7 @@ class Recorder(TorchDispatchMode):
         for one, tensors in self._launches:
             found = [self._argument(t, owners, shared, scratch) for t in tensors]
             places = [(a.slot, a.offset) if isinstance(a, Argument) else (0, _address(a)) for a in found]
-            steps.append(Step(one, tuple(places), tuple(found), plan.pattern_of([o for _, o in places])))
+            steps.append(Step(one, tuple(places), tuple(found)))
         layouts = [None if t is None else Layout.of(t) for t in results]
         return Replay(steps, layouts, size)
 

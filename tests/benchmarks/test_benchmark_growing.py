@@ -42,6 +42,22 @@ def test_p_says_what_the_interval_says():
     assert tests.p_value([1.0]) is None and tests.p_value([1.0, 1.0]) == 0 and tests.p_value([0.0, 0.0]) == 1
 
 
+def test_one_setting_by_itself_has_the_interval_of_its_pairs():
+    gaps = [1.0, 2.5, 0.5, 3.0]
+    one, pooled = tests.stratified([gaps, [7.0]]), mean_interval(gaps)
+    assert (one.count, one.mean) == (4, pooled.mean)
+    assert (one.low, one.high) == pytest.approx((pooled.low, pooled.high))
+    assert tests.stratified([[7.0]]) is None
+
+
+def test_settings_that_are_unlike_do_not_widen_the_interval_of_their_mean():
+    apart = [[0.0, 1.0, 2.0], [30.0, 31.0, 32.0]]
+    found, pooled = tests.stratified(apart), mean_interval([x for one in apart for x in one])
+    assert found.mean == pooled.mean == 16 and pooled.low < 0
+    half = 2.776 / 6**0.5  # t of four degrees of freedom, variance 1
+    assert (found.low, found.high) == pytest.approx((16 - half, 16 + half), abs=1e-3)
+
+
 def test_power_is_that_of_the_tables():
     assert tests.pairs_needed(sigma=2.0, difference=1.0) == 34  # Cohen's d of a half, as G*Power has it
     assert tests.power(34, 2.0, 1.0) == pytest.approx(0.8078, abs=1e-4)
