@@ -46,6 +46,7 @@ ROOM = {"partial_ptr", "counter_ptr", "work_ptr"}
 #: How many elements of a whole shared tensor a launch reads, by the sizes that it was given.
 SLICES = {
     "layer_norm": {"weight_ptr": "width", "bias_ptr": "width"},
+    "tokens": {"cls_ptr": "width", "pos_ptr": "N * width"},
     "linear.forward": {"weight_ptr": "N * K", "bias_ptr": "N"},
     "linear.backward": {"weight_ptr": "N * K"},
     "linear.backward_converting": {"weight_ptr": "N * K"},

@@ -96,6 +96,16 @@ def test_every_backend_offers_every_step():
                 assert len(given) == len(wanted), f"{module.__name__}.{step} takes {given}, not {wanted}"
 
 
+def test_an_operation_that_follows_another_is_not_raced_and_runs_where_that_one_does():
+    names = {"triton": object(), "torch": object()}
+    found = dispatch.Operation("follower", names, follows="layer_norm")
+    assert "follower" not in dispatch.OPERATIONS
+    x = torch.randn(2, 8)
+    for chosen, expected in (("triton", "triton"), ("cpu", "torch"), ("torch", "torch")):
+        with dispatch.assigned({"layer_norm": chosen}):
+            assert found(x, 8) is names[expected]
+
+
 def test_tables_name_modules_that_another_process_can_import():
     for operation in dispatch.OPERATIONS.values():
         for backend, module in operation.backends.items():
