@@ -53,7 +53,7 @@ KERNEL_LAYERS = [
     {"common"},
     {"layer_norm", "tokens"},
     {"linear", "qkv", "relative_attention"},
-    {"norm_qkv", "mlp"},
+    {"norm_qkv", "mlp", "pooled_norm"},
 ]
 #: Modules that are run and that nothing imports -> the layer that they belong to.
 COMMANDS = {"kernels.compile_ahead": "warmup"}

@@ -257,13 +257,11 @@ class _Model:
         yield "tokens.forward._forward", moved, 0
 
     def end(self) -> Iterator[Launch]:
-        """The last LayerNorm and the mean of the patches, both passes."""
-        patches = HALF * self.patches * self.d
-        yield self.norm()
-        yield "mean", patches, 0
-        yield "div", patches, 0
-        yield "slice_backward", patches + self.x16, 0
-        yield self.norm_backward(residual=False)
+        """The last LayerNorm with the mean of the patches, both passes; no statistics of cls tokens."""
+        stream, statistics = FULL * self.patches * self.d, 2 * FULL * self.patches
+        pooled = HALF * self.batch * self.d
+        yield "pooled_norm.forward._forward", stream + statistics + pooled, 0
+        yield "pooled_norm.backward._backward", stream + self.x32 + statistics + pooled, 0
 
     def begin_backward(self) -> Iterator[Launch]:
         """Gradients of the position and of cls, and of the patches' product."""
