@@ -61,8 +61,7 @@ class Operation(Generic[Backend]):
 
     def __init__(self, name: str, backends: Mapping[str, Backend | Lazy], follows: str = "") -> None:
         self.name, self.backends, self.follows = name, dict(backends), follows
-        if not follows:
-            OPERATIONS[name] = self
+        (FOLLOWERS if follows else OPERATIONS)[name] = self
 
     def __call__(self, x: torch.Tensor, width: int, dtype: torch.dtype | None = None) -> Backend:
         """The backend for tensors like x.
@@ -91,8 +90,10 @@ class Operation(Generic[Backend]):
 
 
 OPERATIONS: dict[str, Operation] = {}
-"""By the names that tuning records have; filled as the operations' folders are imported. Those that follow
-another are not among them."""
+"""By the names that tuning records have; filled as the operations' folders are imported."""
+
+FOLLOWERS: dict[str, Operation] = {}
+"""Those that run where another does, which is raced in their stead."""
 
 COMPANIONS = {"cublas": "triton"}
 """The backend of operations that the requested one lacks, where it is not torch: no GEMM, so no cuBLAS."""
