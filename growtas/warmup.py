@@ -26,7 +26,6 @@ from growtas import ops
 from growtas.bounds import BATCH, CLASSES, SOME_PROCESSES, Bound, bounded
 from growtas.errors import GrowtasError, UsageError, nearest
 from growtas.ops import dispatch
-from growtas.ops.pooled_norm import pooled_norm
 from growtas.shadow import Shadows
 from growtas.space import SearchSpace, load_space
 
@@ -291,7 +290,7 @@ def run_ends(
     scale, shift = _empty(shared, dtype=parameters), _empty(shared, dtype=parameters)
     x = _empty(batch, space.num_tokens, width, dtype=parameters)
     _both_passes(ops.layer_norm(x, scale, shift, out_dtype=gemm_dtype), (x, scale, shift))
-    pooled = pooled_norm(x, scale, shift, (1, space.num_tokens), out_dtype=gemm_dtype)
+    pooled = ops.pooled_norm(x, scale, shift, (1, space.num_tokens), out_dtype=gemm_dtype)
     _both_passes(pooled, (x, scale, shift))
 
     weight, bias = _empty(num_classes, shared, dtype=parameters), _empty(num_classes, dtype=parameters)

@@ -21,7 +21,6 @@ from growtas import ops
 from growtas.errors import GrowtasError, UsageError
 from growtas.kernels import pooled_norm
 from growtas.kernels.common import launch, tiles
-from growtas.ops.pooled_norm import pooled_norm as operation
 from growtas.ops.pooled_norm import unfused
 
 # images, tokens, width, shared width, pooled tokens
@@ -114,7 +113,7 @@ def test_the_public_operation_takes_the_kernels_where_layer_norm_does(device):
     x, weight = x.clone().requires_grad_(), weight.requires_grad_()
     with poisoned_outputs(), launch.counted() as launched:
         with ops.use("triton"):
-            y = operation(x, weight, bias, (1, 6))
+            y = ops.pooled_norm(x, weight, bias, (1, 6))
         found = torch.autograd.grad(y, (x, weight), dy, retain_graph=True)
         with pytest.raises(GrowtasError, match="pooled_norm has no second derivative"):
             torch.autograd.grad(y, x, dy, create_graph=True)
@@ -138,6 +137,8 @@ def test_refuses_what_it_cannot_pool(device):
     x, weight, bias, dy = inputs(2, 4, 12, 16, torch.float32, torch.float32, device)
     with pytest.raises(UsageError, match="Tokens 1 to 4 were to be pooled, but an image has 4"):
         pooled_norm.pooled_norm_forward(x, weight, bias, 1, 5)
+    with pytest.raises(UsageError, match=r"pooled_norm got tokens=\(1, 5\) of 4"):
+        ops.pooled_norm(x, weight, bias, (1, 5))
     with pytest.raises(UsageError, match="17 channels needs weight and bias"):
         pooled_norm.pooled_norm_forward(torch.ones(2, 4, 17, device=device), weight, bias, 1, 4)
     _, mean, rstd = pooled_norm.pooled_norm_forward(x, weight, bias, 1, 4)

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from growtas.errors import GrowtasError
+from growtas.errors import GrowtasError, UsageError
 from growtas.ops import checks
 from growtas.ops.dispatch import Lazy, Operation
-from growtas.ops.layer_norm import check_norm
+from growtas.ops.layer_norm import check_norm, layer_norm
 from growtas.ops.pooled_norm import unfused
-from growtas.ops.registry import classic
+from growtas.ops.registry import classic, eager
 
 
 class Backend(Protocol):
@@ -61,7 +61,7 @@ def pooled_norm(
     eps: float = 1e-5,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``layer_norm(x, weight, bias)[:, first:last].mean(1)``; in eager mode only, see ``registry.eager``.
+    """``layer_norm(x, weight, bias)[:, first:last].mean(1)``.
 
     Args:
         x: (B, N, d) activations.
@@ -75,12 +75,18 @@ def pooled_norm(
         (B, d). Gradients of weight and bias have D entries, zero from d on.
 
     Raises:
-        UsageError: x is wider than the shared weight, or an argument has another shape, dtype or device.
+        UsageError: x is wider than the shared weight or does not have the tokens, or an argument has another
+            shape, dtype or device.
     """
     x = checks.activation("pooled_norm", x, 3, "(B, N, d)")
     checks.check_dtype("pooled_norm", "out_dtype", out_dtype or x.dtype, x)
     weight, bias = check_norm("pooled_norm", x, weight, bias)
-    return PooledNorm.apply(x, weight, bias, *tokens, eps, out_dtype or x.dtype)[0]
+    first, last = tokens
+    if not 0 <= first < last <= x.shape[1]:
+        raise UsageError(f"pooled_norm got tokens={tokens} of {x.shape[1]}, and pools one or more of them.")
+    if eager():
+        return PooledNorm.apply(x, weight, bias, first, last, eps, out_dtype or x.dtype)[0]
+    return layer_norm(x, weight, bias, eps, out_dtype)[:, first:last].mean(1)
 
 
 def _forward(
