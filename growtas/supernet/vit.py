@@ -264,7 +264,7 @@ class VisionTransformer(nn.Module):
         if not self.training or not self.drop_path_rates[-1]:
             return [None] * depth
         kept = self.drop_path_kept[:depth].float()  # fp32 in a net of any dtype
-        drawn = torch.rand(depth, 2, len(x), device=x.device).lt_(kept).div_(kept)
+        drawn = torch.rand(depth, 2, len(x), dtype=kept.dtype, device=x.device).lt_(kept).div_(kept)
         scales = iter(drawn.flatten(0, 1).unbind())
         pairs = zip(scales, scales, strict=True)
         return [pair if rate else None for rate, pair in zip(self.drop_path_rates, pairs, strict=False)]
