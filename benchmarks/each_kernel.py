@@ -1,12 +1,13 @@
 """Every kernel at the sizes of T, S and B, beside what it has to beat, with its share of the roofline.
 
-    python benchmarks/each_kernel.py [--parts products,fused,layer_norm,attention] [--seconds 40] ...
+    python benchmarks/each_kernel.py [--parts products,fused,layer_norm,attention,ends] [--seconds 40] ...
     python benchmarks/each_kernel.py --device cpu --spaces T --seconds 15
 
 products    sliced products beside cuBLAS with dense contiguous weights
 fused       linear + gelu, linear + residual, norm + qkv, MLP beside the unfused dense sequence
 layer_norm  beside a copy of as many bytes
 attention   with relative position, beside torch's flash attention without it
+ends        first tokens, and final norm with the mean, beside torch's compositions
 
 Every way is compared with fp64 first, on a small batch; one that is wrong or fails is reported and not
 timed, and costs no other. All ways of one job take turns. Where the time is over, what was measured is

@@ -3,7 +3,8 @@
 A kernel is compiled once per variant (pointer dtypes, constexpr arguments, launch options), never per subnet,
 so a space has a bounded number of them. They are not listed by hand: the operations of one block run, forward
 and backward, on tensors without values, for every layer signature of the space, with ``launch.recording``
-noting what the launchers would compile. The same goes for the patch embedding, the final norm and the head.
+noting what the launchers would compile. The same goes for the patch embedding, the first tokens, the final
+norm and the head.
 
 Each variant is then compiled into Triton's own disk cache, under the key that a launch looks for: the cache
 is what makes an interrupted warm-up go on where it stopped.
@@ -271,7 +272,7 @@ def run_ends(
     parameters: torch.dtype,
     shadows: bool = True,
 ) -> None:
-    """Patch embedding, final norm and head of one width, forward and backward, on tensors without values."""
+    """Everything around the blocks at one width, forward and backward, on tensors without values."""
     shared = space.super_embed_dim
     patch = space.in_channels * space.patch_size**2
     from growtas.kernels.shadow import cast
@@ -281,11 +282,16 @@ def run_ends(
     copies = Shadows([weight, bias])
     if shadows:
         copies.refresh(gemm_dtype, cast)
-    _both_passes(ops.linear(patches, weight, bias, width), (weight, bias))
+    patches = ops.linear(patches, weight, bias, width)
+    _both_passes(patches, (weight, bias))
+    cls, position = (_empty(1, n, shared, dtype=parameters) for n in (1, space.num_tokens))
+    _both_passes(ops.tokens(patches, cls, position), (patches, cls, position))
 
     scale, shift = _empty(shared, dtype=parameters), _empty(shared, dtype=parameters)
     x = _empty(batch, space.num_tokens, width, dtype=parameters)
     _both_passes(ops.layer_norm(x, scale, shift, out_dtype=gemm_dtype), (x, scale, shift))
+    pooled = ops.pooled_norm(x, scale, shift, (1, space.num_tokens), out_dtype=gemm_dtype)
+    _both_passes(pooled, (x, scale, shift))
 
     weight, bias = _empty(num_classes, shared, dtype=parameters), _empty(num_classes, dtype=parameters)
     copies = Shadows([weight, bias])

@@ -32,7 +32,7 @@ def expanded(case: Case, rng: random.Random) -> None:
     name = rng.choice(["x", *case.names(), *(["scale"] if case.tensors.get("scale") is not None else [])])
     value = case.tensors[name]
     axis = rng.randrange(value.dim())
-    normed = name == "x" and case.op in ("layer_norm", "mlp", "attention_branch")
+    normed = name == "x" and case.op in ("layer_norm", "pooled_norm", "mlp", "attention_branch")
     if normed and axis == value.dim() - 1:
         return  # a constant row: what LayerNorm divides there is the rounding of its mean
     if value.shape[axis]:
@@ -62,7 +62,7 @@ def aliased(case: Case, rng: random.Random) -> None:
 def empty(case: Case, rng: random.Random) -> None:
     """No image, or no token."""
     x = case.tensors["x"]
-    axes = {"relative_attention": [1], "attention_branch": [0], "tokens": [0]}
+    axes = {"relative_attention": [1], "attention_branch": [0], "tokens": [0], "pooled_norm": [0]}
     axis = rng.choice(axes.get(case.op, list(range(x.dim() - 1)) or [None]))
     if axis is None or "x" in case.aliases or x.dim() == 1:
         return

@@ -145,9 +145,15 @@ def tokens(rng, size, full):
     return shapes | {"pos_embed": (1, patches + 1, most)}, {}
 
 
-STRATEGIES = {
-    f.__name__: f for f in (layer_norm, linear, qkv, relative_attention, mlp, attention_branch, tokens)
-}
+def pooled_norm(rng, size, full):
+    count = rng.choice([1, 4, 9])
+    first, out = rng.choice([0, count - 1]), rng.choice([None, None, FP32, BF16, FP16])
+    shapes = {"x": (rng.choice([1, 2, 3]), count, size()), **_norm(full())}
+    return shapes, {"tokens": (first, count), "out_dtype": out}
+
+
+_DRAWS = layer_norm, linear, qkv, relative_attention, mlp, attention_branch, tokens, pooled_norm
+STRATEGIES = {f.__name__: f for f in _DRAWS}
 
 
 def run(op: str, a: dict[str, object]) -> Tensor:
@@ -156,6 +162,8 @@ def run(op: str, a: dict[str, object]) -> Tensor:
     tables = tuple(a[name] for name in TABLES if name in a)
     if op == "layer_norm":
         return ops.layer_norm(a["x"], *norm, out_dtype=a["out_dtype"])
+    if op == "pooled_norm":
+        return ops.pooled_norm(a["x"], *norm, a["tokens"], out_dtype=a["out_dtype"])
     if op == "linear":
         return ops.linear(a["x"], a["weight"], a["bias"], a["out_features"])
     if op == "qkv":

@@ -49,7 +49,12 @@ LAYERS = [
     {"__main__"},
 ]
 #: Within kernels likewise: operations that are made of others come after them.
-KERNEL_LAYERS = [{"common"}, {"layer_norm"}, {"linear", "qkv", "relative_attention"}, {"norm_qkv", "mlp"}]
+KERNEL_LAYERS = [
+    {"common"},
+    {"layer_norm", "tokens"},
+    {"linear", "qkv", "relative_attention"},
+    {"norm_qkv", "mlp", "pooled_norm"},
+]
 #: Modules that are run and that nothing imports -> the layer that they belong to.
 COMMANDS = {"kernels.compile_ahead": "warmup"}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

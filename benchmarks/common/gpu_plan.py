@@ -22,6 +22,7 @@ OPS = {
         "linear_residual", "linear_residual backward",
     ],
     "products": PRODUCTS,
+    "ends": ["tokens", "tokens backward", "pooled_norm", "pooled_norm backward"],
 }  # fmt: skip
 CUDA_OPS = {
     "layer_norm": OPS["layer_norm"],

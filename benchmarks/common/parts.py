@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from common.end_works import end_works
 from common.fused_works import fused_works
 from common.memory_works import attention_works, norm_works
 from common.product_works import product_works
@@ -15,6 +16,7 @@ PARTS = {
     "fused": fused_works,
     "layer_norm": norm_works,
     "attention": attention_works,
+    "ends": end_works,
 }
 
 

@@ -253,22 +253,20 @@ class _Model:
         yield "_to_copy", (FULL + HALF) * self.patches * self.patch, 0
         name = "linear.forward._forward" if self.fused else "addmm"
         yield self.named(name, self.gemm(self.patches, self.patch, self.d, HALF))
-        yield "add", HALF * self.patches * self.d + self.x32 + FULL * self.tokens * self.d, 0
+        moved = HALF * self.patches * self.d + self.x32 + FULL * (self.tokens + 1) * self.d
+        yield "tokens.forward._forward", moved, 0
 
     def end(self) -> Iterator[Launch]:
-        """The last LayerNorm and the mean of the patches, both passes."""
-        patches = HALF * self.patches * self.d
-        yield self.norm()
-        yield "mean", patches, 0
-        yield "div", patches, 0
-        yield "slice_backward", patches + self.x16, 0
-        yield self.norm_backward(residual=False)
+        """The last LayerNorm with the mean of the patches, both passes; no statistics of cls tokens."""
+        stream, statistics = FULL * self.patches * self.d, 2 * FULL * self.patches
+        pooled = HALF * self.batch * self.d
+        yield "pooled_norm.forward._forward", stream + statistics + pooled, 0
+        yield "pooled_norm.backward._backward", stream + self.x32 + statistics + pooled, 0
 
     def begin_backward(self) -> Iterator[Launch]:
-        """Gradients of the position, and of the patches' product."""
+        """Gradients of the position and of cls, and of the patches' product."""
         patches = HALF * self.patches * self.d
-        yield "sum", self.x32, 0
-        yield "_to_copy", (FULL + HALF) * self.patches * self.d, 0
+        yield "tokens.backward._backward", self.x32 + patches + FULL * (self.tokens + 1) * self.D, 0
         if not self.fused:
             yield "common.rows._rows", 2 * patches, 0
         yield from self.weight_gradient(self.d, self.patch, self.D, self.patch, self.patches)

@@ -25,7 +25,7 @@ MARK = "growtas::"
 
 _WORDS = {
     "attention": ("attention", "softmax"),
-    "LayerNorm": ("layer_norm",),
+    "LayerNorm": ("layer_norm", "pooled_norm"),
     "GELU": ("gelu",),
     "products": ("product", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "linear", "qkv"),
     "copies": (

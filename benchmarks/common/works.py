@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.products import SPACES
 from growtas import load_space
-from growtas.ops.dispatch import OPERATIONS
+from growtas.ops.dispatch import FOLLOWERS, OPERATIONS
 from growtas.shadow import Shadows
 
 Call = Callable[[], Sequence[Tensor]]
@@ -32,7 +32,7 @@ def launcher(backend: str, name: str) -> Callable:
     Raises:
         LookupError: this backend has no such launcher.
     """
-    for operation in OPERATIONS.values():
+    for operation in (*OPERATIONS.values(), *FOLLOWERS.values()):
         if backend in operation.backends and hasattr(operation.load(backend), name):
             return getattr(operation.load(backend), name)
     raise LookupError(f"{backend} has no {name}")
@@ -105,7 +105,7 @@ class Work:
     """A kernel's job at one size.
 
     Args:
-        part: the bar that it belongs to: products, fused, layer_norm or attention.
+        part: the bar that it belongs to: products, fused, layer_norm, attention or ends.
         op: the operation, such as ``mlp backward``.
         layer: the size.
         flops: of one call at a batch.

@@ -19,6 +19,12 @@ from growtas.ops.mlp.weights import MLPWeights
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+def altered(module: nn.Module) -> bool:
+    """True if calling a module does more than its class says: it has a hook, or a ``forward`` of its own."""
+    values = module.__dict__
+    return "forward" in values or any([values[name] for name in _HOOKS])
+
+
 class RelativeAttention(nn.Module):
     """Multi-head self-attention with 2-D relative position for keys and values, in a residual branch.
 
@@ -154,8 +160,7 @@ class Block(nn.Module):
         if type(attn) is not RelativeAttention or type(mlp) is not MLP:
             return None
         for module in (self, attn, mlp):
-            values = module.__dict__
-            if "forward" in values or any([values[name] for name in _HOOKS]):
+            if altered(module):
                 return None
         attention, branch = attn._modules, mlp._modules
         of_norm1, of_norm2, tables = norm1._parameters, norm2._parameters, attn._parameters

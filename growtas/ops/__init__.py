@@ -11,6 +11,7 @@ from growtas.ops.dispatch import available, use
 from growtas.ops.layer_norm import layer_norm
 from growtas.ops.linear import linear
 from growtas.ops.mlp import mlp
+from growtas.ops.pooled_norm import pooled_norm
 from growtas.ops.qkv import qkv
 from growtas.ops.relative_attention import relative_attention
 from growtas.ops.tokens import tokens
@@ -21,6 +22,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "mlp",
+    "pooled_norm",
     "qkv",
     "relative_attention",
     "tokens",

@@ -52,14 +52,16 @@ class Operation(Generic[Backend]):
     Args:
         name: as tuning records have it.
         backends: modules, or :class:`Lazy` names of modules, by backend.
+        follows: an operation that is raced in its stead: this one then runs where that one does, and in torch
+            where it lacks that backend.
 
     Example:
         >>> y = LINEAR(x, weight.shape[1]).linear_forward(x, weight, bias, out_features)
     """
 
-    def __init__(self, name: str, backends: Mapping[str, Backend | Lazy]) -> None:
-        self.name, self.backends = name, dict(backends)
-        OPERATIONS[name] = self
+    def __init__(self, name: str, backends: Mapping[str, Backend | Lazy], follows: str = "") -> None:
+        self.name, self.backends, self.follows = name, dict(backends), follows
+        (FOLLOWERS if follows else OPERATIONS)[name] = self
 
     def __call__(self, x: torch.Tensor, width: int, dtype: torch.dtype | None = None) -> Backend:
         """The backend for tensors like x.
@@ -76,7 +78,9 @@ class Operation(Generic[Backend]):
         asked = self.name, x.device, dtype or x.dtype, int(width)  # a symbolic width has no hash
         found = _found.get(asked)
         if found is None:
-            found = _found[asked] = self.load(choose(*asked))
+            name = choose(self.follows or self.name, *asked[1:])
+            lacks = self.follows and name not in self.backends
+            found = _found[asked] = self.load("torch" if lacks else name)
         return found
 
     def load(self, backend: str) -> Backend:
@@ -87,6 +91,9 @@ class Operation(Generic[Backend]):
 
 OPERATIONS: dict[str, Operation] = {}
 """By the names that tuning records have; filled as the operations' folders are imported."""
+
+FOLLOWERS: dict[str, Operation] = {}
+"""Those that run where another does, which is raced in their stead."""
 
 COMPANIONS = {"cublas": "triton"}
 """The backend of operations that the requested one lacks, where it is not torch: no GEMM, so no cuBLAS."""

@@ -14,12 +14,14 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from growtas.errors import UsageError, nearest
-from growtas.nn.block import Block, run_blocks
+from growtas.nn.block import Block, altered, run_blocks
 from growtas.nn.linear import PartialLayerNorm, PatchEmbedding, SlicedLinear
 from growtas.nn.precision import compute_dtype
 from growtas.ops.checks import BIAS_LAYOUTS
+from growtas.ops.pooled_norm import pooled_norm
 from growtas.ops.qkv.reference import qkv_bias_rows, qkv_rows
 from growtas.ops.registry import eager
 from growtas.ops.shadows import refresh
@@ -218,13 +220,16 @@ class VisionTransformer(nn.Module):
 
     def forward_features(self, images: Tensor, subnet: Subnet | None = None) -> Tensor:
         """(B, C, S, S) images to (B, N, d) tokens after the final norm; token 0 is cls."""
+        return self.norm(self._forward_blocks(images, subnet))
+
+    def _forward_blocks(self, images: Tensor, subnet: Subnet | None) -> Tensor:
         chosen = self._chosen(subnet)
         self._cast_shared_weights(compute_dtype(images))
         x = self.forward_embedding(images, chosen.embed_dim)
         scales = self._drop_path_scales(x, chosen.depth)
         blocks = list(zip(self.blocks, chosen.num_heads, chosen.hidden_dims, scales, strict=False))
         again = self.checkpoint_activations and torch.is_grad_enabled()
-        return self.norm(run_blocks(x, blocks, chosen.grid, again))
+        return run_blocks(x, blocks, chosen.grid, again)
 
     def _cast_shared_weights(self, dtype: torch.dtype) -> None:
         """Before GEMMs in 16 bits: bring the shadows of the shared weights up to date (``growtas.shadow``).
@@ -259,17 +264,25 @@ class VisionTransformer(nn.Module):
         if not self.training or not self.drop_path_rates[-1]:
             return [None] * depth
         kept = self.drop_path_kept[:depth].float()  # fp32 in a net of any dtype
-        drawn = torch.rand(depth, 2, len(x), device=x.device) < kept
-        scales = iter((drawn / kept).flatten(0, 1).unbind())
+        drawn = torch.rand(depth, 2, len(x), dtype=kept.dtype, device=x.device).lt_(kept).div_(kept)
+        scales = iter(drawn.flatten(0, 1).unbind())
         pairs = zip(scales, scales, strict=True)
         return [pair if rate else None for rate, pair in zip(self.drop_path_rates, pairs, strict=False)]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, N, d) tokens to (B, num_classes) logits: the pooled tokens through the head."""
-        x = x[:, 0] if self.global_pool == "token" else x[:, 1:].mean(1)
+        """(B, N, d) tokens, or (B, d) pooled ones, to (B, num_classes) logits."""
+        if x.ndim == 3:
+            x = x[:, 0] if self.global_pool == "token" else x[:, 1:].mean(1)
         if pre_logits or not self.num_classes:
             return x
         return self.head(x, self.num_classes)
+
+    def _pools_in_norm(self) -> bool:
+        """True if the final norm and the pooling can be one operation: nothing looks between them."""
+        norm, names = self.norm, ("forward_features", "forward_head")
+        methods = [getattr(getattr(self, name), "__func__", None) for name in names]
+        whole = type(norm) is PartialLayerNorm and not (altered(norm) or _has_any_global_hook())
+        return eager() and whole and methods == [getattr(VisionTransformer, name) for name in names]
 
     def forward(self, images: Tensor, subnet: Subnet | None = None) -> Tensor:
         """Logits of a subnet.
@@ -284,7 +297,11 @@ class VisionTransformer(nn.Module):
         Raises:
             UsageError: the subnet is outside the space, or the images do not fit.
         """
-        return self.forward_head(self.forward_features(images, subnet))
+        if not self._pools_in_norm():
+            return self.forward_head(self.forward_features(images, subnet))
+        x, norm = self._forward_blocks(images, subnet), self.norm
+        pooled = (0, 1) if self.global_pool == "token" else (1, x.shape[1])
+        return self.forward_head(pooled_norm(x, norm.weight, norm.bias, pooled, norm.eps, compute_dtype(x)))
 
     # -- parameters --------------------------------------------------------------------------------------
 

@@ -46,6 +46,11 @@ ROOM = {"partial_ptr", "counter_ptr", "work_ptr"}
 #: How many elements of a whole shared tensor a launch reads, by the sizes that it was given.
 SLICES = {
     "layer_norm": {"weight_ptr": "width", "bias_ptr": "width"},
+    "pooled_norm.forward": {
+        "x_ptr": "x_ptr.numel() // N * (last - first)", "mean_ptr": "mean_ptr.numel() // N * (last - first)",
+        "rstd_ptr": "rstd_ptr.numel() // N * (last - first)", "weight_ptr": "width", "bias_ptr": "width",
+    },
+    "tokens": {"cls_ptr": "width", "pos_ptr": "N * width"},
     "linear.forward": {"weight_ptr": "N * K", "bias_ptr": "N"},
     "linear.backward": {"weight_ptr": "N * K"},
     "linear.backward_converting": {"weight_ptr": "N * K"},
@@ -58,6 +63,7 @@ SLICES = {
         "bias_ptr": "3 * heads * HEAD_DIM",
     },
 }  # fmt: skip
+SLICES["pooled_norm.backward"] = {k: v for k, v in SLICES["pooled_norm.forward"].items() if k != "bias_ptr"}
 SLICES["relative_attention.forward"] = {
     "hot_ptr": "-(-N // BLOCK_K) * BLOCK_K * 2 * SIDE",
     "terms_index_ptr": "-(-N // BLOCK_Q) * BLOCK_Q * 2 * SIDE",

@@ -44,6 +44,10 @@ ROW_KERNELS = {
     "layer_norm.backward._backward",
     "layer_norm.normalise._normalise",
     "common.rows._rows",
+    "pooled_norm.forward._forward",
+    "pooled_norm.backward._backward",
+    "tokens.forward._forward",
+    "tokens.backward._backward",
     "shadow._cast",
 }
 WEIGHT_GRADIENTS = ("linear.backward._weight", "linear.backward_pair._weights", "qkv.backward._weight")

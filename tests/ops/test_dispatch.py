@@ -84,7 +84,7 @@ def test_a_backend_is_looked_up_once_until_something_changes(monkeypatch):
 
 def test_every_backend_offers_every_step():
     """A Protocol names the steps; each module of a table has them, with as many parameters."""
-    for name, operation in dispatch.OPERATIONS.items():
+    for name, operation in {**dispatch.OPERATIONS, **dispatch.FOLLOWERS}.items():
         home = importlib.import_module(f"growtas.ops.{name.removesuffix('_gelu')}")
         steps = [step for step in vars(home.Backend) if not step.startswith("_")]
         assert steps
@@ -96,8 +96,19 @@ def test_every_backend_offers_every_step():
                 assert len(given) == len(wanted), f"{module.__name__}.{step} takes {given}, not {wanted}"
 
 
+def test_an_operation_that_follows_another_is_not_raced_and_runs_where_that_one_does(monkeypatch):
+    names = {"triton": object(), "torch": object()}
+    monkeypatch.setattr(dispatch, "FOLLOWERS", {})
+    found = dispatch.Operation("follower", names, follows="layer_norm")
+    assert "follower" not in dispatch.OPERATIONS
+    x = torch.randn(2, 8)
+    for chosen, expected in (("triton", "triton"), ("cpu", "torch"), ("torch", "torch")):
+        with dispatch.assigned({"layer_norm": chosen}):
+            assert found(x, 8) is names[expected]
+
+
 def test_tables_name_modules_that_another_process_can_import():
-    for operation in dispatch.OPERATIONS.values():
+    for operation in (*dispatch.OPERATIONS.values(), *dispatch.FOLLOWERS.values()):
         for backend, module in operation.backends.items():
             assert pkgutil.resolve_name(dispatch.place_of(module)) is operation.load(backend)
 

@@ -153,3 +153,38 @@ def test_features_and_head(net, images):
     assert torch.equal(net.forward_head(features), net(images, subnet))
     pooled = net.forward_head(features, pre_logits=True)
     assert torch.equal(pooled, features[:, 1:].mean(1))
+
+
+@pytest.mark.parametrize("pool", ["avg", "token"])
+@pytest.mark.parametrize("name", ["torch", "cpu"])
+def test_norm_and_pooling_in_one_have_the_bits_of_both_apart(name, pool, images):
+    """A hook on the norm runs them apart, and sees the normalised tokens."""
+    torch.manual_seed(0)
+    net = growtas.Supernet("digits", num_classes=10, global_pool=pool)
+    subnet, seen, results = net.space.smallest(), [], []
+    with dispatch.use(name):
+        for _ in range(2):
+            net.zero_grad()
+            logits = net(images, subnet)
+            logits.square().sum().backward()
+            results.append([logits, *[p.grad for p in net.parameters() if p.grad is not None]])
+            net.norm.register_forward_hook(lambda *given: seen.append(given[-1].shape))
+    assert seen == [(3, 17, 24)] and len(results[0]) == len(results[1]) > 20
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_whatever_stands_in_the_place_of_norm_or_head_is_called(net, images, monkeypatch):
+    subnet, calls = net.space.smallest(), []
+
+    class Norm(type(net.norm)):
+        def forward(self, x):
+            calls.append(x.shape)
+            return super().forward(x)
+
+    wanted, head = net(images, subnet), net.forward_head
+    with monkeypatch.context() as patched:
+        patched.setattr(net, "forward_head", lambda x: (calls.append(x.shape), head(x))[1])
+        assert torch.equal(net(images, subnet), wanted)
+    net.norm.__class__ = Norm
+    assert torch.equal(net(images, subnet), wanted)
+    assert calls == [(3, 17, 24)] * 2

@@ -64,7 +64,9 @@ def assert_contained(op: str, dtype: torch.dtype, kinds=("far", "constant", "nan
 
 
 def fits(op: str, case) -> bool:
-    """A draw with more than a channel or two, where every backend has something to do."""
+    """A draw with more than a channel or two, where every backend has something to do, also in token 0."""
+    if case.numbers.get("tokens", (0, 1))[0]:
+        return False
     return case.tensors["x"].shape[-1] >= 8 and case.tensors["x"].dim() >= 3
 
 
@@ -90,12 +92,9 @@ def slowly(*cases: tuple) -> list:
     return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
-IN_TRITON = [op for op in STRATEGIES if op != "tokens"]
-
-
 @pytest.mark.parametrize(
     "op, dtype",  # the interpreter multiplies bfloat16 wrongly
-    [("linear", FP16), *slowly(*[(op, dtype) for op in IN_TRITON for dtype in (FP32, FP16)])],
+    [("linear", FP16), *slowly(*[(op, dtype) for op in STRATEGIES for dtype in (FP32, FP16)])],
 )
 def test_a_bad_image_stays_alone_in_triton(op, dtype, small_tiles):
     with dispatch.use("triton"):
