@@ -90,10 +90,21 @@ def _find(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, int] | None:
     return (matrix, shadow.work.head_dim) if weight.shape == matrix.shape else None
 
 
-def of(weight: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """The valid shadow of a weight, its rows as they are or sorted by head; None where there is none."""
-    found = _find(weight, dtype)
-    return None if found is None else found[0]
+def of(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor | None]:
+    """The valid shadows of some weights, rows as they are or sorted by head; None where there is none."""
+    if _ignored or not _shadows:
+        return [None] * len(weights)
+    found: list[Tensor | None] = []
+    for weight in weights:
+        shadow = _shadows.get((weight.data_ptr() or id(weight), dtype))
+        # most often the very weight, not a view of it: then it is where it was
+        if shadow is not None and shadow.weight is weight and shadow.shape == weight.shape:
+            valid = shadow.age == _age and shadow.version == weight._version
+            found.append(shadow.tensor if valid else None)
+        else:
+            other = _find(weight, dtype)
+            found.append(None if other is None else other[0])
+    return found
 
 
 def read(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -129,7 +129,7 @@ def _key(
 
 
 def _shadows(weights: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
-    return [shadow.of(weights[i], dtype) for i in _MATRICES]  # type: ignore[arg-type]
+    return shadow.of([weights[i] for i in _MATRICES], dtype)  # type: ignore[misc]
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
