@@ -27,6 +27,22 @@ def eager() -> bool:
     return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
 
 
+def refuse_second_derivative(name: str) -> None:
+    """Refuse a backward pass that is to be differentiated: kernels leave no graph, statistics are constants.
+
+    Args:
+        name: of the operation, for the sentence.
+
+    Raises:
+        GrowtasError: ``create_graph=True`` was given.
+    """
+    if torch.is_grad_enabled():
+        raise GrowtasError(
+            f"{name} has no second derivative: leave out create_graph=True, or compute with plain torch "
+            "layers."
+        )
+
+
 def matmul_flops(rows: int, inner: int, columns: int) -> int:
     """FLOPs of a matmul, a multiply-add counted as two."""
     return 2 * rows * inner * columns
@@ -140,11 +156,8 @@ def register(
         result: list[Tensor | None] = [None] * len(names)
         if dy is None:  # nothing downstream used the result
             return tuple(result)
-        if torch.is_grad_enabled() and eager():  # kernels leave no graph, and statistics count as constants
-            raise GrowtasError(
-                f"{name} has no second derivative: leave out create_graph=True, or compute with plain torch "
-                "layers."
-            )
+        if eager():
+            refuse_second_derivative(name)
         dy = checks.values(dy)
         needs = ctx.needs_input_grad
         kept = ctx.saved_tensors

@@ -30,7 +30,7 @@ from growtas.ops.block_stack import leaves
 from growtas.ops.block_stack.layer import Layer
 from growtas.ops.mlp.one_call import mlp_sizes, takes_mlp
 from growtas.ops.one_call import dense, small
-from growtas.ops.registry import eager
+from growtas.ops.registry import eager, refuse_second_derivative
 
 ALIGNMENT = 16
 """Floats: every intermediate result begins at a line of the cache, as a tensor of its own would."""
@@ -161,11 +161,8 @@ class _Stack(torch.autograd.Function):
         result: list[Tensor | None] = [None] * (5 + len(weights))
         if dy is None:
             return tuple(result)
-        if torch.is_grad_enabled() and eager():
-            raise GrowtasError(
-                "The blocks have no second derivative: leave out create_graph=True, or compute with plain "
-                "torch layers."
-            )
+        if eager():
+            refuse_second_derivative("A stack of blocks")
         layers = ctx.kept.layers(weights)
         for layer, key in zip(layers, ctx.keys, strict=True):
             now = _key(x, layer, key[-2])

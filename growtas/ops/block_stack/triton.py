@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, distributed
 
 from growtas import shadow
-from growtas.errors import GrowtasError
 from growtas.kernels.common import launch, workspace
 from growtas.kernels.common.replay import Layout, Recorder, Replay, possible, tensor_at
 from growtas.ops import checks, dispatch
@@ -35,7 +34,7 @@ from growtas.ops.block_stack import leaves
 from growtas.ops.block_stack.layer import SPLIT, Layer
 from growtas.ops.mlp import branch_backward as mlp_backward
 from growtas.ops.mlp import branch_forward as mlp_forward
-from growtas.ops.registry import eager
+from growtas.ops.registry import eager, refuse_second_derivative
 
 MOST_KNOWN = 4096
 """Blocks that are remembered; then all are forgotten."""
@@ -223,11 +222,8 @@ class _Stack(torch.autograd.Function):
         result: list[Tensor | None] = [None] * (7 + len(weights))
         if dy is None:
             return tuple(result)
-        if torch.is_grad_enabled() and eager():
-            raise GrowtasError(
-                "The blocks have no second derivative: leave out create_graph=True, or compute with plain "
-                "torch layers."
-            )
+        if eager():
+            refuse_second_derivative("A stack of blocks")
         layers = ctx.kept.layers(weights)
         made = [
             each._replace(owners=[rooms[at] for at in places])

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from growtas.errors import GrowtasError, UsageError
+from growtas.errors import UsageError
 from growtas.ops import checks
 from growtas.ops.dispatch import Lazy, Operation
 from growtas.ops.layer_norm import check_norm, layer_norm
 from growtas.ops.pooled_norm import unfused
-from growtas.ops.registry import classic, eager
+from growtas.ops.registry import classic, eager, refuse_second_derivative
 
 
 class Backend(Protocol):
@@ -115,11 +115,7 @@ class PooledNorm(torch.autograd.Function):
     def backward(ctx: Any, dpooled: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if dpooled is None:  # nothing downstream used the result
             return (None,) * 7
-        if torch.is_grad_enabled():  # kernels leave no graph, and statistics count as constants
-            raise GrowtasError(
-                "pooled_norm has no second derivative: leave out create_graph=True, or compute with plain "
-                "torch layers."
-            )
+        refuse_second_derivative("pooled_norm")
         run = ctx.backend.pooled_norm_backward
         found = run(checks.values(dpooled), *ctx.saved_tensors, *ctx.tokens)
         gradients = [g if needed else None for g, needed in zip(found, ctx.needs_input_grad, strict=False)]

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from growtas.errors import GrowtasError, UsageError
+from growtas.errors import UsageError
 from growtas.ops import checks
 from growtas.ops.dispatch import Lazy, Operation
-from growtas.ops.registry import classic, eager
+from growtas.ops.registry import classic, eager, refuse_second_derivative
 from growtas.ops.tokens import reference
 
 
@@ -98,9 +98,6 @@ class Tokens(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:  # nothing downstream used the result
             return None, None, None
-        if torch.is_grad_enabled() and ctx.backend is not reference:  # kernels leave no graph
-            raise GrowtasError(
-                "tokens has no second derivative: leave out create_graph=True, or compute with the 'torch' "
-                "backend."
-            )
+        if ctx.backend is not reference:
+            refuse_second_derivative("tokens")
         return ctx.backend.tokens_backward(checks.values(dy), ctx.dtypes, ctx.widths, ctx.needs_input_grad)
