@@ -47,8 +47,7 @@ import growtas
 from growtas.kernels.common import launch, plan, tiles, workspace
 from growtas.kernels.mlp import tiles as mlp_tiles
 from growtas.nn import block as block_module
-from growtas.ops import dispatch
-from growtas.ops.block_stack.leaves import direct_gradients
+from growtas.ops import direct_gradients, dispatch
 
 #: Builtins and functions that give new memory.
 ALLOCATING = {"empty", "empty_strided", "empty_like", "new_empty", "zeros", "zeros_like", "ones", "full"}

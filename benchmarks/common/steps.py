@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from common import counting
 from common.published_vit import PublishedViT
 from growtas import Supernet, load_space
-from growtas.ops.block_stack.leaves import direct_gradients
+from growtas.ops import direct_gradients
 from growtas.space import SearchSpace, Subnet
 
 WAYS = ("growtas", "published", "timm", "compiled", "masked")

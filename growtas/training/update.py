@@ -10,7 +10,7 @@ from torch import Tensor
 
 from growtas.errors import UsageError
 from growtas.methods import Method, TrainingContext
-from growtas.ops.block_stack.leaves import direct_gradients
+from growtas.ops import direct_gradients
 from growtas.space import Subnet
 from growtas.supernet import SingleModel, VisionTransformer
 from growtas.training.calibration import batch_statistics

@@ -16,9 +16,8 @@ from growtas.errors import GrowtasError
 from growtas.kernels.common import launch, plan, replay, workspace
 from growtas.kernels.linear import linear_backward_weight, linear_forward
 from growtas.nn import block as block_module
-from growtas.ops import dispatch
+from growtas.ops import direct_gradients, dispatch
 from growtas.ops.block_stack import triton as stack
-from growtas.ops.block_stack.leaves import direct_gradients
 
 pytestmark = needs_interpreter
 

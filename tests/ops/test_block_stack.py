@@ -12,8 +12,7 @@ from torch import nn
 import growtas
 from growtas.errors import GrowtasError, UsageError
 from growtas.nn import block as block_module
-from growtas.ops import dispatch, one_call
-from growtas.ops.block_stack.leaves import direct_gradients
+from growtas.ops import direct_gradients, dispatch, one_call
 from growtas.space import load_space
 
 SPACE = dataclasses.replace(load_space("digits"), depth=(2, 3))
