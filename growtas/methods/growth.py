@@ -19,8 +19,9 @@ class Growth(Method):
     """Uniform over the groups of the active stage; optionally initialises what a stage newly uses.
 
     With one stage it is :class:`~growtas.methods.uniform.Uniform`, draw for draw. On the embedded data two
-    stages seem to help where a run is short for its learning rate, small and large subnets alike, and are not
-    shown to hurt; three can cost the widest group some points elsewhere (docs/results.md).
+    stages seem to help where a run is too short for its learning rate, small and large subnets alike. In
+    longer runs they are not shown to help small subnets or to hurt large ones; three cost the widest group
+    some points (docs/results.md).
 
     Source: GrowTAS (arXiv 2512.12296), supplement; the transitions ``interference`` and ``plateau`` are ours.
 
