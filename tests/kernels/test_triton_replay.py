@@ -218,12 +218,13 @@ def apart(monkeypatch):
 
 @pytest.fixture
 def starts(monkeypatch) -> list[int]:
-    """The number of launches of every replay, one per block and pass."""
+    """The number of launches of every replay, one per block and pass; each has the scratch that it needs."""
     found: list[int] = []
     start = replay.Replay.start
 
     def noted(self, addresses, owners):
         found.append(len(self._steps))
+        assert len(owners()[-1]) >= self.scratch
         return start(self, addresses, owners)
 
     monkeypatch.setattr(replay.Replay, "start", noted)
@@ -279,6 +280,18 @@ def prepared(monkeypatch) -> nn.Module:
     for _ in range(2):
         outcome(net, LARGEST)
     return net
+
+
+def test_wide_rows_leave_tensors_to_each_other_in_both_passes(monkeypatch, starts):
+    """Over 256 channels: LayerNorm and the hidden layer are launches of their own."""
+    monkeypatch.setattr(launch, "run", lambda *arguments, **constants: None)
+    wide = dataclasses.replace(SPACE, embed_dim=(320,), super_embed_dim=320)
+    net = growtas.Supernet(wide, num_classes=10).train()
+    for _ in range(2):
+        outcome(net, wide.largest())
+    forward, backward = starts
+    assert forward > 4 and backward > 8
+    assert all(known.forward.scratch and known.backward.scratch for known in stack._known.values())
 
 
 def test_several_ranks_have_a_node_for_every_block(monkeypatch, starts):

@@ -48,7 +48,8 @@ class Mutant:
     @property
     def module(self) -> str:
         """The name that a Python source is imported by."""
-        return self.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        file = f"growtas/{self.file}" if self.file.startswith("kernels/") else self.file
+        return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
     def source(self) -> str:
         """The whole text of the file with the fault in it."""

@@ -22,6 +22,8 @@ def test_every_mutant_fits_the_sources():
     packages = Counter(m.file.split("/")[1] for m in found if m.test)
     assert set(packages) >= {"ops", "methods", "training", "searching", "spaces", "cpu"}
     assert packages.total() >= 150 and packages["cpu"] >= 15
+    python = [m for m in found if not m.native]
+    assert all(m.module.startswith("growtas") for m in python), "no test imports it by that name"
 
 
 ENTRY = """
