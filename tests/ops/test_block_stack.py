@@ -239,3 +239,15 @@ def test_weights_changed_between_the_passes_are_refused_by_a_direct_stack_too():
         net.blocks[0].mlp.fc1.weight.add_(1)
     with pytest.raises(GrowtasError, match="changed in place"):
         logits.sum().backward()
+
+
+def test_a_parameter_of_two_blocks_gets_the_gradients_of_both():
+    net, x = small_net(), images()
+    net.blocks[1].mlp.fc1.weight = net.blocks[0].mlp.fc1.weight
+    warm(net, LARGEST, x)
+    for _ in range(2):
+        net(x, LARGEST).square().sum().backward()
+    expected = [p.grad for p in net.parameters()]
+    found = directly(net, LARGEST, x, 2)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)  # added in another order

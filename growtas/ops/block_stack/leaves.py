@@ -90,12 +90,19 @@ class Kept:
         if not self._layers:
             return gradients
         weights = [weight for layer in self._layers for weight in (*layer.attention, *layer.mlp)]
+        sums, terms, added = [], [], set()
         for weight, gradient in zip(weights, gradients, strict=True):
             if gradient is not None and weight is not None and weight.requires_grad:
                 if weight.grad is None:
                     weight.grad = gradient
-                else:
+                elif id(weight) in added:  # two blocks share it: a launch must not add to it twice
                     weight.grad += gradient
+                else:
+                    added.add(id(weight))
+                    sums.append(weight.grad)
+                    terms.append(gradient)
+        if sums:  # of an earlier subnet of this step; all in a few launches
+            torch._foreach_add_(sums, terms)
         return ()
 
 
