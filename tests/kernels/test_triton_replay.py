@@ -321,6 +321,15 @@ def test_profilers_and_captures_see_launches_one_by_one(monkeypatch, starts):
     assert len(starts) == started, "plans were forgotten, and replays with them"
 
 
+def test_saved_tensors_that_are_put_elsewhere_are_not_replayed(monkeypatch, starts):
+    """A replay counts on the addresses of the forward pass."""
+    net = prepared(monkeypatch)
+    started = len(starts)
+    with torch.autograd.graph.save_on_cpu():
+        outcome(net, LARGEST)
+    assert len(starts) == started
+
+
 def test_weights_that_are_not_alike_are_not_replayed(monkeypatch, starts):
     net = prepared(monkeypatch)
     started = len(starts)

@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import growtas
 from growtas.errors import GrowtasError, UsageError
@@ -186,6 +187,22 @@ def test_a_graph_can_be_walked_twice_and_not_differentiated():
     assert equal(first, second)
     with pytest.raises(GrowtasError, match="no second derivative"):
         torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+
+
+def test_a_net_under_checkpoint_saves_the_same_each_time():
+    """Also where its blocks come for the first time, and would be a stack the second time."""
+    net, x = small_net(), images(7)  # no other test has seven images
+    found = []
+    for _ in range(3):
+        net.zero_grad()
+        again = x.clone().requires_grad_()
+        torch.manual_seed(2)
+        logits = checkpoint(net, again, LARGEST, use_reentrant=False)
+        (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
+        found.append([logits.detach(), again.grad, *[p.grad for p in net.parameters()]])
+        outcome(net, LARGEST, x)
+    taken, expected = outcome(net, LARGEST, x)
+    assert taken and all(equal(one, expected) for one in found)
 
 
 def directly(net: nn.Module, subnet, x: torch.Tensor, passes: int = 1) -> list[torch.Tensor | None]:

@@ -38,7 +38,8 @@ def block_stack(
         grid: rows and columns of patches.
         dtype: of the GEMMs.
         one_by_one: gives what the blocks give, each by its own operations. It runs where neither form takes
-            every block, and the first time that blocks of these shapes come: it checks them.
+            every block, where saved tensors are packed (activation checkpointing, offloading), and the first
+            time that blocks of these shapes come: it checks them.
 
     Returns:
         (B, N, d).
@@ -46,7 +47,7 @@ def block_stack(
     Raises:
         UsageError: as ``attention_branch`` and ``mlp``.
     """
-    if not layers or not eager():
+    if not layers or not eager() or _packs_saved_tensors():
         return one_by_one()
     if x.is_cpu and cpu.takes(x, layers, dtype):
         return cpu.run(x, layers, grid, one_by_one)
@@ -55,6 +56,12 @@ def block_stack(
 
         return triton.run(x, layers, grid, dtype, one_by_one)
     return one_by_one()
+
+
+def _packs_saved_tensors() -> bool:
+    """True if what is saved is put elsewhere, or computed again: a stack counts on its addresses, and what it
+    saves depends on whether its blocks are known."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _triton_runs_all(x: Tensor, layer: Layer, dtype: torch.dtype) -> bool:

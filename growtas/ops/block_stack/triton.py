@@ -189,11 +189,12 @@ class _Stack(torch.autograd.Function):
                 layouts = replay.results
                 if len(scratch) < replay.scratch:
                     scratch = empty((replay.scratch,), (1,), torch.uint8)
-                room = empty((replay.room,), (1,), torch.uint8)
+                ends = number == len(layers)  # the result, the last of them, has memory of its own
+                room = empty((replay.offsets[-1] if ends else replay.room,), (1,), torch.uint8)
                 start = room.data_ptr()
                 addresses = [start + offset for offset in replay.offsets]
                 owners = [room] * len(layouts)
-                if number == len(layers):
+                if ends:
                     owners[-1] = empty(*layouts[-1])
                     addresses[-1] = owners[-1].data_ptr()
                 replay.start(
