@@ -114,6 +114,7 @@ def test_the_default_methods_are_there():
         ({"settings": ["batchsize=3"]}, "Did you mean 'batch_size'"),
         ({"settings": ["batch_size"]}, "write key=value"),
         ({"data": "digit"}, "There is no data set 'digit'"),
+        ({"data": "/"}, "There is no data set '/'. That is a folder: write folder:/."),
     ],
 )
 def test_settings_that_make_no_sense(tmp_path, given, says):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from growtas.errors import UsageError, nearest
@@ -44,7 +45,8 @@ def check_name(name: str, root: str | None) -> None:
             "Use 'hfds/' or 'torch/' data sets, or a folder."
         )
     if prefix == "torch" and name not in TIMM_NAMES or prefix not in ("torch", "hfds") or not rest:
-        raise UsageError(f"There is no data set {name!r}.{nearest(name, known)}")
+        remedy = f" That is a folder: write folder:{name}." if Path(name).is_dir() else nearest(name, known)
+        raise UsageError(f"There is no data set {name!r}.{remedy}")
     if prefix == "torch" and root is None:
         raise UsageError(f"{name!r} needs data_folder=FOLDER, where it is stored or downloaded to.")
 
