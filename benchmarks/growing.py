@@ -2,13 +2,16 @@
 
     python benchmarks/growing.py plan
     python benchmarks/growing.py power --sigma 1.25 --difference 0.5
-    python benchmarks/growing.py run FOLDER [--jobs 2] [--only KEY ...] [--until HH:MM]
-    python benchmarks/growing.py report FOLDER [--to benchmarks/results/growing]
+    python benchmarks/growing.py run FOLDER [--jobs 2] [--only KEY ...] [--until HH:MM] [--beyond CELLS]
+    python benchmarks/growing.py report FOLDER [--to benchmarks/results/growing] [--beyond CELLS]
 
 The plan is :mod:`common.growing_plan`. FOLDER gets a folder for each of its settings, which is what ``growtas
 compare`` writes; its verbs work on it. Run again, what is finished is kept and what was stopped goes on.
 ``report`` writes ``cells.csv``, a row per finished cell, and ``differences.csv``, the paired differences, of
 which ``benchmarks/render_docs.py`` makes the tables and the figure.
+
+With ``--beyond benchmarks/results/growing/cells.csv`` an empty FOLDER goes on from the committed cells: they
+do not run again, and ``report`` keeps their rows.
 """
 
 from __future__ import annotations
@@ -70,6 +73,8 @@ def report(given: argparse.Namespace) -> int:
     from common import growing_cells, growing_report
 
     found = growing_cells.cells(given.folder)
+    if given.beyond is not None:
+        found = growing_cells.joined(growing_cells.read_finished(given.beyond), found)
     if not found.rows:
         print(f"{given.folder} holds no finished cell of the plan.", file=sys.stderr)
         return 1
@@ -87,14 +92,16 @@ def report(given: argparse.Namespace) -> int:
 def run(given: argparse.Namespace) -> int:
     """Run the cells. Args: given: on the command line. Returns: the exit status."""
     os.environ.update(threads.count_variables(1) | threads.waiting_variables())  # before torch is imported
-    from common import growing_runs
+    from common import growing_cells, growing_runs
 
     batches = [batch for batch in growing_plan.BATCHES if not given.only or batch.setting in given.only]
 
     def say(line: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
-    failed = growing_runs.run(given.folder, batches, given.jobs, given.until, say)
+    earlier = () if given.beyond is None else growing_cells.read_finished(given.beyond).rows
+    known = {row[:3] for row in earlier}  # setting, method, seed
+    failed = growing_runs.run(given.folder, batches, given.jobs, given.until, say, known)
     return int(bool(failed))
 
 
@@ -114,6 +121,8 @@ def main(argv: list[str] | None = None) -> int:
     own = verbs.add_parser("power", help="print how many pairs it takes to see a difference")
     own.add_argument("--sigma", type=float, required=True, help="standard deviation of the differences")
     own.add_argument("--difference", type=float, required=True, help="to be seen, in the same unit")
+    for own in (verbs.choices["run"], verbs.choices["report"]):
+        own.add_argument("--beyond", type=Path, metavar="CELLS", help="a cells.csv of which to go on")
     given = parser.parse_args(argv)
     if given.verb == "plan":
         show_plan()

@@ -12,6 +12,7 @@ from typing import Any
 from plateau import LEVEL, WINDOW, steps_until_below
 
 from common.growing_plan import (
+    BATCHES,
     FAMILY,
     ORDERED,
     POOLS,
@@ -29,6 +30,7 @@ from growtas.comparing.plan import Recorded, read_plan
 from growtas.comparing.specs import MethodSpec
 from growtas.comparing.statistics import mean_interval
 from growtas.comparing.summary import read_cells
+from growtas.errors import UsageError
 from growtas.table import Table
 from growtas.training.log import read_log
 
@@ -48,6 +50,8 @@ MEASURES = {
     "control_last": "at the end",
 }
 """Columns of cells.csv after setting, method and seed."""
+
+CELL_COLUMNS = ("setting", "method", "seed", *MEASURES)
 
 COMPARED = (*GROUPS, "smallest", "largest", "found", "left_at_epoch", "cosine")
 """Measures of which differences are given."""
@@ -93,7 +97,31 @@ def cells(out: Path) -> Table:
             values = {**_accuracies(cell), **_along_the_run(recorded, spec, seed, cell)}
             row = (_rounded(values.get(name)) for name in MEASURES)
             rows.append((setting.key, str(spec), seed, *row))
-    return Table.of(("setting", "method", "seed", *MEASURES), rows)
+    return Table.of(CELL_COLUMNS, rows)
+
+
+def read_finished(path: Path) -> Table:
+    """The rows that :func:`cells` gave, from a cells.csv.
+
+    Raises:
+        UsageError: it holds no such rows, or a setting that is not planned.
+    """
+    found = read_table(path)
+    if found.columns != CELL_COLUMNS:
+        raise UsageError(f"{path} holds no table of cells; give a cells.csv that `growing.py report` wrote.")
+    if unknown := set(found.column("setting")) - {each.key for each in SETTINGS}:
+        raise UsageError(f"{path} holds settings that are not planned: {', '.join(sorted(unknown))}.")
+    return Table.of(CELL_COLUMNS, ((*row[:2], int(row[2]), *row[3:]) for row in found.rows))
+
+
+def joined(earlier: Table, found: Table) -> Table:
+    """The cells of two tables, in the order of the plan; a cell of both is the earlier one."""
+    rows = {row[:3]: row for table in (found, earlier) for row in table.rows}
+    keys = [each.key for each in SETTINGS]
+    methods = [method for batch in BATCHES for method in batch.methods]
+    methods += [method for _, method, _ in rows]  # those that others go on from
+    order = sorted(rows, key=lambda key: (keys.index(key[0]), methods.index(key[1]), key[2]))
+    return Table.of(CELL_COLUMNS, (rows[key] for key in order))
 
 
 def _accuracies(cell: Mapping[str, Any]) -> dict[str, float | None]:

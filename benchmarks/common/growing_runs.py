@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -46,6 +46,11 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.plan.path.name} {self.spec} seed {self.seed}"
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Its columns of cells.csv: setting, method and seed."""
+        return self.plan.path.name, str(self.spec), self.seed
 
     @property
     def path(self) -> Path:
@@ -91,7 +96,12 @@ def planned(out: Path, batch: Batch) -> list[Cell]:
 
 
 def run(
-    out: Path, batches: Sequence[Batch], jobs: int, until: float, say: Callable[[str], None]
+    out: Path,
+    batches: Sequence[Batch],
+    jobs: int,
+    until: float,
+    say: Callable[[str], None],
+    known: Collection[tuple[str, str, int]] = (),
 ) -> dict[str, str]:
     """Run what is not finished, in order.
 
@@ -101,6 +111,8 @@ def run(
         jobs: cells at once.
         until: seconds since 1970 after which no cell begins.
         say: is called with every line of progress.
+        known: cells that ran elsewhere, as setting, method and seed; they run only where a method goes on
+            from their weights.
 
     Returns:
         For each batch or cell that failed, by name: why.
@@ -116,11 +128,18 @@ def run(
         except GrowtasError as error:
             failed[batch.setting] = str(error)
             say(f"{batch.setting} {', '.join(batch.methods)} cannot run: {error}")
-    waiting = [cell for cell in cells.values() if not cell.result.exists()]
+    waiting = _unfinished(cells.values(), known)
     say(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished")
     for name in LOADED:
         importlib.import_module(f"growtas.{name}")
     return failed | _Pool(waiting, jobs, until, say).run()
+
+
+def _unfinished(cells: Iterable[Cell], known: Collection[tuple[str, str, int]]) -> list[Cell]:
+    unknown = [cell for cell in cells if not (cell.result.exists() or cell.key in known)]
+    firsts = [cell.first for cell in unknown if cell.first is not None]
+    needed = {*unknown, *(first for first in firsts if not first.result.exists())}
+    return [cell for cell in cells if cell in needed]
 
 
 class _Pool:

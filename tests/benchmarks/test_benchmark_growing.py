@@ -165,6 +165,16 @@ def test_cells_run_in_order_and_failures_are_named(settings, tmp_path, monkeypat
     assert "5 of 7 cells are finished" in said
 
 
+def test_cells_of_an_earlier_table_run_only_where_one_goes_on_from_them(settings, tmp_path):
+    batches = [Batch("small", "coarse", 2, (UNIFORM, TWO, "growtas+"))]
+    known = {("small", method, 0) for method in (UNIFORM, TWO)} | {("small", UNIFORM, 1)}
+    said: list[str] = []
+    growing_runs.run(tmp_path, batches, 1, 0.0, said.append, known | {("small", "growtas+", 0)})
+    assert said[-1].startswith("The time is over: 2 cells are left")  # growtas and growtas+ of seed 1
+    growing_runs.run(tmp_path, batches, 1, 0.0, said.append, known)
+    assert said[-1].startswith("The time is over: 4 cells are left")  # growtas+ of seed 0 needs its weights
+
+
 def test_the_clock_shows_a_time_once_a_day():
     now = time.mktime((2026, 5, 4, 23, 30, 0, 0, 0, -1))
     assert growing.seconds_until("23:45", now) == now + 15 * 60
@@ -221,6 +231,30 @@ def test_rows_of_the_cells(finished):
     assert row["left_at_epoch"] == pytest.approx((250 + 82) / (1150 // 32), rel=1e-4)
     assert growing_cells.plateau_level(62, 0.0) == pytest.approx(3.0)
     assert growing_cells.plateau_level(62, 0.4) == pytest.approx(0.6 * 3.0 + 0.4 * 4.12713, abs=1e-4)
+
+
+def test_a_report_goes_on_from_an_earlier_table(finished, tmp_path, capsys):
+    whole, earlier, both = tmp_path / "whole", tmp_path / "earlier.csv", tmp_path / "both"
+    arguments = ["report", str(finished), "--to"]
+    assert growing.main([*arguments, str(whole)]) == 0
+    table = growing_cells.read_finished(whole / growing_report.CELLS)
+    assert table.rows == growing_cells.cells(finished).rows
+    for path in finished.glob("small/*/*/cell.json"):
+        path.unlink()
+    kept = Table(table.columns, tuple(row for row in table.rows if row[0] == "small" or row[1] == TWO))
+    changed = [(*row[:3], 99.0, *row[4:]) if row[0] == "short" else row for row in kept.rows]
+    earlier.write_text(Table.of(table.columns, reversed(changed)).csv())
+    assert growing.main([*arguments, str(both), "--beyond", str(earlier)]) == 0
+    joined = growing_cells.read_finished(both / growing_report.CELLS)
+    assert [row[:3] for row in joined.rows] == [row[:3] for row in table.rows]
+    assert joined.where(setting="short", method=TWO).column("small") == [99.0] * 3  # the earlier ones
+    assert joined.where(setting="small").rows == table.where(setting="small").rows
+    earlier.write_text("setting,method\n")
+    assert growing.main([*arguments, str(both), "--beyond", str(earlier)]) == 2
+    assert "holds no table of cells" in capsys.readouterr().err
+    earlier.write_text(Table.of(table.columns, [("elsewhere", *table.rows[0][1:])]).csv())
+    assert growing.main([*arguments, str(both), "--beyond", str(earlier)]) == 2
+    assert "not planned: elsewhere" in capsys.readouterr().err
 
 
 def test_differences_of_settings_and_pools(finished):
