@@ -98,6 +98,9 @@ FOLLOWERS: dict[str, Operation] = {}
 COMPANIONS = {"cublas": "triton"}
 """The backend of operations that the requested one lacks, where it is not torch: no GEMM, so no cuBLAS."""
 
+OWN = {"cpu": {"cpu"}, "cuda": {"triton"}}
+"""The backends that every installation has for a type of device."""
+
 _DTYPES = {
     "cpu": (torch.float32, torch.bfloat16, torch.float16),
     "cublas": (torch.bfloat16, torch.float16),
@@ -262,6 +265,28 @@ def _triton_available() -> Availability:
         False,
         "no CUDA device is visible",
         "Run on a machine with an NVIDIA GPU, or set TRITON_INTERPRET=1 to check kernels slowly on the CPU.",
+    )
+
+
+def missing(device: torch.device) -> str:
+    """Kernels that ``auto`` would take on a device and that cannot run here, in sentences; empty where none.
+
+    Args:
+        device: of the activations.
+    """
+    if requested() != "auto":
+        return ""
+    found = record(device)
+    choices = (found.record["choices"] if found else {}).values()
+    named = {
+        records.name_of(one) for dtypes in choices for widths in dtypes.values() for one in widths.values()
+    }
+    states = {name: available(name) for name in sorted(named | OWN.get(device.type, set()))}
+    return " ".join(
+        f"Backend {name!r} cannot run here: {state.reason}. PyTorch's own operations take its place, and are "
+        f"slower. {state.remedy}"
+        for name, state in states.items()
+        if not state.ok
     )
 
 

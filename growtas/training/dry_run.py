@@ -15,7 +15,7 @@ from growtas.progress import track
 from growtas.space import Subnet
 from growtas.supernet.vit import VisionTransformer
 from growtas.training.optimizer import fill_momentum
-from growtas.training.precision import described
+from growtas.training.precision import announced
 
 if TYPE_CHECKING:
     from growtas.training.loop import Trainer
@@ -136,7 +136,7 @@ def dry_run(trainer: Trainer) -> DryRun:
     one_pass = one_pass and not config.sandwich and config.distill != "inplace"
     size = max((*config.resolution_sizes(), space.image_size))
     return DryRun(
-        head=(str(trainer.splits), f"training on {described(config.amp, trainer.device)}"),
+        head=(str(trainer.splits), *announced(run.space, config.amp, trainer.device)),
         steps_per_epoch=run.steps_per_epoch,
         steps=run.steps,
         epochs=config.epochs,

@@ -7,6 +7,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from growtas.ops import dispatch
+from growtas.space import ModelSpace, Space
+
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 BFLOAT16_CAPABILITY = (8, 0)  # older GPUs have no bfloat16 GEMMs
 
@@ -32,6 +35,18 @@ def described(amp: str, device: torch.device) -> str:
         return f"{device}, float32"
     scaled = " with a gradient scaler" if amp == "float16" else ""
     return f"{device}, {amp} autocast{scaled}" + (", TF32 for the rest" if device.type == "cuda" else "")
+
+
+def announced(space: Space, amp: str, device: torch.device) -> list[str]:
+    """The lines that a run begins with: its device and precision, and kernels that cannot run there.
+
+    Args:
+        space: of the run; a model that is plain PyTorch has no kernels of ours.
+        amp: of the settings.
+        device: to train on.
+    """
+    kernels = "" if isinstance(space, ModelSpace) else dispatch.missing(device)
+    return [f"training on {described(amp, device)}", *([kernels] if kernels else [])]
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from growtas.training.external import load_teacher
 from growtas.training.guards import preserved_generators
 from growtas.training.log import RunLog
 from growtas.training.loop import Trainer
-from growtas.training.precision import described, resolved, tf32
+from growtas.training.precision import announced, resolved, tf32
 from growtas.training.ranks import Ranks, choose_device
 from growtas.training.ranks.restart import own_run, restarted
 from growtas.training.run import Run, check_free, read_config, remove_leftovers, versions
@@ -274,7 +274,7 @@ def _run(trainer: Trainer, run: Run, log: RunLog | None, state: Mapping[str, Any
             _keep(log, run, state)
             remove_leftovers(run.path)
             curves = Trackers(run, trainer.progress.step)
-            print(f"training on {described(run.config.amp, trainer.device)}", flush=True)
+            print("\n".join(announced(run.space, run.config.amp, trainer.device)), flush=True)
             if state is not None:
                 now = {"ranks": trainer.ranks.world, "environment": environment(trainer.device)}
                 changed = changes(state, now | {"versions": versions()})

@@ -150,6 +150,29 @@ def test_auto_falls_back_quietly(table, monkeypatch):
         assert dispatch.choose("linear", CPU, torch.float32, 216) == "torch"  # no such kernel
 
 
+def test_what_auto_lacks_is_named(table, monkeypatch):
+    table({"layer_norm": {"float32": {"256": "cpu"}}})
+    with ops.use("auto"):
+        assert dispatch.missing(CPU) == ""
+        monkeypatch.setattr(
+            dispatch,
+            "available",
+            lambda name: dispatch.Availability(name == "torch", "it was not built", "Build."),
+        )
+        assert dispatch.missing(CPU) == (
+            "Backend 'cpu' cannot run here: it was not built. PyTorch's own operations take its place, and "
+            "are slower. Build."
+        )
+        assert "'triton'" in dispatch.missing(torch.device("cuda", 0))  # no record names it
+        table({})
+        assert dispatch.missing(torch.device("meta")) == ""
+        table({"layer_norm": {"float32": {"256": {"backend": "cuda", "tile": {"rows": 4}}, "64": "torch"}}})
+        assert "'cuda'" in dispatch.missing(CPU)
+    with dispatch._Use("auto"):
+        dispatch._set("torch")
+        assert dispatch.missing(CPU) == ""  # it was asked for
+
+
 @pytest.mark.parametrize(
     ("width", "expected"), [(1, "64"), (64, "64"), (65, "128"), (840, "1024"), (4000, "1024")]
 )

@@ -9,7 +9,9 @@ from test_mobilenet_run import SPACE as CONVOLUTIONAL
 from test_training_loop import CPU, one_step, trainer
 
 import growtas
+from growtas import native, ops
 from growtas.errors import UsageError
+from growtas.ops import dispatch
 from growtas.training import Run, checkpoint, loop
 from growtas.training.precision import precision, resolved, tf32
 
@@ -47,6 +49,23 @@ def test_the_run_keeps_and_prints_what_auto_became(small, tmp_path, capsys):
     given = {"method": "single", "epochs": 1, "batch_size": 576}
     run = growtas.train(**{**small, **given}, out=tmp_path / "run")
     assert Run.open(run.path).config.amp == "none" and "training on cpu, float32" in capsys.readouterr().out
+
+
+def test_a_run_without_its_kernels_says_so(small, tmp_path, capsys, monkeypatch):
+    """A module of another build made runs three times as slow, and no line told of it."""
+    monkeypatch.setattr(native, "status", lambda kind: native.Status(False, "it was not built", "Build it."))
+    dispatch.changed()
+    try:
+        given = {**small, "method": "single", "epochs": 1, "batch_size": 576}
+        growtas.train(**given, out=tmp_path / "run")
+        assert "Backend 'cpu' cannot run here: it was not built." in capsys.readouterr().out
+        assert "it was not built" in str(growtas.train(**given, out=tmp_path / "other", dry_run=True))
+        with ops.use("torch"):
+            growtas.train(**given, out=tmp_path / "asked")
+        assert "cannot run" not in capsys.readouterr().out
+    finally:
+        monkeypatch.undo()
+        dispatch.changed()
 
 
 # -- float16 -----------------------------------------------------------------------------------------------
