@@ -56,10 +56,15 @@ CELL_COLUMNS = ("setting", "method", "seed", *MEASURES)
 COMPARED = (*GROUPS, "smallest", "largest", "found", "left_at_epoch", "cosine")
 """Measures of which differences are given."""
 
+AGAIN = f"{TWO} again"
+"""Cells of growtas that ran a second time, on another machine, because others go on from their weights."""
+
 BASELINES = {
     TWO: (SHUFFLED_TWO, REVERSED),
     THREE: (SHUFFLED_THREE,),
-    **{method: (TWO,) for method in ("growtas+", "growtas+:lr=1.5e-3", *TRANSITIONS[1:])},
+    AGAIN: (TWO,),
+    **{method: (AGAIN, TWO) for method in ("growtas+", "growtas+:lr=1.5e-3")},
+    **{method: (TWO,) for method in TRANSITIONS[1:]},
 }
 """Methods that one is compared with besides uniform: its controls; what it goes on from; the midpoint."""
 
@@ -115,11 +120,13 @@ def read_finished(path: Path) -> Table:
 
 
 def joined(earlier: Table, found: Table) -> Table:
-    """The cells of two tables, in the order of the plan; a cell of both is the earlier one."""
+    """The cells of two tables, in the order of the plan; one of growtas in both is there twice."""
     rows = {row[:3]: row for table in (found, earlier) for row in table.rows}
+    known = {row[:3] for row in earlier.rows}
+    again = [(row[0], AGAIN, *row[2:]) for row in found.rows if row[:3] in known and row[1] == TWO]
+    rows |= {row[:3]: row for row in again}
     keys = [each.key for each in SETTINGS]
-    methods = [method for batch in BATCHES for method in batch.methods]
-    methods += [method for _, method, _ in rows]  # those that others go on from
+    methods = [*dict.fromkeys(method for batch in BATCHES for method in batch.methods), AGAIN]
     order = sorted(rows, key=lambda key: (keys.index(key[0]), methods.index(key[1]), key[2]))
     return Table.of(CELL_COLUMNS, (rows[key] for key in order))
 
@@ -186,7 +193,7 @@ def differences(found: Table) -> Table:
     rows = [
         _row((setting, method, baseline, measure), _gaps(values, [setting], method, baseline, measure))
         for setting, method in values
-        for baseline in (UNIFORM, *BASELINES.get(method, ()))
+        for baseline in (UNIFORM, *_baselines(method, values.get((setting, AGAIN))))
         for measure in COMPARED
         if method != baseline
     ]
@@ -205,6 +212,14 @@ def differences(found: Table) -> Table:
         row["p_holm"] = _rounded(adjusted)
     rows += [row for group in pooled.values() for row in group]
     return Table.of(DIFFERENCES, ([row[name] for name in DIFFERENCES] for row in rows if row["pairs"]))
+
+
+def _baselines(method: str, again: object) -> Sequence[str]:
+    """Baselines of a method besides uniform; the runs that it went on from, not others of their seeds."""
+    own = BASELINES.get(method, ())
+    if AGAIN not in own:
+        return own
+    return (AGAIN,) if again else (TWO,)
 
 
 def _gaps(values: Values, settings: Iterable[str], method: str, baseline: str, measure: str) -> list[float]:

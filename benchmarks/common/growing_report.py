@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.growing_cells import GROUPS, POOL, read_table
+from common.growing_cells import AGAIN, GROUPS, POOL, read_table
 from common.growing_plan import (
     ALONE,
     BATCHES,
@@ -271,7 +271,7 @@ def transitions(folder: Path) -> str:
 
 def neighbours(folder: Path) -> str:
     """Other methods in the same setting."""
-    found, methods = Found.read(folder), (*MAP, *NEIGHBOURS[1:])
+    found, methods = Found.read(folder), (*MAP, AGAIN, *NEIGHBOURS[1:])
     return "\n\n".join(
         part
         for key in _with(found, NEIGHBOURS[1:])

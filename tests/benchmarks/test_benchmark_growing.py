@@ -91,7 +91,7 @@ def test_what_is_compared_is_planned():
     named = {method for _, *both in growing_plan.FAMILY for method in both}
     for method, baselines in growing_cells.BASELINES.items():
         named |= {method, *baselines}
-    assert named <= planned
+    assert named - {growing_cells.AGAIN} <= planned
     pooled = [key for keys in growing_plan.POOLS.values() for key in keys]
     planned = {each.setting for each in growing_plan.BATCHES if each.stage != growing_plan.AMENDED}
     assert sorted(pooled) == sorted(planned) and planned >= set(growing_plan.ORDERED)
@@ -239,15 +239,23 @@ def test_a_report_goes_on_from_an_earlier_table(finished, tmp_path, capsys):
     assert growing.main([*arguments, str(whole)]) == 0
     table = growing_cells.read_finished(whole / growing_report.CELLS)
     assert table.rows == growing_cells.cells(finished).rows
-    for path in finished.glob("small/*/*/cell.json"):
+    for path in finished.glob("small/**/cell.json"):
         path.unlink()
-    kept = Table(table.columns, tuple(row for row in table.rows if row[0] == "small" or row[1] == TWO))
-    changed = [(*row[:3], 99.0, *row[4:]) if row[0] == "short" else row for row in kept.rows]
+    kept = [row for row in table.rows if row[0] == "small" or row[1] == TWO]
+    changed = [(*row[:3], 99.0, *row[4:]) if row[0] == "short" else row for row in kept]
     earlier.write_text(Table.of(table.columns, reversed(changed)).csv())
     assert growing.main([*arguments, str(both), "--beyond", str(earlier)]) == 0
     joined = growing_cells.read_finished(both / growing_report.CELLS)
-    assert [row[:3] for row in joined.rows] == [row[:3] for row in table.rows]
+    again = [("short", growing_cells.AGAIN, seed) for seed in range(3)]
+    assert [row[:3] for row in joined.rows] == [*(row[:3] for row in table.rows), *again]
     assert joined.where(setting="short", method=TWO).column("small") == [99.0] * 3  # the earlier ones
+    assert joined.where(method=growing_cells.AGAIN).column("small") == table.where(
+        setting="short", method=TWO
+    ).column("small")
+    gaps = growing_cells.differences(joined).where(
+        setting="short", method=growing_cells.AGAIN, measure="small"
+    )
+    assert gaps.column("baseline") == [UNIFORM, TWO]
     assert joined.where(setting="small").rows == table.where(setting="small").rows
     earlier.write_text("setting,method\n")
     assert growing.main([*arguments, str(both), "--beyond", str(earlier)]) == 2
@@ -303,6 +311,19 @@ def test_a_control_is_compared_with_what_it_controls(tmp_path):
     text = growing_report.mechanism(tmp_path)
     assert "| `growtas` − `uniform:group_weights=5,5,2` |     3 | +2.00 [-0.48, +4.48]" in text
     assert "order: `growtas` − `uniform:group_weights=5,5,2`" in growing_report.tests(tmp_path)
+
+
+def test_a_second_phase_is_compared_with_the_run_that_it_went_on_from():
+    values = {UNIFORM: 50.0, TWO: 60.0, growing_cells.AGAIN: 61.0, "growtas+": 63.0}
+    key, measures = growing_plan.SETTINGS[0].key, len(growing_cells.MEASURES)
+    rows = [(key, method, 0, *[value] * measures) for method, value in values.items()]
+    columns = growing_cells.CELL_COLUMNS
+    for known, expected in (
+        (rows, {UNIFORM: 13.0, growing_cells.AGAIN: 2.0}),
+        (rows[:2] + rows[3:], {UNIFORM: 13.0, TWO: 3.0}),
+    ):
+        found = growing_cells.differences(Table.of(columns, known)).where(method="growtas+", measure="small")
+        assert {row["baseline"]: row["mean"] for row in found.records()} == expected
 
 
 def test_verdicts_are_those_of_the_plan():
