@@ -155,6 +155,7 @@ BATCHES = (
     *(Batch(f"typefaces-lr{rate}-12", COARSE, 3) for rate in ("3e-3", "1.2e-2")),
     Batch("glyphs-noise0.4-40", COARSE, 3),
     Batch("glyphs-lr6e-3-40", COARSE, 3, TRANSITIONS),
+    Batch("glyphs-noise0.4-40", AMENDED, 3, MECHANISM),
     Batch("glyphs-lr6e-3-40", COARSE, 3, NEIGHBOURS),
     Batch("glyphs-narrow-40", COARSE, 3),
     Batch("glyphs-4000-160", COARSE, 3),
