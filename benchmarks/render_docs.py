@@ -146,6 +146,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
         "growing plan": growing_report.plan,
         "growing tests": growing_report.tests,
         "growing map": growing_report.the_map,
+        "growing shares": growing_report.shares,
         "growing plateau": growing_report.plateau,
         "growing mechanism": growing_report.mechanism,
         "growing transitions": growing_report.transitions,

@@ -239,6 +239,32 @@ def plateau(folder: Path) -> str:
     return table(header, rows) if rows else ""
 
 
+def shares(folder: Path) -> str:
+    """How much of a run is over when the plateau is left, by setting, the longest first; all of it where that
+    does not happen."""
+    cells, rows = _by_seed(folder), []
+    for each in SETTINGS:
+        share = {
+            (method, seed): 100 * (own["left_at_epoch"] or each.epochs) / each.epochs
+            for (setting, method, seed), own in cells.items()
+            if setting == each.key and method in MAP
+        }
+        uniform = [percent for (method, _), percent in share.items() if method == UNIFORM]
+        row: list[str] = []
+        for method in (TWO, THREE):
+            sooner = [share[UNIFORM, seed] - x for (m, seed), x in share.items() if m == method]
+            gains = [gain for own in _gaps(cells, [each.key], method, UNIFORM) for gain in own]
+            if sooner:
+                row += [f"{round(statistics.fmean(sooner)):+d} %", f"{statistics.fmean(gains):+.1f}"]
+        if len(row) == 4:
+            rows.append((statistics.fmean(uniform), f"`{each.key}`", *row))
+    header = ("setting", "uniform, on the plateau")
+    header += tuple(f"{NAMES[m]}, {what}" for m in (TWO, THREE) for what in ("sooner by", "gain"))
+    ordered = sorted(rows, key=lambda row: -row[0])
+    found = [(name, f"{share:.0f} %", *rest) for share, name, *rest in ordered]
+    return table(header, found) if found else ""
+
+
 def _epochs(key: str) -> int:
     return next((each.epochs for each in SETTINGS if each.key == key), 0)
 

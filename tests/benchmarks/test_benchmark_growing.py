@@ -326,6 +326,25 @@ def test_a_second_phase_is_compared_with_the_run_that_it_went_on_from():
         assert {row["baseline"]: row["mean"] for row in found.records()} == expected
 
 
+def test_the_share_of_a_run_on_the_plateau(tmp_path):
+    key, at = "glyphs-lr6e-3-12", growing_cells.CELL_COLUMNS.index("left_at_epoch")
+    rows = []
+    for seed in range(3):
+        for method, left, value in (
+            (UNIFORM, None if seed else 6.0, 50.0),
+            (TWO, 3.0, 60.0),
+            (THREE, 9.0, 55.0),
+        ):
+            row = [key, method, seed, *[value + seed] * len(growing_cells.MEASURES)]
+            row[at] = left
+            rows.append(row)
+    folder = tmp_path / growing_report.FOLDER
+    folder.mkdir()
+    (folder / growing_report.CELLS).write_text(Table.of(growing_cells.CELL_COLUMNS, rows).csv())
+    line = next(line for line in growing_report.shares(tmp_path).splitlines() if key in line)
+    assert [cell.strip() for cell in line.split("|")[2:7]] == ["83 %", "+58 %", "+10.0", "+8 %", "+5.0"]
+
+
 def test_verdicts_are_those_of_the_plan():
     say = growing_report.verdict
     assert (
