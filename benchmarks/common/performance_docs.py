@@ -49,11 +49,11 @@ def _setting(data: Record) -> str:
     machine = data["machine"]
     batches = ", ".join(str(b) for b in sorted({r["batch"] for r in data["records"]}))
     threads = "" if on_gpu(data) else f", {machine['threads']} threads"
-    return f"{machine['device']}{threads}, {data['settings']['dtype']}, batch {batches}"
+    return f"{machine['device'].replace('(R)', '')}{threads}, {data['settings']['dtype']}, batch {batches}"
 
 
 def headline(folder: Path) -> str:
-    """One sentence per device on a training step of T: the README's headline."""
+    """A training step of T on the first device, and in short on the others: the README's headline."""
     sentences = []
     for _, data in complete(folder, "*/train_step.json"):
         own = [r for r in _own(data, "step") if r["space"] == "T"]
@@ -63,6 +63,12 @@ def headline(folder: Path) -> str:
         kept = [r["saved_per_image"] / 1e6 for r in own]
         theirs = [other[r["name"]]["saved_per_image"] / 1e6 for r in own]
         faster, dense = ([r[f"vs_{name}"][0] for r in own] for name in ("published", "timm"))
+        if sentences:
+            sentences.append(
+                f"On {_setting(data)}, it is {_range(faster)} times as fast as the published approach and "
+                f"{_range(dense)} times as fast as the dense ViT."
+            )
+            continue
         sentences.append(
             f"A training step of an AutoFormer-T subnet runs **{_range(faster)} times as fast as the "
             f"published approach** and {_range(dense)} times as fast as a dense timm ViT of its size without "
@@ -70,7 +76,7 @@ def headline(folder: Path) -> str:
             f"{_range(kept, 0)} MB per image for the backward pass in place of {_range(theirs, 0)} "
             f"({_setting(data)}; [how it is measured](docs/performance.md))."
         )
-    return "\n\n".join(sentences)
+    return " ".join(sentences)
 
 
 def steps(folder: Path) -> str:

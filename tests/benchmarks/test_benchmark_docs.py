@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import render_docs
 from common import performance_docs, results, roofline_plot
@@ -68,6 +70,12 @@ def test_the_headline_comes_from_the_files(folder):
     assert "1.05 to 1.10 times as fast as a dense timm ViT" in sentence
     assert "34 MB per image" in sentence and "in place of 85" in sentence
     assert "A Processor, 2 threads, float32, batch 8" in sentence
+    (folder / "z").mkdir()
+    shutil.copy(next(folder.glob("*/train_step.json")), folder / "z" / "train_step.json")
+    another = performance_docs.headline(folder).removeprefix(sentence)
+    assert another.startswith(
+        " On A Processor, 2 threads, float32, batch 8, it is 2.50 to 2.62 times as fast"
+    )
 
 
 def test_steps_profile_and_kernels_are_shown(folder):
