@@ -18,10 +18,11 @@ from growtas.space import Subnet
 class Growth(Method):
     """Uniform over the groups of the active stage; optionally initialises what a stage newly uses.
 
-    With one stage it is :class:`~growtas.methods.uniform.Uniform`, draw for draw. On the embedded data two
-    stages seem to help where a run is too short for its learning rate, small and large subnets alike. In
-    longer runs they are not shown to help small subnets or to hurt large ones; three cost the widest group
-    some points (docs/results.md).
+    With one stage it is :class:`~growtas.methods.uniform.Uniform`, draw for draw. On the embedded data
+    growing seems to help where training would stay long on its initial plateau, in short runs at a high
+    learning rate and with many wrong labels; small and large subnets gain. Elsewhere two stages are not
+    shown to help small subnets or to hurt large ones; three cost the widest group some points
+    (docs/results.md).
 
     Source: GrowTAS (arXiv 2512.12296), supplement; the transitions ``interference`` and ``plateau`` are ours.
 
