@@ -68,10 +68,10 @@ def gemm_section(path: Path) -> str:
 
 
 def choices_section(tuned: list[dict[str, Any]]) -> str:
-    """The records that `auto` follows: per class of widths the choice, and the worst of its sizes.
+    """Tuning records: per class of widths the choice, and the worst of its sizes.
 
     Args:
-        tuned: the tuning records that come with growtas; those without measurements are left out.
+        tuned: the records; those without measurements are left out.
     """
     groups: dict[tuple[str, ...], list[dict]] = {}
     choices = {record["key"]["device"]: record["choices"] for record in tuned if record["measurements"]}
@@ -95,10 +95,10 @@ def choices_section(tuned: list[dict[str, Any]]) -> str:
     header = ["device", "operation", "dtype", "width", "backend", "× torch, forward", "both passes"]
     return "\n\n".join(
         [
-            "### The records that `auto` follows",
+            "### Tuning records, measured",
             "Speed relative to the torch backend: the geometric mean of the medians over all sizes; in "
             "brackets the lowest lower quartile.",
-            render([*header, "sizes", "auto takes"], rows, left=5, markdown=True),
+            render([*header, "sizes", "taken"], rows, left=5, markdown=True),
         ]
     )
 
@@ -107,7 +107,9 @@ def gemms_and_choices(folder: Path) -> str:
     """The generated part of docs/benchmarks.md."""
     files = sorted(folder.glob("*/slice_matmul.json"))
     sections = [gemm_section(path) for path in files]
-    return "\n\n".join([*sections, choices_section([record for _, record in records.shipped()])])
+    shipped = [record for _, record in records.shipped()]
+    others = [results.read(path) for path in sorted(folder.glob("*/tuning.json"))]
+    return "\n\n".join([*sections, choices_section(shipped + others)])
 
 
 def kernels_and_roofline(folder: Path) -> str:
@@ -145,6 +147,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
     ROOT / "docs" / "results.md": {
         "growing plan": growing_report.plan,
         "growing tests": growing_report.tests,
+        "growing rest": growing_report.rest,
         "growing map": growing_report.the_map,
         "growing shares": growing_report.shares,
         "growing plateau": growing_report.plateau,

@@ -59,12 +59,13 @@ COMPARED = (*GROUPS, "smallest", "largest", "found", "left_at_epoch", "cosine")
 AGAIN = f"{TWO} again"
 """Cells of growtas that ran a second time, on another machine, because others go on from their weights."""
 
+SECOND_PHASES = ("growtas+", "growtas+:lr=1.5e-3")
+
 BASELINES = {
     TWO: (SHUFFLED_TWO, REVERSED),
     THREE: (SHUFFLED_THREE,),
     AGAIN: (TWO,),
-    **{method: (AGAIN, TWO) for method in ("growtas+", "growtas+:lr=1.5e-3")},
-    **{method: (TWO,) for method in TRANSITIONS[1:]},
+    **{method: (TWO, AGAIN) for method in (*SECOND_PHASES, *TRANSITIONS[1:])},
 }
 """Methods that one is compared with besides uniform: its controls; what it goes on from; the midpoint."""
 
@@ -120,7 +121,7 @@ def read_finished(path: Path) -> Table:
 
 
 def joined(earlier: Table, found: Table) -> Table:
-    """The cells of two tables, in the order of the plan; one of growtas in both is there twice."""
+    """The cells of two tables, in the order of the plan; of both the earlier, and one of growtas twice."""
     rows = {row[:3]: row for table in (found, earlier) for row in table.rows}
     known = {row[:3] for row in earlier.rows}
     again = [(row[0], AGAIN, *row[2:]) for row in found.rows if row[:3] in known and row[1] == TWO]
@@ -193,7 +194,7 @@ def differences(found: Table) -> Table:
     rows = [
         _row((setting, method, baseline, measure), _gaps(values, [setting], method, baseline, measure))
         for setting, method in values
-        for baseline in (UNIFORM, *_baselines(method, values.get((setting, AGAIN))))
+        for baseline in (UNIFORM, *_baselines(method, (setting, AGAIN) in values))
         for measure in COMPARED
         if method != baseline
     ]
@@ -214,12 +215,9 @@ def differences(found: Table) -> Table:
     return Table.of(DIFFERENCES, ([row[name] for name in DIFFERENCES] for row in rows if row["pairs"]))
 
 
-def _baselines(method: str, again: object) -> Sequence[str]:
-    """Baselines of a method besides uniform; the runs that it went on from, not others of their seeds."""
-    own = BASELINES.get(method, ())
-    if AGAIN not in own:
-        return own
-    return (AGAIN,) if again else (TWO,)
+def _baselines(method: str, again: bool) -> Sequence[str]:
+    """Baselines of a method besides uniform; of a second phase the runs that it went on from alone."""
+    return (AGAIN,) if again and method in SECOND_PHASES else BASELINES.get(method, ())
 
 
 def _gaps(values: Values, settings: Iterable[str], method: str, baseline: str, measure: str) -> list[float]:

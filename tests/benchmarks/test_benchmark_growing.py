@@ -308,6 +308,7 @@ def test_a_control_is_compared_with_what_it_controls(tmp_path):
     (folder / growing_report.CELLS).write_text(table.csv())
     (folder / growing_report.DIFFERENCES).write_text(growing_cells.differences(table).csv())
     assert growing_cells.read_table(folder / growing_report.CELLS).where(seed=2).rows
+    assert growing_report.rest(tmp_path).count("+3.00 [+0.52, +5.48]") == 3
     text = growing_report.mechanism(tmp_path)
     assert "| `growtas` − `uniform:group_weights=5,5,2` |     3 | +2.00 [-0.48, +4.48]" in text
     assert "order: `growtas` − `uniform:group_weights=5,5,2`" in growing_report.tests(tmp_path)
@@ -341,6 +342,7 @@ def test_the_share_of_a_run_on_the_plateau(tmp_path):
     folder = tmp_path / growing_report.FOLDER
     folder.mkdir()
     (folder / growing_report.CELLS).write_text(Table.of(growing_cells.CELL_COLUMNS, rows).csv())
+    assert growing_report.rest(tmp_path) == ""  # 12 epochs
     line = next(line for line in growing_report.shares(tmp_path).splitlines() if key in line)
     assert [cell.strip() for cell in line.split("|")[2:7]] == ["83 %", "+58 %", "+10.0", "+8 %", "+5.0"]
 
