@@ -49,9 +49,9 @@ MEASURES = {
     "cosine_last": "at the end",
     "control_last": "at the end",
 }
-"""Columns of cells.csv after setting, method and seed."""
+"""Columns of cells.csv after setting, method and seed, and before the processor's name."""
 
-CELL_COLUMNS = ("setting", "method", "seed", *MEASURES)
+CELL_COLUMNS = ("setting", "method", "seed", *MEASURES, "processor")
 
 COMPARED = (*GROUPS, "smallest", "largest", "found", "left_at_epoch", "cosine")
 """Measures of which differences are given."""
@@ -70,7 +70,7 @@ BASELINES = {
 """Methods that one is compared with besides uniform: its controls; what it goes on from; the midpoint."""
 
 DIFFERENCES = ("setting", "method", "baseline", "measure", "pairs", "mean", "low", "high", "p", "p_holm")
-WORDS = DIFFERENCES[:4]  # columns of text
+WORDS = (*DIFFERENCES[:4], "processor")  # columns of text
 POOL = "pool: "  # in front of its name, in the column of settings
 CLASSES_OF_LEVEL = 62  # whose plateau ends at a loss of LEVEL
 Values = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]  # rows by setting and method, by seed
@@ -102,8 +102,15 @@ def cells(out: Path) -> Table:
         for (spec, seed), cell in read_cells(recorded).items() if recorded else ():
             values = {**_accuracies(cell), **_along_the_run(recorded, spec, seed, cell)}
             row = (_rounded(values.get(name)) for name in MEASURES)
-            rows.append((setting.key, str(spec), seed, *row))
+            where = processor_file(recorded.plan.cell_path(spec, seed))
+            processor = where.read_text().strip() if where.is_file() else ""
+            rows.append((setting.key, str(spec), seed, *row, processor))
     return Table.of(CELL_COLUMNS, rows)
+
+
+def processor_file(run: Path) -> Path:
+    """The file beside a finished run with the name of the processor that it ended on."""
+    return run.parent / f"{run.name}.processor.txt"
 
 
 def read_finished(path: Path) -> Table:
@@ -194,7 +201,7 @@ def differences(found: Table) -> Table:
     rows = [
         _row((setting, method, baseline, measure), _gaps(values, [setting], method, baseline, measure))
         for setting, method in values
-        for baseline in (UNIFORM, *_baselines(method, (setting, AGAIN) in values))
+        for baseline in baselines(method, (setting, AGAIN) in values)
         for measure in COMPARED
         if method != baseline
     ]
@@ -215,9 +222,15 @@ def differences(found: Table) -> Table:
     return Table.of(DIFFERENCES, ([row[name] for name in DIFFERENCES] for row in rows if row["pairs"]))
 
 
-def _baselines(method: str, again: bool) -> Sequence[str]:
-    """Baselines of a method besides uniform; of a second phase the runs that it went on from alone."""
-    return (AGAIN,) if again and method in SECOND_PHASES else BASELINES.get(method, ())
+def baselines(method: str, again: bool) -> Sequence[str]:
+    """The methods that one is compared with.
+
+    Args:
+        method: one of the plan's.
+        again: growtas ran twice; then a second phase is compared with the runs that it went on from alone.
+    """
+    others = (AGAIN,) if again and method in SECOND_PHASES else BASELINES.get(method, ())
+    return (UNIFORM, *others)
 
 
 def _gaps(values: Values, settings: Iterable[str], method: str, baseline: str, measure: str) -> list[float]:
@@ -232,7 +245,7 @@ def _gaps(values: Values, settings: Iterable[str], method: str, baseline: str, m
 
 def _row(key: Sequence[str], gaps: Sequence[float]) -> dict[str, Any]:
     """A row of the differences, not yet corrected for their number."""
-    row = dict.fromkeys(DIFFERENCES) | dict(zip(WORDS, key, strict=True)) | {"pairs": len(gaps)}
+    row = dict.fromkeys(DIFFERENCES) | dict(zip(DIFFERENCES, key, strict=False)) | {"pairs": len(gaps)}
     if gaps:
         known = mean_interval(gaps)
         numbers = {"mean": known.mean, "low": known.low, "high": known.high, "p": p_value(gaps)}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.growing_cells import AGAIN, GROUPS, POOL, read_table
+from common.growing_cells import AGAIN, GROUPS, POOL, baselines, read_table
 from common.growing_plan import (
     ALONE,
     BATCHES,
@@ -55,7 +56,7 @@ class Found:
         """Read them. Args: folder: of all results."""
         cells: dict[tuple[str, str, str], list[float]] = {}
         for record in read_table(folder / FOLDER / CELLS).records():
-            setting, method = record.pop("setting"), record.pop("method")
+            setting, method, _ = (record.pop(name) for name in ("setting", "method", "processor"))
             for measure, value in record.items():
                 if value is not None:
                     cells.setdefault((setting, method, measure), []).append(value)
@@ -140,6 +141,25 @@ def rest(folder: Path) -> str:
             rows.append((label, *(shown(stratified(own)) for own in gaps)))
     header = ("points, mean of these settings", *(f"{NAMES[method]} − uniform" for method in (TWO, THREE)))
     return table(header, rows) if rows else ""
+
+
+def processors(folder: Path) -> str:
+    """How many cells ran on which processor, and the pairs whose two runs did not share it."""
+    cells, count = _by_seed(folder), Counter[str]()
+    apart: dict[tuple[str, str, str], list[str]] = {}
+    for (setting, method, seed), own in cells.items():
+        count[own["processor"]] += 1
+        for baseline in baselines(method, (setting, AGAIN, seed) in cells):
+            other = cells.get((setting, baseline, seed))
+            if other and other["processor"] != own["processor"]:
+                apart.setdefault((setting, method, baseline), []).append(f"{seed:g}")
+    if not cells:
+        return ""
+    parts = [table(("processor", "cells"), [(name, str(ran)) for name, ran in count.most_common()])]
+    if apart:
+        rows = [(f"`{key}`", f"`{a}` − `{b}`", ", ".join(seeds)) for (key, a, b), seeds in apart.items()]
+        parts += ["Differences across processors:", table(("setting", "difference", "seeds"), rows)]
+    return "\n\n".join(parts)
 
 
 def _by_seed(folder: Path) -> dict[tuple[str, str, int], dict[str, Any]]:

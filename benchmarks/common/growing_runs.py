@@ -17,6 +17,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from common.environment import cpu_name
+from common.growing_cells import processor_file
 from common.growing_plan import Batch, setting
 from growtas import atomic
 from growtas.comparing import driver
@@ -199,6 +201,8 @@ class _Pool:
         self.ended += 1
         if failure:
             self.failed[str(cell)] = failure
+        else:
+            atomic.write_text(processor_file(cell.path), cpu_name() + "\n")
         told = f"failed: {failure}" if failure else cell.report()
         self.say(f"{self.ended} of {self.total}: {cell}: {told}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import growing
 import pytest
-from common import growing_cells, growing_plan, growing_plot, growing_report, growing_runs
+from common import environment, growing_cells, growing_plan, growing_plot, growing_report, growing_runs
 from common import growing_statistics as tests
 from common.growing_plan import THREE, TWO, UNIFORM, Batch, Setting
 from scipy.stats import ttest_1samp
@@ -163,6 +163,8 @@ def test_cells_run_in_order_and_failures_are_named(settings, tmp_path, monkeypat
     assert "50.00 50.00 50.00 (mean 50.00), 90 CPU-s" in said[-1]
     growing_runs.run(tmp_path, batches, 1, time.time() + 600, said.append)
     assert "5 of 7 cells are finished" in said
+    names = [path.read_text() for path in tmp_path.glob("*/cells/*/*.processor.txt")]
+    assert names == [f"{environment.cpu_name()}\n"] * 5
 
 
 def test_cells_of_an_earlier_table_run_only_where_one_goes_on_from_them(settings, tmp_path):
@@ -212,6 +214,7 @@ def finished(settings, tmp_path):
 def _write(cell: growing_runs.Cell, result: dict) -> None:
     growing_runs.atomic.make_folder(cell.path)
     write_json(cell.result, result)
+    growing_cells.processor_file(cell.path).write_text("a processor\n")
     log = RunLog(cell.path)
     for step in range(400):
         log.write("step", step, 0, loss=2.0 if step < 250 else 1.0)
@@ -225,7 +228,7 @@ def test_rows_of_the_cells(finished):
     assert len(table.rows) == 2 * 7
     row = table.where(setting="small", method=TWO, seed=1).records()[0]
     assert (row["small"], row["smallest"], row["largest"], row["found_3"]) == (52.5, 51.5, 53.5, 55.5)
-    assert row["found"] == 54.5 and row["cpu_seconds"] == 91
+    assert row["found"] == 54.5 and row["cpu_seconds"] == 91 and row["processor"] == "a processor"
     assert row["cosine"] == pytest.approx(0.3) and row["control_last"] == pytest.approx(0.3)
     # the level of ten classes is 1.674: 82 ones bring the mean of 250 losses below it
     assert row["left_at_epoch"] == pytest.approx((250 + 82) / (1150 // 32), rel=1e-4)
@@ -298,11 +301,11 @@ def test_tables_and_picture_of_the_committed_numbers(finished, tmp_path):
 
 def test_a_control_is_compared_with_what_it_controls(tmp_path):
     rows = [
-        ("glyphs-lr6e-3-40", method, seed, *[value + seed] * len(growing_cells.MEASURES))
+        ("glyphs-lr6e-3-40", method, seed, *[value + seed] * len(growing_cells.MEASURES), "one")
         for seed in range(3)
         for method, value in ((UNIFORM, 50.0), (TWO, 52.0 + seed), (growing_plan.SHUFFLED_TWO, 51.0))
     ]
-    table = Table.of(("setting", "method", "seed", *growing_cells.MEASURES), rows)
+    table = Table.of(growing_cells.CELL_COLUMNS, rows)
     folder = tmp_path / growing_report.FOLDER
     folder.mkdir()
     (folder / growing_report.CELLS).write_text(table.csv())
@@ -314,10 +317,27 @@ def test_a_control_is_compared_with_what_it_controls(tmp_path):
     assert "order: `growtas` − `uniform:group_weights=5,5,2`" in growing_report.tests(tmp_path)
 
 
+def test_pairs_across_processors_are_named(tmp_path):
+    key, values = "glyphs-lr6e-3-40", [1.0] * len(growing_cells.MEASURES)
+    where = {(UNIFORM, 0): "one", (UNIFORM, 1): "two", (TWO, 0): "one", (TWO, 1): "one", (THREE, 0): "one"}
+    rows = [(key, *cell, *values, name) for cell, name in where.items()]
+    folder = tmp_path / growing_report.FOLDER
+    folder.mkdir()
+    (folder / growing_report.CELLS).write_text(Table.of(growing_cells.CELL_COLUMNS, rows).csv())
+    lines = growing_report.processors(tmp_path).splitlines()
+    assert [line.split("|")[1:-1] for line in lines if "| one" in line or "| two" in line] == [
+        [" one       ", "     4 "],
+        [" two       ", "     1 "],
+    ]
+    assert lines[-1].split("|")[1:-1] == [f" `{key}` ", " `growtas` − `uniform` ", "     1 "]
+    (folder / growing_report.CELLS).write_text(Table.of(growing_cells.CELL_COLUMNS, rows[::2]).csv())
+    assert len(growing_report.processors(tmp_path).splitlines()) == 3  # one kind of pair, one processor
+
+
 def test_a_second_phase_is_compared_with_the_run_that_it_went_on_from():
     values = {UNIFORM: 50.0, TWO: 60.0, growing_cells.AGAIN: 61.0, "growtas+": 63.0}
     key, measures = growing_plan.SETTINGS[0].key, len(growing_cells.MEASURES)
-    rows = [(key, method, 0, *[value] * measures) for method, value in values.items()]
+    rows = [(key, method, 0, *[value] * measures, "one") for method, value in values.items()]
     columns = growing_cells.CELL_COLUMNS
     for known, expected in (
         (rows, {UNIFORM: 13.0, growing_cells.AGAIN: 2.0}),
@@ -336,7 +356,7 @@ def test_the_share_of_a_run_on_the_plateau(tmp_path):
             (TWO, 3.0, 60.0),
             (THREE, 9.0, 55.0),
         ):
-            row = [key, method, seed, *[value + seed] * len(growing_cells.MEASURES)]
+            row = [key, method, seed, *[value + seed] * len(growing_cells.MEASURES), "one"]
             row[at] = left
             rows.append(row)
     folder = tmp_path / growing_report.FOLDER
