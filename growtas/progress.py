@@ -7,6 +7,7 @@ caller asks for one, such as at the end of an epoch. Processes other than the fi
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -40,6 +41,12 @@ def say(sentence: str) -> None:
 
         tqdm.write(sentence, file=sys.stderr)
         sys.stderr.flush()
+
+
+@functools.cache
+def say_once(sentence: str) -> None:
+    """Write a sentence as :func:`say` does, the first time in a process only."""
+    say(sentence)
 
 
 class Progress:

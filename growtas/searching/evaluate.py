@@ -15,7 +15,7 @@ import torch
 from growtas import cost, threads
 from growtas.bounds import IMAGES, PROCESSES, bounded
 from growtas.errors import UsageError, nearest
-from growtas.progress import track_images
+from growtas.progress import say_once, track_images
 from growtas.searching.named import named_subnet
 from growtas.searching.racing import Bar, behind, estimate, rungs, stratified_order
 from growtas.searching.result import Score
@@ -25,7 +25,7 @@ from growtas.training.data import Split
 from growtas.training.data.kept import NOWHERE, KeptImages
 from growtas.training.data.workers import worker_count
 from growtas.training.external import is_external
-from growtas.training.precision import precision, resolved
+from growtas.training.precision import missing_kernels, precision, resolved
 from growtas.training.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -189,6 +189,8 @@ class Evaluator:
             )
         if net.needs_calibration and calibrate is None:
             raise UsageError("A network with BatchNorm is calibrated for each subnet before it is evaluated.")
+        if lacking := missing_kernels(net.space, self._device):
+            say_once(lacking)
         self.net = net.eval()
         self._amp = resolved(amp, self._device)
         self._calibrate = calibrate if net.needs_calibration else None

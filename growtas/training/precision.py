@@ -45,8 +45,18 @@ def announced(space: Space, amp: str, device: torch.device) -> list[str]:
         amp: of the settings.
         device: to train on.
     """
-    kernels = "" if isinstance(space, ModelSpace) else dispatch.missing(device)
+    kernels = missing_kernels(space, device)
     return [f"training on {described(amp, device)}", *([kernels] if kernels else [])]
+
+
+def missing_kernels(space: Space | None, device: torch.device) -> str:
+    """Kernels that cannot run on a device, and so make it slower, in sentences; empty where none.
+
+    Args:
+        space: of the network; a model that is plain PyTorch has no kernels of ours.
+        device: to compute on.
+    """
+    return "" if isinstance(space, ModelSpace) else dispatch.missing(device)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import growtas
 from growtas import native, ops
 from growtas.errors import UsageError
 from growtas.ops import dispatch
+from growtas.progress import say_once
 from growtas.training import Run, checkpoint, loop
 from growtas.training.precision import precision, resolved, tf32
 
@@ -51,7 +52,7 @@ def test_the_run_keeps_and_prints_what_auto_became(small, tmp_path, capsys):
     assert Run.open(run.path).config.amp == "none" and "training on cpu, float32" in capsys.readouterr().out
 
 
-def test_a_run_without_its_kernels_says_so(small, tmp_path, capsys, monkeypatch):
+def test_a_run_and_an_evaluation_without_their_kernels_say_so(small, tmp_path, capsys, monkeypatch):
     """A module of another build made runs three times as slow, and no line told of it."""
     monkeypatch.setattr(native, "status", lambda kind: native.Status(False, "it was not built", "Build it."))
     dispatch.changed()
@@ -60,10 +61,18 @@ def test_a_run_without_its_kernels_says_so(small, tmp_path, capsys, monkeypatch)
         growtas.train(**given, out=tmp_path / "run")
         assert "Backend 'cpu' cannot run here: it was not built." in capsys.readouterr().out
         assert "it was not built" in str(growtas.train(**given, out=tmp_path / "other", dry_run=True))
+        say_once.cache_clear()
+        for _ in range(2):
+            growtas.evaluate(tmp_path / "run", "smallest")
+        assert capsys.readouterr().err.count("Backend 'cpu' cannot run here: it was not built.") == 1
+        say_once.cache_clear()
         with ops.use("torch"):
             growtas.train(**given, out=tmp_path / "asked")
-        assert "cannot run" not in capsys.readouterr().out
+            growtas.evaluate(tmp_path / "asked", "smallest")
+        told = capsys.readouterr()
+        assert "cannot run" not in told.out + told.err
     finally:
+        say_once.cache_clear()
         monkeypatch.undo()
         dispatch.changed()
 
