@@ -8,7 +8,6 @@ from typing import Any
 
 from growtas.methods import schedule
 from growtas.methods.base import Method, MethodSettings, TrainingContext, register
-from growtas.methods.interference import between_groups
 from growtas.methods.regions import initialise, new_region, reset_moments, used
 from growtas.methods.transition import AdaptiveStages, TransitionOptions, check_options
 from growtas.space import Subnet
@@ -24,10 +23,10 @@ class Growth(Method):
     shown to help small subnets or to hurt large ones; three cost the widest group some points
     (docs/results.md).
 
-    Source: GrowTAS (arXiv 2512.12296), supplement; the transitions ``interference`` and ``plateau`` are ours.
+    Source: GrowTAS (arXiv 2512.12296), supplement; the transition ``plateau`` is ours.
 
     Raises:
-        UsageError: stages, transition or the options of its rule are not possible.
+        UsageError: stages, transition or the options of ``plateau`` are not possible.
     """
 
     Options = TransitionOptions
@@ -47,10 +46,8 @@ class Growth(Method):
         )
         check_options(self.options, settings.transition)
         self.adaptive: AdaptiveStages | None = None
-        if settings.transition in schedule.ADAPTIVE:
-            self.adaptive = AdaptiveStages(
-                self.stages, settings.epochs, settings.transition, self.options, settings.warmup_epochs
-            )
+        if settings.transition == schedule.PLATEAU:
+            self.adaptive = AdaptiveStages(self.stages, settings.epochs, self.options, settings.warmup_epochs)
 
     def sample(self, step: int, rng: random.Random) -> Subnet:
         """A subnet of the groups of the stage that the step belongs to."""
@@ -75,7 +72,7 @@ class Growth(Method):
     # -- transitions that are decided during the run -----------------------------------------------------
 
     def after_step(self, step: int, training: TrainingContext) -> dict[str, Any]:
-        """Where a rule decides: count the loss, and at the end of an epoch see whether the next stage opens.
+        """Under the plateau rule: count the loss, and at the end of an epoch see whether a stage opens.
 
         Returns:
             At the end of an epoch what was seen, see :meth:`.AdaptiveStages.end_epoch`, while a stage waits.
@@ -86,30 +83,9 @@ class Growth(Method):
         epoch, place = divmod(step, self.settings.steps_per_epoch)
         if place + 1 < self.settings.steps_per_epoch:
             return {}
-        conflict = self._conflict(training) if self.settings.transition == "interference" else None
-        seen = self.adaptive.end_epoch(epoch, conflict)
+        seen = self.adaptive.end_epoch(epoch)
         self.stages = self.adaptive.stages
         return seen
-
-    def _conflict(self, training: TrainingContext) -> float | None:
-        """1 - cosine between gradients of the active groups and of those that the next stage adds.
-
-        The same subnets and images in every epoch of a stage: what changes is the network.
-        """
-        following = self.adaptive.waiting
-        active, coming = (self.stages[stage].groups for stage in (following - 1, following))
-        added = sorted(set(coming) - set(active)) or coming  # a stage may only drop groups
-        found = between_groups(
-            training,
-            active,
-            added,
-            self.settings.seed,
-            "transition",
-            following,
-            subnets=self.options.subnets,
-            images=self.options.images,
-        )["between"]
-        return None if found.cosine is None else 1 - found.cosine
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the rule: what it has seen and opened; nothing where the epochs are fixed."""

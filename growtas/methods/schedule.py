@@ -17,11 +17,11 @@ from growtas.errors import UsageError, brief, nearest, quoted
 from growtas.space import SearchSpace
 
 FIXED = ("size-aware", "midpoint")
-ADAPTIVE = ("interference", "plateau")  # decided during the run, see growtas.methods.transition
-RULES = FIXED + ADAPTIVE
+PLATEAU = "plateau"  # decided during the run, see growtas.methods.transition
+RULES = (*FIXED, PLATEAU)
 MAX_PARAMS = 75e6  # C_max: the largest supernet of the paper, AutoFormer-B, as the paper rounds it
 BETA_SHARE = 0.1  # the paper's beta is 50 epochs of 500
-LEAST_SHARE, LEAST_LAST_SHARE = 1 / 8, 1 / 4  # of the run, for a stage and the last one of an adaptive rule
+LEAST_SHARE, LEAST_LAST_SHARE = 1 / 8, 1 / 4  # of the run, for a stage and the last one of the plateau rule
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,12 @@ def transition_epochs(
 
     The recursion runs unrounded, T_1 = T/2 - o and T_k = T_{k-1} + (T - T_{k-1})/2 - o, where the offset o is
     0 for the midpoint rule and beta * params / max_params for the size-aware one; the results are rounded at
-    the end, halves upwards. For the rules that decide during the run, the epochs are the latest possible.
+    the end, halves upwards. The plateau rule decides during the run; its epochs are the latest that are
+    possible.
 
     Args:
-        rule: ``"size-aware"``, ``"midpoint"``, ``"interference"``, ``"plateau"``, or the epochs themselves,
-            as numbers or as text such as ``"250,375"``.
+        rule: ``"size-aware"``, ``"midpoint"``, ``"plateau"``, or the epochs themselves, as numbers or as text
+            such as ``"250,375"``.
         stages: number of stages K; K - 1 epochs are returned.
         epochs: epochs T of the whole run.
         params: size C of the space in parameters; only the size-aware rule reads it.
@@ -159,7 +160,7 @@ def transition_epochs(
             )
         found = given
         remedy = "Give ascending epochs inside the run."
-    elif rule in ADAPTIVE:
+    elif rule == PLATEAU:
         return latest_epochs(stages, epochs)
     else:
         offset = 0.0
@@ -181,12 +182,12 @@ def transition_epochs(
 
 
 def least_epochs(epochs: int) -> int:
-    """How long every stage of an adaptive rule lasts at least: an eighth of the run, our own choice."""
+    """How long every stage lasts at least under the plateau rule: an eighth of the run, our own choice."""
     return math.ceil(LEAST_SHARE * epochs)
 
 
 def latest_epochs(stages: int, epochs: int) -> tuple[int, ...]:
-    """The latest epochs at which an adaptive rule begins stages 2, 3, ...
+    """The latest epochs at which the plateau rule begins stages 2, 3, ...
 
     The last stage lasts a quarter of the run or more, the others an eighth; both are our own choice.
 
@@ -201,8 +202,8 @@ def latest_epochs(stages: int, epochs: int) -> tuple[int, ...]:
     found = tuple(last - least * (stages - 1 - k) for k in range(1, stages))
     if found and found[0] < least:
         raise UsageError(
-            f"{stages} stages do not fit into {epochs} epochs where a rule decides when they begin: each "
-            f"lasts {least} or more, the last {epochs - last}. Train for more epochs or use fewer stages."
+            f"{stages} stages do not fit into {epochs} epochs with transition={PLATEAU!r}: each lasts "
+            f"{least} or more, the last {epochs - last}. Train for more epochs or use fewer stages."
         )
     return found
 

@@ -1,11 +1,13 @@
-"""Stages that open when the run itself says so: the rules ``interference`` and ``plateau``. No torch.
+"""Stages that open when the run itself says so: the rule ``plateau``. No torch.
 
-A rule looks at one value per epoch of the active stage and compares its last epochs with as many before
-them. Until it fires, the next stage stands at the latest epoch at which it may begin, so that the stages are
-a whole plan at any time; when it fires at the end of an epoch, the next stage begins with the next one.
+The rule looks at the loss of the active stage and compares the mean of its last epochs with that of as many
+before them. Until it fires, the next stage stands at the latest epoch at which it may begin, so that the
+stages are a whole plan at any time; when it fires at the end of an epoch, the next stage begins with the next
+one.
 
-GrowTAS (arXiv 2512.12296) has fixed rules only, "midpoint" and "size-aware". These, their bounds and their
-defaults are our own.
+GrowTAS (arXiv 2512.12296) has fixed rules only, "midpoint" and "size-aware". This one, its bounds and its
+defaults are our own. A rule that waited for gradients of small and large subnets to settle was left out
+again: it was not shown to be as good as the midpoint (docs/comparisons.md, "Stage transitions").
 """
 
 from __future__ import annotations
@@ -16,49 +18,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from growtas.bounds import EPOCHS, IMAGES, SUBNETS, Bound
+from growtas.bounds import EPOCHS, Bound
 from growtas.errors import GrowtasError, UsageError
-from growtas.methods.schedule import ADAPTIVE, Stage, least_epochs
+from growtas.methods.schedule import PLATEAU, Stage, least_epochs
 
-# Chosen on curves of a few runs on digits and glyphs, for the rules to fire between their bounds on both, and
-# before anything was known of the accuracy that they lead to. A conflict goes up and down by 0.1 (digits) or
-# 0.03 (glyphs) from epoch to epoch, on 256 images as on 64: hence its longer window.
-WINDOW_SHARES = {"interference": 1 / 8, "plateau": 1 / 16}  # of the epochs of the run
-TOLERANCES = {"interference": 0.05, "plateau": 0.05}
+# Chosen on curves of a few runs on digits and glyphs, for the rule to fire between its bounds on both, and
+# before anything was known of the accuracy that it leads to.
+WINDOW_SHARE = 1 / 16  # of the epochs of the run
 LATEST = "latest epoch"
 _BOUNDS = {
     "window": EPOCHS,
     "tolerance": Bound(0, 10**9, whole=False),
     "least_fall": Bound(0, 1, whole=False, below=True),
-    "subnets": SUBNETS,
-    "images": IMAGES,
 }
 
 
 @dataclass(frozen=True)
 class TransitionOptions:
-    """Options of ``growtas`` where its transition is ``interference`` or ``plateau``; all are our own choice.
+    """Options of ``growtas`` where its transition is ``plateau``; all are our own choice.
 
     Args:
-        window: epochs whose mean is compared with that of as many before; where None a sixteenth of the run
-            for ``plateau``, an eighth for ``interference``.
-        tolerance: ``plateau``: the loss has stopped falling when the last window brought no more than this
-            share of all that it fell in the stage (0.05 where None). ``interference``: the conflict has
-            settled when it changed by no more than this from window to window (0.05 where None).
-        least_fall: neither rule fires before the loss has fallen by this share of the run's first epoch's:
-            what stands still before it was learned has not stopped, but not begun.
-        subnets: ``interference``: random ones of each side whose gradients are compared.
-        images: ``interference``: training images that gradients are computed on.
+        window: epochs whose mean is compared with that of as many before; a sixteenth of the run where None.
+        tolerance: the loss has stopped falling when the last window brought no more than this share of all
+            that it fell in the stage.
+        least_fall: the rule does not fire before the loss has fallen by this share of the run's first
+            epoch's: what stands still before it was learned has not stopped, but not begun.
 
     Raises:
         UsageError: a value is not possible.
     """
 
     window: int | None = None
-    tolerance: float | None = None
+    tolerance: float = 0.05
     least_fall: float = 0.1
-    subnets: int = 4
-    images: int = 64
 
     def __post_init__(self) -> None:
         for name, bound in _BOUNDS.items():
@@ -83,24 +75,16 @@ def share_of_fall(losses: Sequence[float], window: int) -> float | None:
     return (before - last) / fallen if fallen > 0 else 0.0
 
 
-def change(values: Sequence[float], window: int) -> float | None:
-    """How much a value changed between the last two windows of epochs, without its sign; None as above."""
-    if len(values) < 2 * window:
-        return None
-    return abs(_mean(values[-window:]) - _mean(values[-2 * window : -window]))
-
-
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
 class AdaptiveStages:
-    """The stages of a run, of which each after the first is opened by a rule, or at its latest epoch.
+    """The stages of a run, of which each after the first is opened by the rule, or at its latest epoch.
 
     Args:
         stages: the plan with every stage at its latest epoch.
         epochs: of the run.
-        rule: ``interference`` or ``plateau``.
         options: of the rule.
         warmup_epochs: no stage opens before they are over.
 
@@ -115,25 +99,22 @@ class AdaptiveStages:
         self,
         stages: Sequence[Stage],
         epochs: int,
-        rule: str,
         options: TransitionOptions,
         warmup_epochs: float = 0.0,
     ) -> None:
-        self.stages, self.rule = tuple(stages), rule
+        self.stages = tuple(stages)
         self.least, self.warmup = least_epochs(epochs), math.ceil(warmup_epochs)
         if len(stages) > 1 and self.warmup > stages[1].first_epoch:
             raise UsageError(
                 f"warmup_epochs={warmup_epochs:g} lasts beyond epoch {stages[1].first_epoch}, the latest at "
-                f"which transition={rule!r} begins stage 2 of {len(stages)} in {epochs} epochs; lower it or "
-                "train longer."
+                f"which transition={PLATEAU!r} begins stage 2 of {len(stages)} in {epochs} epochs; lower it "
+                "or train longer."
             )
-        self.window = options.window or math.ceil(WINDOW_SHARES[rule] * epochs)
-        self.tolerance = TOLERANCES[rule] if options.tolerance is None else options.tolerance
-        self.least_fall = options.least_fall
-        self.opened_by: list[str] = []  # of stages 1, 2, ...: the rule, or LATEST
+        self.window = options.window or math.ceil(WINDOW_SHARE * epochs)
+        self.tolerance, self.least_fall = options.tolerance, options.least_fall
+        self.opened_by: list[str] = []  # of stages 1, 2, ...: PLATEAU or LATEST
         self._first_loss: float | None = None  # of the run's first epoch
         self._losses: list[float] = []  # of the epochs of the active stage
-        self._conflicts: list[float] = []
         self._sum, self._steps = 0.0, 0  # of the epoch's losses so far
 
     @property
@@ -152,12 +133,11 @@ class AdaptiveStages:
             self._sum += loss
             self._steps += 1
 
-    def end_epoch(self, epoch: int, conflict: float | None = None) -> dict[str, Any]:
+    def end_epoch(self, epoch: int) -> dict[str, Any]:
         """Look at an epoch that has ended, and open the next stage if it is time.
 
         Args:
             epoch: its number, from 0; it has been handed :meth:`add_loss` for every step.
-            conflict: at its end; None where it was not or could not be measured.
 
         Returns:
             What was seen, for the log, and ``opens``, ``at_epoch`` and ``opened_by`` where a stage opens.
@@ -170,15 +150,12 @@ class AdaptiveStages:
             seen["loss"] = self._sum / self._steps
             self._losses.append(seen["loss"])
             self._first_loss = self._losses[0] if self._first_loss is None else self._first_loss
-        if conflict is not None:
-            seen["conflict"] = conflict
-            self._conflicts.append(conflict)
         self._sum, self._steps = 0.0, 0
         settled = self._judge(seen)
         if epoch + 1 >= self.stages[number].first_epoch:
             by = LATEST
         elif settled and epoch + 1 >= self.earliest(number):
-            by = self.rule
+            by = PLATEAU
         else:
             return seen
         self._open(number, epoch + 1, by)
@@ -186,14 +163,11 @@ class AdaptiveStages:
 
     def _judge(self, seen: dict[str, Any]) -> bool:
         """Return whether the rule fires on what it has seen so far; what it looks at is put into ``seen``."""
-        if self.rule == "plateau":
-            name, value = "share_of_fall", share_of_fall(self._losses, self.window)
-        else:
-            name, value = "change", change(self._conflicts, self.window)
-        if value is None:
+        share = share_of_fall(self._losses, self.window)
+        if share is None:
             return False
-        seen[name] = value
-        return value <= self.tolerance and self._has_fallen()
+        seen["share_of_fall"] = share
+        return share <= self.tolerance and self._has_fallen()
 
     def _has_fallen(self) -> bool:
         """Return whether the loss is far enough below the run's first epoch's."""
@@ -206,7 +180,6 @@ class AdaptiveStages:
         self.stages = (*self.stages[:number], opened, *self.stages[number + 1 :])
         self.opened_by.append(by)
         self._losses.clear()
-        self._conflicts.clear()
 
     # -- state -------------------------------------------------------------------------------------------
 
@@ -217,7 +190,6 @@ class AdaptiveStages:
             "opened_by": list(self.opened_by),
             "first_loss": self._first_loss,
             "losses": list(self._losses),
-            "conflicts": list(self._conflicts),
             "sum": self._sum,
             "steps": self._steps,
         }
@@ -234,22 +206,21 @@ class AdaptiveStages:
                 for stage, first in zip(self.stages, state["first_epochs"], strict=True)
             ]
             opened_by, first_loss = list(state["opened_by"]), state["first_loss"]
-            losses, conflicts = list(state["losses"]), list(state["conflicts"])
-            total, steps = float(state["sum"]), int(state["steps"])
+            losses, total, steps = list(state["losses"]), float(state["sum"]), int(state["steps"])
         except (KeyError, TypeError, ValueError) as error:
             raise GrowtasError(
-                f"The checkpoint does not hold the stages of transition={self.rule!r} ({error}); another "
-                "rule or version wrote it."
+                f"The checkpoint does not hold the stages of transition={PLATEAU!r} ({error}); another "
+                "version wrote it."
             ) from error
         self.stages, self.opened_by, self._first_loss = tuple(stages), opened_by, first_loss
-        self._losses, self._conflicts, self._sum, self._steps = losses, conflicts, total, steps
+        self._losses, self._sum, self._steps = losses, total, steps
 
 
 def check_options(options: TransitionOptions, transition: str) -> None:
-    """Raises: UsageError: options of a rule were given, but the epochs of the transitions are fixed."""
+    """Raises: UsageError: options of the rule were given, but the epochs of the transitions are fixed."""
     given = [f.name for f in dataclasses.fields(options) if getattr(options, f.name) != f.default]
-    if given and transition not in ADAPTIVE:
+    if given and transition != PLATEAU:
         raise UsageError(
-            f"{given[0]} of growtas has a meaning only with transition={' or '.join(map(repr, ADAPTIVE))}, "
-            f"not with {transition!r}; leave it out."
+            f"{given[0]} of growtas has a meaning only with transition={PLATEAU!r}, not with "
+            f"{transition!r}; leave it out."
         )

@@ -58,8 +58,8 @@ class TrainConfig:
             that are trained on.
         method: ``growtas``, ``uniform``, or another that is registered.
         stages: number of stages, or the groups of each such as ``0,1/0,1,2``.
-        transition: ``size-aware``, ``midpoint``, the epochs such as ``250,375``, or a rule that looks at the
-            run: ``interference`` or ``plateau``.
+        transition: ``size-aware``, ``midpoint``, the epochs such as ``250,375``, or ``plateau``, which begins
+            a stage when the loss has stopped falling.
         new_region: ``keep``, ``standard``, ``near_zero`` or ``pretrained``: how weights start that a stage
             newly uses.
         new_region_moments: ``reset`` sets the optimizer's moments of those weights to zero; ``keep``.

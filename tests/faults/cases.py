@@ -147,14 +147,13 @@ TRAINING = {
     "growtas": train(method="growtas", checkpoint_every_steps=2, new_region_moments="reset"),
     "growtas-curves": train(method="growtas", checkpoint_every_steps=1, tensorboard=True),
     "interference": train(method="growtas", interference_every=1),
-    "adaptive": train(
+    "plateau": train(
         method="growtas",
-        transition="interference",
-        method_options="window=1,tolerance=9,images=16",
+        transition="plateau",
+        method_options="window=1",
         epochs=5,
         checkpoint_every_steps=1,
     ),
-    "plateau": train(method="growtas", transition="plateau", method_options="window=1", epochs=5),
     "uniform": train(
         method="uniform",
         sandwich=True,

@@ -24,7 +24,6 @@ from growtas.training.log import RunLog
 
 KILLED = {
     "interference": 0.7,
-    "adaptive": 0.75,
     "plateau": 0.75,
     "uniform": 0.6,
     "prenas": 0.8,

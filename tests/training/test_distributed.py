@@ -123,11 +123,12 @@ def test_an_error_of_rank_0_is_that_of_every_rank(trained, small, tmp_path):
 @pytest.mark.slow
 def test_two_ranks_open_a_stage_together(small, tmp_path):
     learning = {"epochs": 8, "lr": 2e-2, "warmup_epochs": 1, "eval_every": 0, "interference_every": 4}
-    settings = {**small, **PLAIN, **learning, "transition": "interference", "method_options": "window=1"}
+    rule = {"transition": "plateau", "method_options": "window=1,tolerance=0.5"}
+    settings = {**small, **PLAIN, **learning, **rule}
     statuses, outputs = launch(tmp_path, lambda _: growtas.train(**settings, out=tmp_path / "run"))
     assert statuses == [0, 0], outputs
     second = list(read_log(tmp_path / "run", "stage"))[1]
-    assert second["opened_by"] == "interference" and 2 <= second["epoch"] < 6
+    assert second["opened_by"] == "plateau" and 2 <= second["epoch"] < 6
     assert [record["epoch"] for record in read_log(tmp_path / "run", "interference")] == [0, 4, 8]
 
 
