@@ -151,15 +151,15 @@ def _latency() -> list[dict[str, Any]]:
 
 
 def _ptxas(gpus: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The assembler that Triton calls."""
+    """The assembler that Triton calls for the first GPU, or for a Hopper one where there is none."""
     from growtas.tuning import ptxas
 
-    found = ptxas.version()
+    capabilities = [gpu["capability"] for gpu in gpus]
+    found = ptxas.version(*capabilities[:1])
     if found is None:
         return None
     path, numbers = found
-    notice = ptxas.notice([gpu["capability"] for gpu in gpus])
-    return {"path": path, "version": ".".join(map(str, numbers)), "notice": notice}
+    return {"path": path, "version": ".".join(map(str, numbers)), "notice": ptxas.notice(capabilities)}
 
 
 def _backend(name: str) -> dict[str, Any]:

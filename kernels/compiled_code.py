@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 
 import triton
+from triton.backends.nvidia.compiler import get_ptxas
 
 from growtas.errors import GrowtasError
 
@@ -65,10 +66,8 @@ def loop_waits(ttgir: str) -> dict[str, int | None]:
 
 
 def _ptxas(capability: int) -> str:
-    """The ptxas that Triton assembles for a GPU with; ``TRITON_PTXAS_PATH`` names another."""
-    nvidia = triton.knobs.nvidia
-    tool = nvidia.ptxas_blackwell if capability >= 100 else nvidia.ptxas
-    return tool.path
+    """The ptxas that Triton assembles for a GPU with; which of its own that is differs between versions."""
+    return get_ptxas(capability).path
 
 
 def serialised(ptx: str, capability: int) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-KNOWN_VERSIONS = ("3.8.",)
+KNOWN_VERSIONS = ("3.8.", "3.9.")
 """Of Triton, whose interpreter has the internals that are replaced here."""
 
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import subprocess
 
 NEEDED = (13, 3)
+HOPPER = "9.0"
 
 
 @functools.cache
-def version() -> tuple[str, tuple[int, int]] | None:
-    """Path and version of Triton's ptxas; None where there is no Triton or no ptxas."""
-    try:
-        import triton
+def version(capability: str = HOPPER) -> tuple[str, tuple[int, int]] | None:
+    """Path and version of the ptxas that Triton calls for a GPU; it brings several.
 
-        own = getattr(getattr(triton.knobs, "nvidia", None), "ptxas", None)
-        path = os.environ.get("TRITON_PTXAS_PATH") or own.path
+    Args:
+        capability: compute capability of the GPU.
+
+    Returns:
+        None where there is no Triton or no ptxas.
+    """
+    try:
+        from triton.backends.nvidia.compiler import get_ptxas
+
+        path = get_ptxas(int(capability.replace(".", ""))).path
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
     except Exception:  # whatever is broken about Triton is told by growtas doctor's list of backends
         return None
@@ -32,7 +38,7 @@ def notice(capabilities: list[str]) -> str:
         capabilities: compute capabilities of the GPUs that are there, such as ``9.0``.
     """
     found = version()
-    if found is None or found[1] >= NEEDED or "9.0" not in capabilities:
+    if found is None or found[1] >= NEEDED or HOPPER not in capabilities:
         return ""
     own, needed = (".".join(map(str, numbers)) for numbers in (found[1], NEEDED))
     return (

@@ -252,7 +252,8 @@ def _backward(
         spread = tl.gather(dsums, index, 1).to(DTYPE)
         dq = tl.dot(spread, key_table, dq, input_precision=PRECISION)
         if not IN_REGISTERS:
-            again = item > first_pair * q_tiles
+            # A tile, since a mask of one value fails in the interpreter of Triton 3.9.
+            again = tl.arange(0, BLOCK_E)[:, None] * 0 + item > first_pair * q_tiles  # not the first tile
             partial_ptrs = _partials(partial_ptr, SIDE, BLOCK_E)
             dkeys = tl.load(partial_ptrs, mask=again, other=0.0)
             dvalues = tl.load(partial_ptrs + 4 * SIDE * BLOCK_E, mask=again, other=0.0)

@@ -196,10 +196,10 @@ def test_the_doctor_tells_what_is_chosen_and_why(cache):
 
 
 def test_an_old_ptxas_is_told_where_it_matters(monkeypatch):
-    monkeypatch.setattr(ptxas, "version", lambda: ("/opt/ptxas", (12, 8)))
+    monkeypatch.setattr(ptxas, "version", lambda *capability: ("/opt/ptxas", (12, 8)))
     assert "Triton uses ptxas 12.8; before 13.3" in ptxas.notice(["8.0", "9.0"])
     assert ptxas.notice(["8.0"]) == ""
-    monkeypatch.setattr(ptxas, "version", lambda: ("/opt/ptxas", (13, 3)))
+    monkeypatch.setattr(ptxas, "version", lambda *capability: ("/opt/ptxas", (13, 3)))
     assert ptxas.notice(["9.0"]) == ""
     facts = doctor.collect()
     facts["ptxas"] = {"path": "/opt/ptxas", "version": "12.8", "notice": "It is old."}
