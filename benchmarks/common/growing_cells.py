@@ -128,10 +128,15 @@ def read_finished(path: Path) -> Table:
 
 
 def joined(earlier: Table, found: Table) -> Table:
-    """The cells of two tables, in the order of the plan; of both the earlier, and one of growtas twice."""
+    """The cells of two tables, in the order of the plan; of both the earlier.
+
+    A cell of growtas that ran twice is kept twice, the second time as :data:`AGAIN`; equal rows are one run.
+    """
     rows = {row[:3]: row for table in (found, earlier) for row in table.rows}
-    known = {row[:3] for row in earlier.rows}
-    again = [(row[0], AGAIN, *row[2:]) for row in found.rows if row[:3] in known and row[1] == TWO]
+    known = {row[:3]: row for row in earlier.rows}
+    again = [
+        (row[0], AGAIN, *row[2:]) for row in found.rows if row[1] == TWO and known.get(row[:3], row) != row
+    ]
     rows |= {row[:3]: row for row in again}
     keys = [each.key for each in SETTINGS]
     methods = [*dict.fromkeys(method for batch in BATCHES for method in batch.methods), AGAIN]
