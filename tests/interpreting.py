@@ -4,7 +4,7 @@ Triton's interpreter spends next to nothing on numbers and nearly all of its tim
 works out again which type its result has, makes new objects that describe it, and fills whole tiles with
 scalars before NumPy sees them. Here the answers are kept by the types of the operands, and NumPy broadcasts.
 Triton's own code computes an operation on types that were never seen before, and every conversion but those
-that NumPy makes in the same way.
+that NumPy makes in the same way. A mask of one value for a tile is refused, as by Triton 3.9.
 
 The interpreter's internals differ between versions of Triton. One that is not known here stays slow.
 """
@@ -38,6 +38,25 @@ def quicken() -> None:
     _handles(interpreter)
     _language(interpreter)
     _operations(interpreter)
+    _masks()
+
+
+def _masks() -> None:
+    """Refuse a mask of one value for a tile: Triton 3.9's own interpreter cannot load with it."""
+    import triton.language as tl
+    from triton.language.semantic import TritonSemantic
+
+    def checked(method: Callable, place: int) -> Callable:
+        def access(self, ptr, *given):
+            mask = given[place]
+            if isinstance(mask, tl.tensor) and ptr.type.is_block():
+                assert mask.type.is_block(), "A mask of one value is given for a tile."
+            return method(self, ptr, *given)
+
+        return access
+
+    TritonSemantic.load = checked(TritonSemantic.load, 0)
+    TritonSemantic.store = checked(TritonSemantic.store, 1)
 
 
 def _types() -> None:
