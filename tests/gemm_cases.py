@@ -5,6 +5,8 @@ Truth is the reference in fp64; a kernel's error may be twice that of the refere
 
 from __future__ import annotations
 
+import math
+
 import reference
 import torch
 
@@ -65,7 +67,11 @@ def calm(argument):
     A peer may multiply what it reads beyond a row by zero, as torch's bfloat16 GEMM does with padded rows
     on a processor with AMX.
     """
-    return argument.cpu().nan_to_num() if isinstance(argument, torch.Tensor) else argument
+    return (
+        argument.cpu().nan_to_num(0.0, math.inf, -math.inf)
+        if isinstance(argument, torch.Tensor)
+        else argument
+    )
 
 
 def assert_accurate(name: str, *arguments, active: dict[int, tuple[int, ...]] | None = None) -> tuple:

@@ -130,12 +130,15 @@ def read_finished(path: Path) -> Table:
 def joined(earlier: Table, found: Table) -> Table:
     """The cells of two tables, in the order of the plan; of both the earlier.
 
-    A cell of growtas that ran twice is kept twice, the second time as :data:`AGAIN`; equal rows are one run.
+    A cell of growtas that ran twice is kept twice, the second time as :data:`AGAIN`; rows of equal numbers
+    are one run, whose processor one table may lack.
     """
     rows = {row[:3]: row for table in (found, earlier) for row in table.rows}
     known = {row[:3]: row for row in earlier.rows}
     again = [
-        (row[0], AGAIN, *row[2:]) for row in found.rows if row[1] == TWO and known.get(row[:3], row) != row
+        (row[0], AGAIN, *row[2:])
+        for row in found.rows
+        if row[1] == TWO and known.get(row[:3], row)[:-1] != row[:-1]
     ]
     rows |= {row[:3]: row for row in again}
     keys = [each.key for each in SETTINGS]
