@@ -166,9 +166,11 @@ BATCHES = (
     Batch("glyphs-noise0.2-40", COARSE, 3),
     Batch("typefaces-lr1.2e-2-40", COARSE, 3),
     # growtas and uniform differ with a deviation of about 1.25 points at 6e-3 and 0.7 at 3e-3
-    Batch("glyphs-lr6e-3-40", DECISIVE, 27, (*MAP, *MECHANISM[1:])),
     Batch("glyphs-lr3e-3-40", DECISIVE, 10),
-    *(Batch(f"glyphs-lr{rate}-120", COARSE, 3) for rate in ("6e-3", "3e-3")),
+    Batch("glyphs-lr6e-3-120", COARSE, 3),
+    Batch("glyphs-lr6e-3-40", DECISIVE, 27),
+    Batch("glyphs-lr3e-3-120", COARSE, 3),
+    Batch("glyphs-lr6e-3-40", DECISIVE, 27, MECHANISM),
 )
 
 _PLANNED = tuple(each for each in SETTINGS if each.key != LONG_WARMUP)
