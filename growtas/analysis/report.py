@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from growtas import atomic, bounds
 from growtas.analysis import parts
 from growtas.analysis.base import Analysis
-from growtas.analysis.plan import workspace_for, write_plan
+from growtas.analysis.plan import PLAN_NAME, WORK, workspace_for, write_plan
 from growtas.analysis.workspace import SEEDS, SUBNETS, Workspace
 from growtas.errors import UsageError
 from growtas.jobs import Job, Placement, Runner
-from growtas.jobs.folder import finished
+from growtas.jobs.folder import finished, written
 from growtas.locks import locked
 from growtas.space import preset_names
 from growtas.training.config import RUNTIME, TrainConfig
@@ -128,10 +128,14 @@ def report(
     placement = Placement.of(jobs, device, ranks, slurm)
     base = opened.path if out is None else Path(out)
     wanted = _wanted(only)
-    workspace = workspace_for(base, opened, space, data, epochs, seeds, subnets, settings, placement.device)
+    given = (base, opened, space, data, epochs, seeds, subnets, settings, placement.device)
+    before = written(base / WORK / PLAN_NAME)
+    workspace = workspace_for(*given)
     again = f"Continue with: {command(workspace)}{placement.words()}"
     runner = Runner(placement.launcher(workspace.space, workspace.folder / "slurm"), again)
     with locked(workspace.folder / ".lock", f"Another process is making the report in {base}; wait."):
+        if written(base / WORK / PLAN_NAME) != before:
+            workspace = workspace_for(*given)
         write_plan(workspace)
         possible = [name for name in wanted if parts.part(name).reason(workspace) is None]
         return _page(workspace, _make(workspace, possible, runner, placement))

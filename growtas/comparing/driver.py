@@ -28,7 +28,14 @@ from growtas.comparing.report import Comparison, make_report
 from growtas.comparing.specs import MethodSpec, check_known, common_settings, read_methods
 from growtas.errors import GrowtasError, UsageError, command
 from growtas.jobs import Job, Placement, Runner
-from growtas.jobs.folder import check_counts, check_method, read_json, space_and_data, write_json
+from growtas.jobs.folder import (
+    check_counts,
+    check_method,
+    read_json,
+    space_and_data,
+    write_json,
+    written,
+)
 from growtas.locks import locked
 from growtas.space import MobileNetSpace, load_space
 
@@ -135,15 +142,17 @@ def compare(
     placement = Placement.of(jobs, device, ranks, slurm)
     if seeds is not None and seeds > RATE_SEED:
         raise UsageError(f"seeds={seeds} is over {RATE_SEED:,}, where the seeds of trials begin.")
-    recorded, specs, seeds = planned(path, values, methods, seeds)
-    plan = recorded.plan
+    before = written(path / PLAN_NAME)
+    recorded, specs, count = planned(path, values, methods, seeds)
     again = f"Continue with: {command('compare', path)}{placement.words()}"
-    runner = Runner(placement.launcher(plan.space, path / "slurm"), again)
+    runner = Runner(placement.launcher(recorded.plan.space, path / "slurm"), again)
     where = {"device": placement.device, "ranks": ranks}
     with locked(path / ".lock", f"Another process is comparing methods in {path}; wait for it."):
+        if written(path / PLAN_NAME) != before:
+            recorded, specs, count = planned(path, values, methods, seeds)
         write_plan(recorded)
-        _choose_rate(plan, runner, where)
-        failed = runner.run(_cells(plan, specs, seeds, where), "compare", "cell")
+        _choose_rate(recorded.plan, runner, where)
+        failed = runner.run(_cells(recorded.plan, specs, count, where), "compare", "cell")
         return make_report(recorded, failed)
 
 

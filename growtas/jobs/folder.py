@@ -52,6 +52,15 @@ def read_plan(file: Path, kind: str, build: Callable[[dict[str, Any]], T]) -> T:
         return build(data)
 
 
+def written(file: Path) -> bytes | None:
+    """The bytes of a plan's file; None where there is none.
+
+    A plan is made before its folder is locked, so that a wrong call writes nothing. Under the lock, other
+    bytes tell that another process began the folder or added to it in between.
+    """
+    return file.read_bytes() if file.is_file() else None
+
+
 def check_counts(given: Mapping[str, Any], least: Mapping[str, int]) -> None:
     """Raises: UsageError: a value that is given is not a whole number of at least so many."""
     for name, low in least.items():

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 
 import pytest
-from comparisons import Fork, pending, runs, space_file, stopped_child, stopping_itself, wait_for
+from comparisons import Fork, meanwhile, pending, runs, space_file, stopped_child, stopping_itself, wait_for
 from thinning import thinned
 
 import growtas
 from growtas import cli
-from growtas.analysis import parts
+from growtas.analysis import parts, report
 from growtas.analysis.plan import read_plan
 from growtas.errors import GrowtasError, UsageError
 
@@ -141,6 +142,15 @@ def test_settings_of_a_folder_stay(small):
     refused("was begun with data=digits, not glyphs", out=out, data="glyphs")
     refused("another one", out=out, space="digits")
     assert files(out) == before
+
+
+def test_a_report_that_another_process_began_meanwhile_stays(small, tmp_path, monkeypatch):
+    """Both found an empty folder; the first one's settings are not written over."""
+    began, out = small.path.parent, tmp_path / "out"
+    meanwhile(monkeypatch, report, lambda: shutil.copytree(began, out))
+    with pytest.raises(UsageError, match="epochs=2, not 3"):
+        growtas.report(out=out, space=space_file(tmp_path), data="digits", **SMALL | {"epochs": 3})
+    assert read_plan(out, "cpu").config.epochs == 2
 
 
 def test_what_makes_no_sense(tmp_path, small):

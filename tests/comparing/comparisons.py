@@ -56,6 +56,18 @@ def space_file(folder: Path) -> str:
     return str(path)
 
 
+def meanwhile(patch: pytest.MonkeyPatch, module, work) -> None:
+    """Have another process do something between a module's plan and its lock."""
+    locked = module.locked
+
+    def after(*given):
+        patch.setattr(module, "locked", locked)
+        work()
+        return locked(*given)
+
+    patch.setattr(module, "locked", after)
+
+
 class Fork:
     """A process of its own that runs a function; what subprocess.Popen offers of it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import fcntl
 import json
 import math
@@ -16,6 +17,7 @@ from comparisons import (
     SMALL,
     Fork,
     fingerprints,
+    meanwhile,
     pending,
     results,
     runs,
@@ -31,7 +33,8 @@ from thinning import thinned
 import growtas
 from growtas import cli
 from growtas.comparing import driver, figure
-from growtas.comparing.plan import RATE_SEED, Plan, read_plan
+from growtas.comparing.plan import RATE_SEED, Plan, read_plan, write_plan
+from growtas.comparing.specs import read_methods
 from growtas.errors import UsageError
 from growtas.jobs import Runner, job
 from growtas.searching import read_result
@@ -398,3 +401,22 @@ def test_two_at_a_time_in_one_folder_are_refused(copied):
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="Another process is comparing methods"):
             growtas.compare(copied, device="cpu")
+
+
+def test_what_another_process_added_meanwhile_is_kept(copied, monkeypatch):
+    other = lambda: growtas.compare(copied, methods=["growtas"], seeds=1, device="cpu")  # noqa: E731
+    recorded = dataclasses.replace(read_plan(copied), methods=read_methods(["uniform"]), seeds=1)
+    write_plan(recorded)
+    meanwhile(monkeypatch, driver, other)
+    growtas.compare(copied, methods=["uniform"], seeds=2, device="cpu")
+    assert [str(spec) for spec in read_plan(copied).methods] == ["uniform", "growtas"]
+    assert read_plan(copied).seeds == 2
+
+
+def test_other_settings_of_another_process_meanwhile_stay(copied, tmp_path, monkeypatch):
+    """Both found an empty folder; the first one's plan is not written over."""
+    out = tmp_path / "new"
+    meanwhile(monkeypatch, driver, lambda: shutil.copytree(copied, out))
+    with pytest.raises(UsageError, match="epochs=2, but epochs=3 was given"):
+        growtas.compare(out, space_file(tmp_path), **SMALL | {"epochs": 3})
+    assert (out / "compare.json").read_bytes() == (copied / "compare.json").read_bytes()
