@@ -168,6 +168,7 @@ BATCHES = (
     # growtas and uniform differ with a deviation of about 1.25 points at 6e-3 and 0.7 at 3e-3
     Batch("glyphs-lr3e-3-40", DECISIVE, 10),
     Batch("glyphs-lr6e-3-120", COARSE, 3),
+    Batch("glyphs-lr3e-3-40", AMENDED, 10, MECHANISM),
     Batch("glyphs-lr6e-3-40", DECISIVE, 27),
     Batch("glyphs-lr3e-3-120", COARSE, 3),
     Batch("glyphs-lr6e-3-40", DECISIVE, 27, MECHANISM),
