@@ -56,7 +56,8 @@ def stratified(groups: Sequence[Sequence[float]], level: float = LEVEL) -> Inter
     """The mean of paired differences over some settings, with an interval from the spread within each.
 
     Settings whose true differences are unlike widen the interval of a pool; here they do not. It is about the
-    mean of these very settings, where a pool's is about settings like them.
+    mean of these very settings, where a pool's is about settings like them. Every setting counts the same,
+    however many pairs it has.
 
     Args:
         groups: differences of the pairs of each setting; those of one pair have no spread, and are left out.
@@ -69,14 +70,13 @@ def stratified(groups: Sequence[Sequence[float]], level: float = LEVEL) -> Inter
     from scipy.stats import t
 
     groups = [group for group in groups if len(group) > 1]
-    count = sum(len(group) for group in groups)
-    parts = [len(group) * statistics.variance(group) for group in groups]
+    parts = [statistics.variance(group) / len(group) for group in groups]  # variances of the settings' means
     if not sum(parts):
         return None
     freedom = sum(parts) ** 2 / sum(p * p / (len(g) - 1) for p, g in zip(parts, groups, strict=True))
-    mean = sum(map(sum, groups)) / count
-    half = float(t.ppf(1 - level / 2, freedom)) * math.sqrt(sum(parts)) / count
-    return Interval(count, mean, mean - half, mean + half)
+    mean = statistics.fmean(map(statistics.fmean, groups))
+    half = float(t.ppf(1 - level / 2, freedom)) * math.sqrt(sum(parts)) / len(groups)
+    return Interval(sum(map(len, groups)), mean, mean - half, mean + half)
 
 
 def power(pairs: int, sigma: float, difference: float, level: float = LEVEL) -> float:

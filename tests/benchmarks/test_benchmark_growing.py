@@ -12,7 +12,7 @@ import pytest
 from common import environment, growing_cells, growing_plan, growing_plot, growing_report, growing_runs
 from common import growing_statistics as tests
 from common.growing_plan import THREE, TWO, UNIFORM, Batch, Setting
-from scipy.stats import ttest_1samp
+from scipy.stats import t, ttest_1samp
 
 from growtas.comparing.plan import Plan
 from growtas.comparing.specs import MethodSpec, check_known
@@ -56,6 +56,16 @@ def test_settings_that_are_unlike_do_not_widen_the_interval_of_their_mean():
     assert found.mean == pooled.mean == 16 and pooled.low < 0
     half = 2.776 / 6**0.5  # t of four degrees of freedom, variance 1
     assert (found.low, found.high) == pytest.approx((16 - half, 16 + half), abs=1e-3)
+
+
+def test_settings_count_the_same_however_many_pairs_they_have():
+    many, few = [0.0, 1.0, 2.0, 0.0, 1.0, 2.0], [30.0, 31.0, 32.0]
+    found = tests.stratified([many, few])
+    assert (found.count, found.mean) == (9, 16)
+    parts = [0.8 / 6, 1.0 / 3]  # squared standard errors of the two means
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 5 + parts[1] ** 2 / 2)
+    half = t.ppf(0.975, freedom) * sum(parts) ** 0.5 / 2
+    assert (found.low, found.high) == pytest.approx((16 - half, 16 + half))
 
 
 def test_power_is_that_of_the_tables():
