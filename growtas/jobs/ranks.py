@@ -39,12 +39,16 @@ def call_on_ranks(work: str, arguments: Mapping[str, Any], ranks: int) -> None:
     if ranks == 1:
         call(work, arguments)
         return
+    from torch.distributed.run import get_args_parser
+
     from growtas.training.guards import Interrupted, stop_signals
 
     with tempfile.TemporaryDirectory() as folder, stop_signals() as received:
         reason = Path(folder) / "reason"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(ranks), "--shutdown-timeout", "100"]
+        command += ["--nproc-per-node", str(ranks)]
+        if "--shutdown-timeout" in get_args_parser().format_help():  # torch 2.11 has no such option
+            command += ["--shutdown-timeout", "100"]
         command += ["-m", "growtas.jobs.worker", work, json.dumps(dict(arguments)), "--guarded"]
         process = subprocess.Popen(
             [*command, f"--reason={reason}"],

@@ -35,7 +35,10 @@ def test_the_compiled_gemms_leave_room_and_spill_nothing():
 
 @functools.cache
 def _cuobjdump() -> str | None:
-    """Of the CUDA toolkit, or the one that Triton brings along."""
+    """Of the CUDA toolkit, or the one that Triton brings along where it is as new as the compiler.
+
+    That of Triton 3.6, of CUDA 12.8, finds no code in what nvcc 13 wrote, and says nothing.
+    """
     places = [Path(native.metadata("cuda").get("toolkit", "/nowhere"), "bin", "cuobjdump")]
     try:
         import triton
@@ -43,7 +46,14 @@ def _cuobjdump() -> str | None:
         places.append(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
     except ImportError:
         pass
-    return next((str(p) for p in places if p.is_file()), None)
+    nvcc = native.metadata("cuda").get("nvcc", "0")
+    return next((str(p) for p in places if p.is_file() and _release(p) >= int(nvcc.split(".")[0])), None)
+
+
+def _release(tool: Path) -> int:
+    """The CUDA release of a tool, such as 13."""
+    said = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"release (\d+)", said).group(1))
 
 
 def _disassembled(arch: str, functions: list[str]) -> list[str]:
