@@ -74,7 +74,7 @@ def test_characters_look_as_freetype_draws_them(font):
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
     zoom = 10  # the baseline lies on a whole pixel
     em, side = int(fonts.PIXELS_PER_EM * zoom), CELL * zoom
-    loaded = ImageFont.truetype(path, em, layout_engine=ImageFont.Layout.BASIC)
+    loaded = ImageFont.truetype(str(path), em, layout_engine=ImageFont.Layout.BASIC)
     for place in range(0, 62, 4):
         canvas = Image.new("L", (2 * side, side))
         baseline = side // 2 + round(fonts.MIDDLE_EM * em)
