@@ -20,9 +20,9 @@ class Growth(Method):
     With one stage it is :class:`~growtas.methods.uniform.Uniform`, draw for draw. On the embedded data
     growing seems to help where training would stay long on its initial plateau, in short runs at a high
     learning rate and with many wrong labels; small and large subnets gain. In long training with right labels
-    one setting of eleven shows a gain of small subnets, of a point, and there the same draws in no order do
-    nearly as well; two stages are not shown to hurt large subnets, and three cost the widest group some
-    points (docs/results.md).
+    one setting of eleven shows a gain of small subnets and one a loss, of about a point each; where they
+    gain, the same draws in no order do nearly as well. Two stages are not shown to hurt large subnets; three
+    cost the widest group some points (docs/results.md).
 
     Source: GrowTAS (arXiv 2512.12296), supplement; the transition ``plateau`` is ours.
 

@@ -32,9 +32,8 @@ def values(x: Tensor) -> Tensor:
 
 def whole(op: str, name: str, size: int) -> None:
     """Refuse a size that is no whole number, True and False among them."""
-    if isinstance(size, int) and not isinstance(size, bool):
-        return  # by far the most; and the compiler of torch 2.11 knows no hasattr of a dynamic size
-    if isinstance(size, bool) or not hasattr(size, "__index__"):
+    # int first: the compiler of torch 2.11 knows no hasattr of a dynamic size
+    if isinstance(size, bool) or not (isinstance(size, int) or hasattr(size, "__index__")):
         raise UsageError(f"{op} got {name}={size!r}, and takes a whole number.")
 
 
