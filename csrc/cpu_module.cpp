@@ -16,6 +16,7 @@
 namespace py = pybind11;
 using growtas::dtype;
 using growtas::pointer;
+using growtas::cpu::level_of;
 using std::int64_t;
 using std::uintptr_t;
 
@@ -24,30 +25,32 @@ namespace {
 void layer_norm_forward(uintptr_t x, int x_type, int64_t x_stride, uintptr_t weight, int weight_type,
                         int64_t weight_stride, uintptr_t bias, int bias_type, int64_t bias_stride, uintptr_t y,
                         int y_type, int64_t y_stride, uintptr_t mean, uintptr_t rstd, int64_t rows, int64_t width,
-                        double eps) {
+                        double eps, int level) {
     growtas::require_sizes(rows, width, width);
     growtas::cpu::layer_norm_forward({pointer<void>(x), dtype(x_type), x_stride},
                                      {pointer<void>(weight), dtype(weight_type), weight_stride},
                                      {pointer<void>(bias), dtype(bias_type), bias_stride},
                                      {pointer<void>(y), dtype(y_type), y_stride}, pointer<float>(mean),
-                                     pointer<float>(rstd), rows, width, static_cast<float>(eps));
+                                     pointer<float>(rstd), rows, width, static_cast<float>(eps),
+                                     level_of(level));
 }
 
 void layer_norm_again(uintptr_t x, int x_type, int64_t x_stride, uintptr_t weight, int weight_type,
                       int64_t weight_stride, uintptr_t bias, int bias_type, int64_t bias_stride, uintptr_t y, int y_type,
-                      int64_t y_stride, uintptr_t mean, uintptr_t rstd, int64_t rows, int64_t width) {
+                      int64_t y_stride, uintptr_t mean, uintptr_t rstd, int64_t rows, int64_t width, int level) {
     growtas::require_sizes(rows, width, width);
     growtas::cpu::layer_norm_again({pointer<void>(x), dtype(x_type), x_stride},
                                    {pointer<void>(weight), dtype(weight_type), weight_stride},
                                    {pointer<void>(bias), dtype(bias_type), bias_stride},
                                    {pointer<void>(y), dtype(y_type), y_stride}, pointer<const float>(mean),
-                                   pointer<const float>(rstd), rows, width);
+                                   pointer<const float>(rstd), rows, width, level_of(level));
 }
 
 void layer_norm_backward(uintptr_t dy, int dy_type, int64_t dy_stride, uintptr_t x, int x_type, int64_t x_stride,
                          uintptr_t weight, int weight_type, int64_t weight_stride, uintptr_t mean, uintptr_t rstd,
-                         uintptr_t residual, int64_t residual_stride, uintptr_t dx, int64_t dx_stride, uintptr_t dweight, int dweight_type, uintptr_t dbias,
-                         int dbias_type, int64_t rows, int64_t width, int64_t full_width) {
+                         uintptr_t residual, int64_t residual_stride, uintptr_t dx, int64_t dx_stride, uintptr_t dweight,
+                         int dweight_type, uintptr_t dbias, int dbias_type, int64_t rows, int64_t width,
+                         int64_t full_width, int level) {
     growtas::require_sizes(rows, width, full_width);
     growtas::cpu::layer_norm_backward({pointer<void>(dy), dtype(dy_type), dy_stride},
                                       {pointer<void>(x), dtype(x_type), x_stride},
@@ -56,15 +59,16 @@ void layer_norm_backward(uintptr_t dy, int dy_type, int64_t dy_stride, uintptr_t
                                       {pointer<void>(residual), dtype(x_type), residual_stride},
                                       {pointer<void>(dx), dtype(x_type), dx_stride},
                                       {pointer<void>(dweight), dtype(dweight_type), 1},
-                                      {pointer<void>(dbias), dtype(dbias_type), 1}, rows, width, full_width);
+                                      {pointer<void>(dbias), dtype(dbias_type), 1}, rows, width, full_width,
+                                      level_of(level));
 }
 
-void gelu_forward(uintptr_t h, uintptr_t a, int type, int64_t count) {
-    growtas::cpu::gelu_forward(pointer<const void>(h), pointer<void>(a), dtype(type), count);
+void gelu_forward(uintptr_t h, uintptr_t a, int type, int64_t count, int level) {
+    growtas::cpu::gelu_forward(pointer<const void>(h), pointer<void>(a), dtype(type), count, level_of(level));
 }
 
-void gelu_backward(uintptr_t gradient, uintptr_t h, uintptr_t a, int type, int64_t count) {
-    growtas::cpu::gelu_backward(pointer<void>(gradient), pointer<const void>(h), pointer<void>(a), dtype(type), count);
+void gelu_backward(uintptr_t gradient, uintptr_t h, uintptr_t a, int type, int64_t count, int level) {
+    growtas::cpu::gelu_backward(pointer<void>(gradient), pointer<const void>(h), pointer<void>(a), dtype(type), count, level_of(level));
 }
 
 int threads() {

@@ -170,7 +170,8 @@ void linear_backward(const Linear& l, const float* dy, const float* x, float* dx
 void mlp_forward(const Mlp& mlp, const float* x, float eps, float* y, float* mean, float* rstd, float* hidden) {
     const std::int64_t m = mlp.stream.rows(), d = mlp.stream.width, h = mlp.hidden;
     float *normal = branch_workspace.get(m * (d + h)), *active = normal + m * d;
-    layer_norm_forward(rows(x, d), vector(mlp.norm.weight), vector(mlp.norm.bias), rows(normal, d), mean, rstd, m, d, eps);
+    layer_norm_forward(rows(x, d), vector(mlp.norm.weight), vector(mlp.norm.bias), rows(normal, d), mean, rstd, m, d, eps,
+                       best_level());
     times_weight(normal, m, h, d, mlp.fc1, hidden, {EpilogueOp::kGelu, mlp.fc1.bias, nullptr, 1, nullptr, active, 0, h});
     times_weight(active, m, d, h, mlp.fc2, y,
                  {EpilogueOp::kResidual, mlp.fc2.bias, mlp.scale, mlp.stream.tokens, nullptr, const_cast<float*>(x), 0, d});
@@ -181,21 +182,23 @@ void mlp_backward(const Mlp& mlp, const float* dy, const float* x, const float* 
     const std::int64_t m = mlp.stream.rows(), d = mlp.stream.width, h = mlp.hidden;
     float* normal = branch_workspace.get(m * (3 * d + 2 * h));
     float *dnormal = normal + m * d, *own_dy = dnormal + m * d, *dhidden = own_dy + m * d, *active = dhidden + m * h;
-    layer_norm_again(rows(x, d), vector(mlp.norm.weight), vector(mlp.norm.bias), rows(normal, d), mean, rstd, m, d);
+    layer_norm_again(rows(x, d), vector(mlp.norm.weight), vector(mlp.norm.bias), rows(normal, d), mean, rstd, m, d,
+                     best_level());
     times_transposed(dy, m, d, h, mlp.fc2, dhidden,
                      {EpilogueOp::kGeluGradient, nullptr, mlp.scale, mlp.stream.tokens, hidden, active, h, h});
     weight_gradient(scaled(dy, mlp.scale, mlp.stream, own_dy), active, m, d, h, mlp.fc2, fc2);
     weight_gradient(dhidden, normal, m, h, d, mlp.fc1, fc1);
     times_transposed(dhidden, m, h, d, mlp.fc1, dnormal, plain());
     layer_norm_backward(rows(dnormal, d), rows(x, d), vector(mlp.norm.weight), mean, rstd, rows(dy, d), rows(dx, d),
-                        vector(norm.weight), vector(norm.bias), m, d, mlp.norm.full);
+                        vector(norm.weight), vector(norm.bias), m, d, mlp.norm.full, best_level());
 }
 
 void attention_forward(const Attention& a, const float* x, float eps, float* y, float* mean, float* rstd, float* qkv,
                        float* attended, float* lse) {
     const std::int64_t m = a.stream.rows(), d = a.stream.width, channels = a.heads * a.head_dim;
     float *normal = branch_workspace.get(m * d + 3 * channels), *bias = normal + m * d;
-    layer_norm_forward(rows(x, d), vector(a.norm.weight), vector(a.norm.bias), rows(normal, d), mean, rstd, m, d, eps);
+    layer_norm_forward(rows(x, d), vector(a.norm.weight), vector(a.norm.bias), rows(normal, d), mean, rstd, m, d, eps,
+                       best_level());
     if (a.qkv.bias && a.published) reorder(a.qkv.bias, channels, false, bias);
     times_weight(normal, m, 3 * channels, d, a.qkv, qkv, plain(a.published && a.qkv.bias ? bias : a.qkv.bias));
     relative_attention_forward(shape_of(a), interleaved(a, qkv), tables_of(a), merged(a, attended), lse, best_level());
@@ -215,7 +218,8 @@ void attention_backward(const Attention& a, const float* dy, const float* x, con
     const Tables dtables{rows(tables.key_v, e), rows(tables.key_h, e), rows(tables.value_v, e), rows(tables.value_h, e)};
     relative_attention_backward(shape_of(a), merged(a, dattended), interleaved(a, qkv), tables_of(a), merged(a, attended),
                                 lse, interleaved(a, dqkv), dtables, best_level());
-    layer_norm_again(rows(x, d), vector(a.norm.weight), vector(a.norm.bias), rows(normal, d), mean, rstd, m, d);
+    layer_norm_again(rows(x, d), vector(a.norm.weight), vector(a.norm.bias), rows(normal, d), mean, rstd, m, d,
+                     best_level());
     weight_gradient(dqkv, normal, m, 3 * channels, d, a.qkv, qkv_gradient);
     if (qkv_gradient.bias && a.published) {
         std::copy(qkv_gradient.bias, qkv_gradient.bias + 3 * channels, dbias);
@@ -223,7 +227,7 @@ void attention_backward(const Attention& a, const float* dy, const float* x, con
     }
     times_transposed(dqkv, m, 3 * channels, d, a.qkv, dnormal, plain());
     layer_norm_backward(rows(dnormal, d), rows(x, d), vector(a.norm.weight), mean, rstd, rows(dy, d), rows(dx, d),
-                        vector(norm.weight), vector(norm.bias), m, d, a.norm.full);
+                        vector(norm.weight), vector(norm.bias), m, d, a.norm.full, best_level());
 }
 
 }  // namespace growtas::cpu

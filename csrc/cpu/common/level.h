@@ -4,6 +4,7 @@
 // instantiated in one function per level, each with the attribute GROWTAS_TARGET_V4, GROWTAS_TARGET_V3 or none, and calls
 // the one that best_level() names. Without target_clones (other processors, old compilers) there is only the baseline.
 #pragma once
+#include <algorithm>
 
 #ifdef GROWTAS_TARGET_CLONES  // three C strings: AVX-512, AVX2, "default"
 #define GROWTAS_PICK_1(a, ...) a
@@ -29,6 +30,11 @@ inline Level best_level() {
     if (v3) return Level::kV3;
 #endif
     return Level::kBaseline;
+}
+
+// The level of a number from Python, at most what the processor has.
+inline Level level_of(int number) {
+    return static_cast<Level>(std::max(0, std::min(number, static_cast<int>(best_level()))));
 }
 
 }  // namespace growtas::cpu

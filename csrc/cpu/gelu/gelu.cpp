@@ -16,52 +16,76 @@ namespace {
 
 constexpr std::int64_t kChunk = 16384;  // elements per task: 64 KB, so that h, a and the gradient stay in L2
 
-template <typename T>
+template <typename V, typename T>
 GROWTAS_INLINE void forward_chunk(const T* h, T* a, std::int64_t count) {
     for (std::int64_t i = 0; i < count; i += kLanes) {
         const std::int64_t lanes = std::min(kLanes, count - i);
-        store(a + i, gelu(load(h + i, lanes)), lanes);
+        store(a + i, in_parts<V>(load(h + i, lanes), [](V v) GROWTAS_ALWAYS { return gelu(v); }), lanes);
     }
 }
 
-template <typename T>
+template <typename V, typename T>
 GROWTAS_INLINE void backward_chunk(T* gradient, const T* h, T* a, std::int64_t count) {
     for (std::int64_t i = 0; i < count; i += kLanes) {
         const std::int64_t lanes = std::min(kLanes, count - i);
-        const GeluAndSlope at = gelu_and_slope(load(h + i, lanes));
-        store(a + i, at.value, lanes);
-        store(gradient + i, load(gradient + i, lanes) * at.slope, lanes);
+        const Lanes from = load(h + i, lanes);
+        const Lanes slope = in_parts<V>(from, [](V v) GROWTAS_ALWAYS { return gelu_and_slope(v).slope; });
+        store(a + i, in_parts<V>(from, [](V v) GROWTAS_ALWAYS { return gelu(v); }), lanes);
+        store(gradient + i, load(gradient + i, lanes) * slope, lanes);
     }
 }
 
-GROWTAS_LEAF void forward_leaf(const void* h, void* a, DType type, std::int64_t begin, std::int64_t count) {
-    dispatch(type, [&](auto t) GROWTAS_ALWAYS {
-        using T = decltype(t);
-        forward_chunk(static_cast<const T*>(h) + begin, static_cast<T*>(a) + begin, count);
-    });
-}
+struct Kernels {
+    void (*forward)(const void* h, void* a, DType type, std::int64_t begin, std::int64_t count);
+    void (*backward)(void* gradient, const void* h, void* a, DType type, std::int64_t begin, std::int64_t count);
+};
 
-GROWTAS_LEAF void backward_leaf(void* gradient, const void* h, void* a, DType type, std::int64_t begin,
-                                std::int64_t count) {
-    dispatch(type, [&](auto t) GROWTAS_ALWAYS {
-        using T = decltype(t);
-        backward_chunk(static_cast<T*>(gradient) + begin, static_cast<const T*>(h) + begin,
-                       static_cast<T*>(a) + begin, count);
-    });
+#define GROWTAS_ISA(name, target, V)                                                                                      \
+    target void forward_##name(const void* h, void* a, DType type, std::int64_t begin, std::int64_t count) {               \
+        dispatch(type, [&](auto t) GROWTAS_ALWAYS {                                                                       \
+            using T = decltype(t);                                                                                        \
+            forward_chunk<V>(static_cast<const T*>(h) + begin, static_cast<T*>(a) + begin, count);                        \
+        });                                                                                                               \
+    }                                                                                                                     \
+    target void backward_##name(void* gradient, const void* h, void* a, DType type, std::int64_t begin,                   \
+                                std::int64_t count) {                                                                     \
+        dispatch(type, [&](auto t) GROWTAS_ALWAYS {                                                                       \
+            using T = decltype(t);                                                                                        \
+            backward_chunk<V>(static_cast<T*>(gradient) + begin, static_cast<const T*>(h) + begin,                        \
+                              static_cast<T*>(a) + begin, count);                                                         \
+        });                                                                                                               \
+    }                                                                                                                     \
+    constexpr Kernels k_##name{&forward_##name, &backward_##name};
+
+GROWTAS_ISA(baseline, , Four)
+#ifdef GROWTAS_TARGET_V4
+GROWTAS_ISA(v3, GROWTAS_TARGET_V3, Eight)
+GROWTAS_ISA(v4, GROWTAS_TARGET_V4, Lanes)
+#endif
+#undef GROWTAS_ISA
+
+const Kernels& pick_kernels([[maybe_unused]] Level level) {
+#ifdef GROWTAS_TARGET_V4
+    if (level == Level::kV4) return k_v4;
+    if (level == Level::kV3) return k_v3;
+#endif
+    return k_baseline;
 }
 
 }  // namespace
 
-void gelu_forward(const void* h, void* a, DType type, std::int64_t count) {
+void gelu_forward(const void* h, void* a, DType type, std::int64_t count, Level level) {
+    const Kernels& kernels = pick_kernels(level);
 #pragma omp parallel for schedule(static) if (count > kChunk)
     for (std::int64_t begin = 0; begin < count; begin += kChunk)
-        forward_leaf(h, a, type, begin, std::min(kChunk, count - begin));
+        kernels.forward(h, a, type, begin, std::min(kChunk, count - begin));
 }
 
-void gelu_backward(void* gradient, const void* h, void* a, DType type, std::int64_t count) {
+void gelu_backward(void* gradient, const void* h, void* a, DType type, std::int64_t count, Level level) {
+    const Kernels& kernels = pick_kernels(level);
 #pragma omp parallel for schedule(static) if (count > kChunk)
     for (std::int64_t begin = 0; begin < count; begin += kChunk)
-        backward_leaf(gradient, h, a, type, begin, std::min(kChunk, count - begin));
+        kernels.backward(gradient, h, a, type, begin, std::min(kChunk, count - begin));
 }
 
 }  // namespace growtas::cpu

@@ -8,7 +8,8 @@
 //          packed for all of a thread's panels in one walk over its rows, because its panels are narrow columns.
 // Kernel   micro_kernel.h: MR x NR is 12 rows x 2 vectors of AVX-512, 6 x 2 of AVX2, 4 x 2 else; B streams from L2, A from L1.
 // Epilogue bias, GELU, its gradient, drop-path scale and residual are applied to a row panel when its last block of depth is
-//          added, while it is in cache: they cost no pass over memory. See gemm.h.
+//          added, while it is in cache: they cost no pass over memory. They are computed in the vectors of the instruction set,
+//          the last of a row in part (vectors.h). See gemm.h.
 // Order    the terms of an element are added by one thread, in the order of depth and in segments that depend on the sizes
 //          alone: the same bits for any number of threads.
 #include "cpu/gemm/gemm.h"
@@ -34,24 +35,15 @@ constexpr std::int64_t kMaxSegment = 224;  // terms added in a row before their 
 
 std::int64_t blocks(std::int64_t size, std::int64_t most) { return (size + most - 1) / most; }
 
-typedef float Four __attribute__((vector_size(16)));
-typedef std::int32_t FourIndices __attribute__((vector_size(16)));
-
 // Four rows of `depth` floats, `row` apart, become four columns: step k at to + k * width.
 GROWTAS_INLINE void transpose_four(const float* from, std::int64_t row, std::int64_t depth, float* to,
                                    std::int64_t width) {
     std::int64_t k = 0;
     for (; k + 4 <= depth; k += 4) {
-        const Four a = load_vector<Four>(from + k), b = load_vector<Four>(from + row + k);
-        const Four c = load_vector<Four>(from + 2 * row + k), d = load_vector<Four>(from + 3 * row + k);
-        const Four ab_low = __builtin_shuffle(a, b, FourIndices{0, 4, 1, 5});
-        const Four cd_low = __builtin_shuffle(c, d, FourIndices{0, 4, 1, 5});
-        const Four ab_high = __builtin_shuffle(a, b, FourIndices{2, 6, 3, 7});
-        const Four cd_high = __builtin_shuffle(c, d, FourIndices{2, 6, 3, 7});
-        store_vector(to + k * width, __builtin_shuffle(ab_low, cd_low, FourIndices{0, 1, 4, 5}));
-        store_vector(to + (k + 1) * width, __builtin_shuffle(ab_low, cd_low, FourIndices{2, 3, 6, 7}));
-        store_vector(to + (k + 2) * width, __builtin_shuffle(ab_high, cd_high, FourIndices{0, 1, 4, 5}));
-        store_vector(to + (k + 3) * width, __builtin_shuffle(ab_high, cd_high, FourIndices{2, 3, 6, 7}));
+        Four rows[4];
+        for (int i = 0; i < 4; ++i) rows[i] = load_vector<Four>(from + i * row + k);
+        transpose(rows[0], rows[1], rows[2], rows[3]);
+        for (int i = 0; i < 4; ++i) store_vector(to + (k + i) * width, rows[i]);
     }
     for (; k < depth; ++k)
         for (std::int64_t i = 0; i < 4; ++i) to[k * width + i] = from[i * row + k];
@@ -84,50 +76,78 @@ GROWTAS_INLINE void pack_panels(const float* from, std::int64_t index_step, std:
     }
 }
 
+// A copy by vectors; the last one overlaps the one before. memcpy of a size that is not known is a call, or slow for short rows.
+template <typename V>
+GROWTAS_INLINE void copy_row(const float* from, std::int64_t count, float* to) {
+    if (count < width_of<V>) return store_vector(to, load_first<V>(from, count));
+    for (std::int64_t k = 0; k + width_of<V> <= count; k += width_of<V>) store_vector(to + k, load_vector<V>(from + k));
+    store_vector(to + count - width_of<V>, load_vector<V>(from + count - width_of<V>));
+}
+
 // One row panel by rows: row i at to + i * kStep, zeros for rows that do not exist.
+template <typename V>
 GROWTAS_INLINE void pack_rows(const float* from, std::int64_t row, std::int64_t count, std::int64_t rows,
                               std::int64_t depth, float* to) {
     for (std::int64_t i = 0; i < rows; ++i) {
         if (i < count) {
-            std::memcpy(to + i * kStep, from + i * row, depth * sizeof(float));
+            copy_row<V>(from + i * row, depth, to + i * kStep);
         } else {
             std::memset(to + i * kStep, 0, depth * sizeof(float));
         }
     }
 }
 
-GROWTAS_INLINE void apply_epilogue(const Epilogue& e, float* out, const float* hidden, float* other, const float* bias,
-                                   float scale, std::int64_t count) {
-    Lanes v = load(out, count);
-    if (bias) v += load(bias, count);
-    switch (e.op) {
-        case EpilogueOp::kPlain: store(out, v * scale, count); return;
-        case EpilogueOp::kGelu:
-            store(out, v, count);
-            store(other, gelu(v), count);
-            return;
-        case EpilogueOp::kResidual: store(out, load(other, count) + v * scale, count); return;
-        case EpilogueOp::kGeluGradient: {
-            const GeluAndSlope at = gelu_and_slope(load(hidden, count));
-            store(out, v * scale * at.slope, count);
-            store(other, at.value, count);
-            return;
-        }
+// The epilogue of `count` columns of one row, at most a vector of them. Pointers that an op does not use are null.
+template <typename V, EpilogueOp op>
+GROWTAS_INLINE void apply_epilogue(float* out, const float* hidden, float* other, const float* bias, float scale,
+                                   std::int64_t count) {
+    V v = load_first<V>(out, count);
+    if (bias) v += load_first<V>(bias, count);
+    if constexpr (op == EpilogueOp::kPlain) {
+        store_first(out, v * scale, count);
+    } else if constexpr (op == EpilogueOp::kGelu) {
+        store_first(out, v, count);
+        store_first(other, gelu(v), count);
+    } else if constexpr (op == EpilogueOp::kResidual) {
+        store_first(out, load_first<V>(other, count) + v * scale, count);
+    } else {
+        const GeluAndSlope<V> at = gelu_and_slope(load_first<V>(hidden, count));
+        store_first(out, v * scale * at.slope, count);
+        store_first(other, at.value, count);
     }
 }
 
-// Rows [row, row + rows) and columns [column, column + columns) of the result.
-GROWTAS_INLINE void apply_epilogue_to_rows(const Epilogue& e, float* out, std::int64_t out_row, std::int64_t row,
-                                           std::int64_t rows, std::int64_t column, std::int64_t columns) {
-    if (e.op == EpilogueOp::kPlain && !e.bias && !e.scale) return;
-    for (std::int64_t r = row; r < row + rows; ++r) {
+// Part of the result: rows [row, row + rows), columns [column, column + columns).
+struct Part {
+    std::int64_t row, rows, column, columns;
+};
+
+template <typename V, EpilogueOp op>
+GROWTAS_INLINE void apply_epilogue_to(const Epilogue& e, float* out, std::int64_t out_row, const Part& part) {
+    for (std::int64_t r = part.row; r < part.row + part.rows; ++r) {
         const float scale = e.scale ? e.scale[r / e.tokens] : 1.0f;
-        const auto at = [&](auto* base, std::int64_t step) GROWTAS_ALWAYS { return base ? base + r * step + column : nullptr; };
+        const auto at = [&](auto* base, std::int64_t step) GROWTAS_ALWAYS { return base ? base + r * step + part.column : nullptr; };
         float *to = at(out, out_row), *other = at(e.other, e.other_row);
-        const float *hidden = at(e.hidden, e.hidden_row), *bias = e.bias ? e.bias + column : nullptr;
-        for (std::int64_t c = 0; c < columns; c += kLanes)
-            apply_epilogue(e, to + c, hidden ? hidden + c : nullptr, other ? other + c : nullptr, bias ? bias + c : nullptr,
-                           scale, std::min(kLanes, columns - c));
+        const float *hidden = at(e.hidden, e.hidden_row), *bias = e.bias ? e.bias + part.column : nullptr;
+        const auto apply = [&](std::int64_t c, std::int64_t count) GROWTAS_ALWAYS {
+            apply_epilogue<V, op>(to + c, hidden ? hidden + c : nullptr, other ? other + c : nullptr,
+                                  bias ? bias + c : nullptr, scale, count);
+        };
+        std::int64_t c = 0;
+        for (; c + width_of<V> <= part.columns; c += width_of<V>) apply(c, width_of<V>);
+        if (c < part.columns) apply(c, part.columns - c);
+    }
+}
+
+template <typename V>
+GROWTAS_INLINE void apply_epilogue_to_rows(const Epilogue& e, float* out, std::int64_t out_row, const Part& part) {
+    switch (e.op) {
+        case EpilogueOp::kPlain:
+            if (e.bias || e.scale) apply_epilogue_to<V, EpilogueOp::kPlain>(e, out, out_row, part);
+            return;
+        case EpilogueOp::kGelu: return apply_epilogue_to<V, EpilogueOp::kGelu>(e, out, out_row, part);
+        case EpilogueOp::kResidual: return apply_epilogue_to<V, EpilogueOp::kResidual>(e, out, out_row, part);
+        case EpilogueOp::kGeluGradient: return apply_epilogue_to<V, EpilogueOp::kGeluGradient>(e, out, out_row, part);
     }
 }
 
@@ -155,7 +175,7 @@ GROWTAS_INLINE void run_block(const Block& s, MicroKernel whole, MicroKernel hal
         pack_panels<kMR>(s.a.data + begin * s.a.row, s.a.row, s.a.column, end - begin, s.depth, s.depth * kMR, s.panels);
     for (std::int64_t row = begin; row < end; row += kMR) {
         const std::int64_t rows = std::min<std::int64_t>(kMR, end - row);
-        if (by_rows) pack_rows(s.a.data + row * s.a.row, s.a.row, rows, kMR, s.depth, s.panels);
+        if (by_rows) pack_rows<V>(s.a.data + row * s.a.row, s.a.row, rows, kMR, s.depth, s.panels);
         const float* a = by_rows ? s.panels : s.panels + (row - begin) * s.depth;
         for (std::int64_t c = 0; c < s.columns; c += kNR) {
             const float* b = s.packed + c * s.depth;
@@ -168,7 +188,7 @@ GROWTAS_INLINE void run_block(const Block& s, MicroKernel whole, MicroKernel hal
                 kernel(steps, a + k * (by_rows ? 1 : kMR), b + k * kNR, to, s.out_row, rows, columns, add);
             }
         }
-        if (s.last) apply_epilogue_to_rows(*s.epilogue, s.out, s.out_row, row, rows, s.column, s.columns);
+        if (s.last) apply_epilogue_to_rows<V>(*s.epilogue, s.out, s.out_row, {row, rows, s.column, s.columns});
     }
 }
 
@@ -201,7 +221,6 @@ struct Isa {
 
 GROWTAS_ISA(baseline, , Four, 4, 2)
 #ifdef GROWTAS_TARGET_V4
-typedef float Eight __attribute__((vector_size(32)));
 GROWTAS_ISA(v3, GROWTAS_TARGET_V3, Eight, 6, 2)
 GROWTAS_ISA(v4, GROWTAS_TARGET_V4, Lanes, 12, 2)
 #endif

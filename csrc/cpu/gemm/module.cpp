@@ -47,10 +47,9 @@ void run(const MatrixView& a, const MatrixView& b, const RowsView& out, const st
                             pointer<float>(std::get<0>(other)),
                             std::get<1>(hidden),
                             std::get<1>(other)};
-    const Level at_most = static_cast<Level>(std::max(0, std::min(level, static_cast<int>(best_level()))));
     py::gil_scoped_release released;
     gemm(operand(a), operand(b), pointer<float>(std::get<0>(out)), std::get<1>(out), m, n, depth, accumulate, epilogue,
-         at_most);
+         level_of(level));
 }
 
 }  // namespace

@@ -13,23 +13,11 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu/common/simd.h"
+#include "cpu/common/vectors.h"
 
 namespace growtas::cpu {
 
 constexpr int kTileRows = 6;
-
-template <typename V>
-GROWTAS_INLINE V load_vector(const float* from) {
-    V v;
-    std::memcpy(&v, from, sizeof v);
-    return v;
-}
-
-template <typename V>
-GROWTAS_INLINE void store_vector(float* to, V v) {
-    std::memcpy(to, &v, sizeof v);
-}
 
 using Tile = void (*)(std::int64_t depth, const float* a, std::int64_t step, const float* b, std::int64_t b_step, float* c,
                       std::int64_t c_step, bool add);

@@ -18,9 +18,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 
 #include "cpu/common/simd.h"
 #include "cpu/common/workspace.h"
+#include "cpu/layer_norm/narrow_rows.h"
 
 namespace growtas::cpu {
 namespace {
@@ -233,42 +235,68 @@ GROWTAS_LEAF void add_blocks(const float* sums, std::int64_t blocks, std::int64_
 thread_local Workspace row_workspace;     // of each thread of the team: the row at hand
 thread_local Workspace shared_workspace;  // of the calling thread, read and written by its team: parameters, block sums
 
+bool all_fp32(std::initializer_list<DType> types) {
+    return std::all_of(types.begin(), types.end(), [](DType type) { return type == DType::kFloat32; });
+}
+
+float* floats(Rows m) { return static_cast<float*>(m.data); }
+
+// A block for narrow_rows.cpp; a pass after the first reads mean and rstd.
+NarrowRows narrow(Rows x, const float* weight, const float* bias, Rows y, const float* mean, const float* rstd,
+                  std::int64_t begin, std::int64_t end, std::int64_t width, float eps) {
+    return {begin, end, width, floats(x), weight, bias, x.stride, y.stride, floats(y), const_cast<float*>(mean),
+            const_cast<float*>(rstd), eps};
+}
+
 }  // namespace
 
 void layer_norm_forward(Rows x, Vector weight, Vector bias, Rows y, float* mean, float* rstd, std::int64_t rows,
-                        std::int64_t width, float eps) {
+                        std::int64_t width, float eps, Level level) {
     const std::int64_t pad = padded(width), step = block_rows(rows), blocks = (rows + step - 1) / step;
     float *w = shared_workspace.get(2 * pad), *b = w + pad;
     gather(weight, width, w);
     gather(bias, width, b);
+    const bool fp32 = all_fp32({x.type, y.type});
 #pragma omp parallel for schedule(static) if (blocks > 1)
-    for (std::int64_t i = 0; i < blocks; ++i)
-        forward_leaf(x, w, b, y, mean, rstd, i * step, std::min(rows, (i + 1) * step), width, eps,
-                     row_workspace.get(pad));
+    for (std::int64_t i = 0; i < blocks; ++i) {
+        const std::int64_t begin = i * step, end = std::min(rows, begin + step);
+        if (fp32 && narrow_forward(narrow(x, w, b, y, mean, rstd, begin, end, width, eps), level)) continue;
+        forward_leaf(x, w, b, y, mean, rstd, begin, end, width, eps, row_workspace.get(pad));
+    }
 }
 
 void layer_norm_again(Rows x, Vector weight, Vector bias, Rows y, const float* mean, const float* rstd,
-                      std::int64_t rows, std::int64_t width) {
+                      std::int64_t rows, std::int64_t width, Level level) {
     const std::int64_t pad = padded(width), step = block_rows(rows), blocks = (rows + step - 1) / step;
     float *w = shared_workspace.get(2 * pad), *b = w + pad;
     gather(weight, width, w);
     gather(bias, width, b);
+    const bool fp32 = all_fp32({x.type, y.type});
 #pragma omp parallel for schedule(static) if (blocks > 1)
-    for (std::int64_t i = 0; i < blocks; ++i)
-        again_leaf(x, w, b, y, mean, rstd, i * step, std::min(rows, (i + 1) * step), width);
+    for (std::int64_t i = 0; i < blocks; ++i) {
+        const std::int64_t begin = i * step, end = std::min(rows, begin + step);
+        if (fp32 && narrow_again(narrow(x, w, b, y, mean, rstd, begin, end, width, 0.0f), level)) continue;
+        again_leaf(x, w, b, y, mean, rstd, begin, end, width);
+    }
 }
 
 void layer_norm_backward(Rows dy, Rows x, Vector weight, const float* mean, const float* rstd, Rows residual, Rows dx,
-                         Vector dweight, Vector dbias, std::int64_t rows, std::int64_t width, std::int64_t full_width) {
+                         Vector dweight, Vector dbias, std::int64_t rows, std::int64_t width, std::int64_t full_width,
+                         Level level) {
     const std::int64_t pad = padded(width), step = block_rows(rows), blocks = (rows + step - 1) / step;
     float *w = shared_workspace.get(pad * (1 + 2 * blocks)), *sums = w + pad;
     gather(weight, width, w);
+    const bool fp32 = all_fp32({dy.type, x.type, dx.type, residual.data ? residual.type : DType::kFloat32});
 #pragma omp parallel for schedule(static) if (blocks > 1)
     for (std::int64_t i = 0; i < blocks; ++i) {
         float* own = sums + i * 2 * pad;
         std::fill(own, own + 2 * pad, 0.0f);
-        backward_leaf(dy, x, w, mean, rstd, residual, dx, i * step, std::min(rows, (i + 1) * step), width, own,
-                      row_workspace.get(2 * pad));
+        const std::int64_t begin = i * step, end = std::min(rows, begin + step);
+        if (fp32 && narrow_backward({begin, end, width, floats(dy), floats(x), floats(residual), w, mean, rstd, dy.stride,
+                                     x.stride, residual.stride, dx.stride, floats(dx), own, own + pad},
+                                    level))
+            continue;
+        backward_leaf(dy, x, w, mean, rstd, residual, dx, begin, end, width, own, row_workspace.get(2 * pad));
     }
     add_blocks(sums, blocks, 2 * pad, width, dweight, full_width);
     add_blocks(sums + pad, blocks, 2 * pad, width, dbias, full_width);

@@ -49,10 +49,6 @@ Tables table_views(const TableViews& views) {
 }
 
 // 0, 1 or 2, at most what the processor has; lower levels are for tests.
-Level at_most(int level) {
-    return static_cast<Level>(std::max(0, std::min(level, static_cast<int>(best_level()))));
-}
-
 void forward(const AttentionSizes& sizes, const HeadsView& qkv, const TableViews& tables, const TokensView& out,
              uintptr_t lse, int level) {
     const auto shape = shape_of(sizes);
@@ -60,7 +56,7 @@ void forward(const AttentionSizes& sizes, const HeadsView& qkv, const TableViews
     const auto rows = table_views(tables);
     const auto tokens = tokens_view(out);
     py::gil_scoped_release release;
-    relative_attention_forward(shape, heads, rows, tokens, pointer<float>(lse), at_most(level));
+    relative_attention_forward(shape, heads, rows, tokens, pointer<float>(lse), level_of(level));
 }
 
 void backward(const AttentionSizes& sizes, const TokensView& dout, const HeadsView& qkv, const TableViews& tables,
@@ -71,7 +67,7 @@ void backward(const AttentionSizes& sizes, const TokensView& dout, const HeadsVi
     const auto tokens = tokens_view(out), dtokens = tokens_view(dout);
     py::gil_scoped_release release;
     relative_attention_backward(shape, dtokens, heads, rows, tokens, pointer<const float>(lse), dheads, drows,
-                                at_most(level));
+                                level_of(level));
 }
 
 }  // namespace

@@ -113,12 +113,12 @@ GROWTAS_INLINE void prefetch_heads(const Heads& h, const T* token, std::int64_t 
     for (std::int64_t part = 0; part < 3; ++part) prefetch<kWrite>(token + kAhead * h.token + part * h.part, e);
 }
 
-// q * factor, k and v of one head as (tokens, epad) panels.
+// q * factor, k and v of one head as panels of tokens, epad floats each, `row` apart.
 template <typename Isa, typename T>
 GROWTAS_INLINE void pack_heads(const Heads& from, std::int64_t image, std::int64_t head, std::int64_t tokens, std::int64_t e,
-                               std::int64_t epad, float factor, float* q, float* k, float* v) {
+                               std::int64_t epad, std::int64_t row, float factor, float* q, float* k, float* v) {
     const T* base = static_cast<const T*>(from.data) + image * from.image + head * from.head;
-    for (std::int64_t n = 0; n < tokens; ++n, base += from.token, q += epad, k += epad, v += epad) {
+    for (std::int64_t n = 0; n < tokens; ++n, base += from.token, q += row, k += row, v += row) {
         if (n + kAhead < tokens) prefetch_heads<false>(from, base, e);
         if (interleaved(from)) {
             float scratch[3 * kMaxHeadDim];
@@ -148,9 +148,9 @@ GROWTAS_INLINE void join_row(const float* q, float q_factor, const float* k, con
 template <typename Isa, typename T>
 GROWTAS_INLINE void unpack_heads(const float* q, float q_factor, const float* k, const float* v, const Heads& to,
                                  std::int64_t image, std::int64_t head, std::int64_t tokens, std::int64_t e,
-                                 std::int64_t epad) {
+                                 std::int64_t row) {
     T* base = static_cast<T*>(to.data) + image * to.image + head * to.head;
-    for (std::int64_t n = 0; n < tokens; ++n, base += to.token, q += epad, k += epad, v += epad) {
+    for (std::int64_t n = 0; n < tokens; ++n, base += to.token, q += row, k += row, v += row) {
         if (n + kAhead < tokens) prefetch_heads<true>(to, base, e);
         if (interleaved(to)) {
             join_row<Isa>(q, q_factor, k, v, base, e);
@@ -162,12 +162,13 @@ GROWTAS_INLINE void unpack_heads(const float* q, float q_factor, const float* k,
     }
 }
 
-// (count, epad) rows to (epad, step) columns; count and epad are multiples of 4.
-GROWTAS_INLINE void transpose_panel(const float* from, std::int64_t count, std::int64_t epad, float* to, std::int64_t step) {
+// `count` rows of epad floats, `row` apart, to (epad, step) columns; count and epad are multiples of 4.
+GROWTAS_INLINE void transpose_panel(const float* from, std::int64_t count, std::int64_t epad, std::int64_t row, float* to,
+                                    std::int64_t step) {
     for (std::int64_t n = 0; n < count; n += 4)
         for (std::int64_t c = 0; c < epad; c += 4) {
             Four rows[4];
-            for (int i = 0; i < 4; ++i) rows[i] = load_vector<Four>(from + (n + i) * epad + c);
+            for (int i = 0; i < 4; ++i) rows[i] = load_vector<Four>(from + (n + i) * row + c);
             transpose(rows[0], rows[1], rows[2], rows[3]);
             for (int i = 0; i < 4; ++i) store_vector(to + (c + i) * step + n, rows[i]);
         }

@@ -10,6 +10,7 @@
 //          holds it). q, k, v are converted to fp32 panels, q times scale. All queries' u and w first; then blocks of
 //          queries: the bias is written where the logits go, the GEMM with k is added (small_gemm.h), softmax in place, times
 //          v. The value terms are added at the end as small GEMMs of A and B with windows of the tables.
+//          A grid of at most 8 x 8 takes one GEMM for all windows in place of one for each grid row and column: joined.h.
 // Saved    out and lse, (B, h, N). Backward recomputes P = exp(S - lse) block by block, dP = dout.v with its bias from the
 //          value tables likewise, dS = P * (dP - dout.out) without its scale (q has it), and from these dq, dk, dv and the
 //          sums for the tables' gradients.
@@ -39,6 +40,9 @@ Plan make_plan(const AttentionShape& s) {
     if (p.ld / kLanes % 2 == 0) p.ld += kLanes;  // an odd number of cache lines: columns spread over all sets of the cache
     p.v_rows = 2 * s.rows - 1, p.h_rows = 2 * s.columns - 1;
     p.v_step = padded(s.rows - 1 + p.rpad), p.h_step = padded(s.columns - 1 + p.cpad);
+    p.row = p.epad;
+    p.joined = std::max(s.rows, s.columns) <= kJoinedGrid;
+    if (p.joined) plan_joined(p);
     const std::int64_t blocks = divide_up(s.tokens, std::max<std::int64_t>(2 * kTileRows, kLogitsFloats / p.ld));
     p.block = divide_up(divide_up(s.tokens, blocks), kTileRows) * kTileRows;
     p.forward_workspace = Panels(p, nullptr, false).floats;
@@ -78,22 +82,27 @@ void read_cls_row(const Rows& v, const Rows& h, const Plan& p, float* to) {
 Expanded expand_all(const Tables& tables, const Plan& p, Workspace& memory) {
     const AttentionShape& s = p.shape;
     const std::int64_t v_size = p.epad * p.v_step, h_size = p.epad * p.h_step;
-    const std::int64_t floats = 2 * (v_size + h_size) + 2 * (p.v_rows + p.h_rows + 1) * p.epad;
+    const std::int64_t places = p.joined ? s.tokens * kLanes : 0;
+    const std::int64_t floats = 2 * (v_size + h_size) + 2 * (p.v_rows + p.h_rows + 1) * p.epad + places;
     float* start = memory.get(floats);
     std::fill(start, start + floats, 0.0f);
     Cutter cut(start);
     float *key_v_t = cut.take(v_size), *key_h_t = cut.take(h_size), *value_v_t = cut.take(v_size),
           *value_h_t = cut.take(h_size);
+    if (p.joined) key_h_t = key_v_t + p.v_rows, value_h_t = value_v_t + p.v_rows;  // one table of both
     float *key_v = cut.take(p.v_rows * p.epad), *key_h = cut.take(p.h_rows * p.epad),
           *value_v = cut.take(p.v_rows * p.epad), *value_h = cut.take(p.h_rows * p.epad);
     float *key_0 = cut.take(p.epad), *value_0 = cut.take(p.epad);
+    float* to_places = cut.take(places);
+    if (p.joined) fill_places(p, to_places);
     expand(tables.key_v, s.rows, p, key_v, key_v_t, p.v_step);
     expand(tables.key_h, s.columns, p, key_h, key_h_t, p.h_step);
     expand(tables.value_v, s.rows, p, value_v, value_v_t, p.v_step);
     expand(tables.value_h, s.columns, p, value_h, value_h_t, p.h_step);
     read_cls_row(tables.key_v, tables.key_h, p, key_0);
     read_cls_row(tables.value_v, tables.value_h, p, value_0);
-    return {key_v_t, key_h_t, value_v_t, value_h_t, key_v, key_h, value_v, value_h, key_0, value_0};
+    return {key_v_t, key_h_t, value_v_t, value_h_t, key_v, key_h, value_v, value_h, key_0, value_0,
+            to_places};
 }
 
 // Where the gradient of one table stands in a block's sums, and where it goes.

@@ -7,51 +7,6 @@
 
 namespace growtas::cpu {
 
-typedef float Four __attribute__((vector_size(16)));
-typedef float Eight __attribute__((vector_size(32)));
-typedef std::int32_t FourInts __attribute__((vector_size(16)));
-typedef std::int32_t EightInts __attribute__((vector_size(32)));
-typedef std::int32_t LaneInts __attribute__((vector_size(64)));
-
-inline FourInts indices_of(Four);
-inline EightInts indices_of(Eight);
-inline LaneInts indices_of(Lanes);
-
-// The lanes of a and b, numbered through, that the constants name.
-#if defined(__clang__) || __GNUC__ >= 12
-#define GROWTAS_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define GROWTAS_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(indices_of(a)){__VA_ARGS__})
-#endif
-
-GROWTAS_INLINE void transpose(Four& a, Four& b, Four& c, Four& d) {
-    const Four ab_low = GROWTAS_SHUFFLE(a, b, 0, 4, 1, 5), ab_high = GROWTAS_SHUFFLE(a, b, 2, 6, 3, 7);
-    const Four cd_low = GROWTAS_SHUFFLE(c, d, 0, 4, 1, 5), cd_high = GROWTAS_SHUFFLE(c, d, 2, 6, 3, 7);
-    a = GROWTAS_SHUFFLE(ab_low, cd_low, 0, 1, 4, 5);
-    b = GROWTAS_SHUFFLE(ab_low, cd_low, 2, 3, 6, 7);
-    c = GROWTAS_SHUFFLE(ab_high, cd_high, 0, 1, 4, 5);
-    d = GROWTAS_SHUFFLE(ab_high, cd_high, 2, 3, 6, 7);
-}
-
-// A vector's lanes added, or their maximum, in four steps of halves and then in order: always the same.
-template <typename V>
-GROWTAS_INLINE float lane_sum(V v) {
-    Four parts[sizeof(V) / sizeof(Four)];
-    std::memcpy(parts, &v, sizeof v);
-    Four total = parts[0];
-    for (std::size_t i = 1; i < sizeof(V) / sizeof(Four); ++i) total += parts[i];
-    return (total[0] + total[2]) + (total[1] + total[3]);
-}
-
-template <typename V>
-GROWTAS_INLINE float lane_max(V v) {
-    Four parts[sizeof(V) / sizeof(Four)];
-    std::memcpy(parts, &v, sizeof v);
-    Four most = parts[0];
-    for (std::size_t i = 1; i < sizeof(V) / sizeof(Four); ++i) most = parts[i] > most ? parts[i] : most;
-    return std::max(std::max(most[0], most[2]), std::max(most[1], most[3]));
-}
-
 // e^x for x up to 88: about 1 ulp near 0, 0 below -87, NaN of NaN. x is taken to base 2; the integer part goes to the
 // exponent, the rest, in [-0.5, 0.5], into a polynomial of degree 6 (Cephes, exp2f).
 template <typename Isa>

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from growtas import native
+from growtas.ops import addresses
 from growtas.ops.addresses import dense_rows, matrix, vector
 
 
@@ -30,6 +31,7 @@ def layer_norm_forward(
         rstd.data_ptr(),
         *x.shape,
         eps,
+        addresses.SIMD_LEVEL,
     )
     return y, mean, rstd
 
@@ -41,8 +43,9 @@ def layer_norm_again(
     x = dense_rows(x)
     y = x.new_empty(x.shape, dtype=out_dtype)
     native.load("cpu").layer_norm_again(
-        *matrix(x), *vector(weight), *vector(bias), *matrix(y), mean.data_ptr(), rstd.data_ptr(), *x.shape
-    )
+        *matrix(x), *vector(weight), *vector(bias), *matrix(y), mean.data_ptr(), rstd.data_ptr(), *x.shape,
+        addresses.SIMD_LEVEL,
+    )  # fmt: skip
     return y
 
 
@@ -65,6 +68,6 @@ def layer_norm_backward(
     dweight, dbias = weight.new_empty(full), bias.new_empty(full)
     native.load("cpu").layer_norm_backward(
         *matrix(dy), *matrix(x), *vector(weight), mean.data_ptr(), rstd.data_ptr(), *around, dx.data_ptr(),
-        dx.stride(0), *vector(dweight)[:2], *vector(dbias)[:2], *x.shape, full,
+        dx.stride(0), *vector(dweight)[:2], *vector(dbias)[:2], *x.shape, full, addresses.SIMD_LEVEL,
     )  # fmt: skip
     return dx, dweight, dbias

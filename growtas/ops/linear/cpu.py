@@ -85,7 +85,9 @@ def gemm(
 def gelu(h: Tensor) -> Tensor:
     """Exact GELU of a contiguous CPU tensor."""
     a = torch.empty_like(h)
-    native.load("cpu").gelu_forward(h.data_ptr(), a.data_ptr(), DTYPE_CODES[h.dtype], h.numel())
+    native.load("cpu").gelu_forward(
+        h.data_ptr(), a.data_ptr(), DTYPE_CODES[h.dtype], h.numel(), addresses.SIMD_LEVEL
+    )
     return a
 
 
@@ -97,7 +99,7 @@ def gelu_backward_(gradient: Tensor, h: Tensor) -> Tensor:
     """
     a = torch.empty_like(h)
     native.load("cpu").gelu_backward(
-        gradient.data_ptr(), h.data_ptr(), a.data_ptr(), DTYPE_CODES[h.dtype], h.numel()
+        gradient.data_ptr(), h.data_ptr(), a.data_ptr(), DTYPE_CODES[h.dtype], h.numel(), addresses.SIMD_LEVEL
     )
     return a
 

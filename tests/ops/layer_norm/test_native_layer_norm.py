@@ -18,12 +18,13 @@ from thinning import thinned
 
 from growtas import native
 from growtas.errors import GrowtasError
+from growtas.ops import addresses
 from growtas.ops.layer_norm import cpu, cuda
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 SHAPES = [
-    (1, 1), (1, 7), (3, 24), (2, 31), (13, 192), (37, 216), (5, 240), (3, 448), (7, 624), (2, 640), (3, 756),
-    (2, 1024), (3, 1031),
+    (1, 1), (1, 7), (3, 24), (2, 31), (40, 36), (9, 48), (17, 55), (5, 64), (3, 65), (13, 192), (37, 216),
+    (5, 240), (3, 448), (7, 624), (2, 640), (3, 756), (2, 1024), (3, 1031),
 ]  # fmt: skip
 DTYPES = [(FP32, FP32, FP32), (BF16, BF16, BF16), (FP16, FP16, FP16), (FP32, FP32, BF16), (BF16, FP32, BF16)]
 DTYPES += [(BF16, FP32, FP32), (FP16, FP32, FP16), (FP32, BF16, FP16), (BF16, FP16, FP16)]
@@ -38,10 +39,15 @@ def emulated_module():
     return emulated.emulated_module()
 
 
-@pytest.fixture(params=["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.fixture(
+    params=["cpu", "cpu v3", "cpu baseline", "emulated", pytest.param("cuda", marks=pytest.mark.cuda)]
+)
 def kernel(request, monkeypatch):
     """forward, backward and the device of one implementation."""
-    if request.param == "cpu":
+    if request.param.startswith("cpu"):
+        monkeypatch.setattr(
+            addresses, "SIMD_LEVEL", {"cpu": 2, "cpu v3": 1, "cpu baseline": 0}[request.param]
+        )
         return SimpleNamespace(
             name="cpu",
             forward=cpu.layer_norm_forward,
@@ -288,10 +294,12 @@ def test_the_native_functions_refuse_impossible_sizes():
     module, x = native.load("cpu"), torch.zeros(4)
     matrix, vector = (x.data_ptr(), 0, 4), (x.data_ptr(), 0, 1)
     with pytest.raises(ValueError, match="width is 0"):
-        module.layer_norm_forward(*matrix, *vector, *vector, *matrix, x.data_ptr(), x.data_ptr(), 1, 0, 1e-5)
+        module.layer_norm_forward(
+            *matrix, *vector, *vector, *matrix, x.data_ptr(), x.data_ptr(), 1, 0, 1e-5, 2
+        )
     with pytest.raises(ValueError, match="dtype code 9"):
         module.layer_norm_forward(
-            x.data_ptr(), 9, 4, *vector, *vector, *matrix, x.data_ptr(), x.data_ptr(), 1, 4, 1e-5
+            x.data_ptr(), 9, 4, *vector, *vector, *matrix, x.data_ptr(), x.data_ptr(), 1, 4, 1e-5, 2
         )
 
 
