@@ -18,11 +18,10 @@ class Growth(Method):
     """Uniform over the groups of the active stage; optionally initialises what a stage newly uses.
 
     With one stage it is :class:`~growtas.methods.uniform.Uniform`, draw for draw. On the embedded data
-    growing seems to help where training would stay long on its initial plateau, in short runs at a high
-    learning rate and with many wrong labels; small and large subnets gain. In long training with right labels
-    one setting of eleven shows a gain of small subnets and one a loss, of about a point each; where they
-    gain, the same draws in no order do nearly as well. Two stages are not shown to hurt large subnets; three
-    cost the widest group some points (docs/results.md).
+    growing helps small subnets: by many points where training would stay long on its initial plateau, in
+    short runs at a high learning rate and with many wrong labels, and by about one point in long training.
+    There the same draws in no order do nearly as well where they were measured, two stages show no gain at
+    the best learning rate, and three cost the widest group about 2 points (docs/results.md).
 
     Source: GrowTAS (arXiv 2512.12296), supplement; the transition ``plateau`` is ours.
 
