@@ -68,7 +68,8 @@ void gelu_forward(uintptr_t h, uintptr_t a, int type, int64_t count, int level) 
 }
 
 void gelu_backward(uintptr_t gradient, uintptr_t h, uintptr_t a, int type, int64_t count, int level) {
-    growtas::cpu::gelu_backward(pointer<void>(gradient), pointer<const void>(h), pointer<void>(a), dtype(type), count, level_of(level));
+    growtas::cpu::gelu_backward(pointer<void>(gradient), pointer<const void>(h), pointer<void>(a), dtype(type), count,
+                                level_of(level));
 }
 
 int threads() {

@@ -119,20 +119,6 @@ GROWTAS_INLINE void transpose(Four& a, Four& b, Four& c, Four& d) {
     d = GROWTAS_SHUFFLE(ab_high, cd_high, 2, 3, 6, 7);
 }
 
-// f of sixteen lanes in vectors of V: through memory where V is narrower than a Lanes.
-template <typename V, typename F>
-GROWTAS_INLINE Lanes in_parts(Lanes v, F f) {
-    if constexpr (sizeof(V) == sizeof(Lanes)) {
-        return f(v);
-    } else {
-        V parts[sizeof(Lanes) / sizeof(V)];
-        std::memcpy(parts, &v, sizeof v);
-        for (V& each : parts) each = f(each);
-        std::memcpy(&v, parts, sizeof v);
-        return v;
-    }
-}
-
 // A vector's lanes added, or their maximum, in four steps of halves and then in order: always the same.
 template <typename V>
 GROWTAS_INLINE float lane_sum(V v) {

@@ -8,6 +8,7 @@
 #include "cpu/gelu/gelu.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/gelu/gelu_lanes.h"
 
@@ -16,11 +17,27 @@ namespace {
 
 constexpr std::int64_t kChunk = 16384;  // elements per task: 64 KB, so that h, a and the gradient stay in L2
 
+// Sixteen lanes as vectors of V.
+template <typename V>
+struct Parts {
+    static constexpr int kCount = sizeof(Lanes) / sizeof(V);
+    V part[kCount];
+
+    GROWTAS_INLINE explicit Parts(Lanes v) { std::memcpy(part, &v, sizeof v); }
+    GROWTAS_INLINE Lanes whole() const {
+        Lanes v;
+        std::memcpy(&v, part, sizeof v);
+        return v;
+    }
+};
+
 template <typename V, typename T>
 GROWTAS_INLINE void forward_chunk(const T* h, T* a, std::int64_t count) {
     for (std::int64_t i = 0; i < count; i += kLanes) {
         const std::int64_t lanes = std::min(kLanes, count - i);
-        store(a + i, in_parts<V>(load(h + i, lanes), [](V v) GROWTAS_ALWAYS { return gelu(v); }), lanes);
+        Parts<V> of(load(h + i, lanes));
+        for (V& each : of.part) each = gelu(each);
+        store(a + i, of.whole(), lanes);
     }
 }
 
@@ -28,10 +45,13 @@ template <typename V, typename T>
 GROWTAS_INLINE void backward_chunk(T* gradient, const T* h, T* a, std::int64_t count) {
     for (std::int64_t i = 0; i < count; i += kLanes) {
         const std::int64_t lanes = std::min(kLanes, count - i);
-        const Lanes from = load(h + i, lanes);
-        const Lanes slope = in_parts<V>(from, [](V v) GROWTAS_ALWAYS { return gelu_and_slope(v).slope; });
-        store(a + i, in_parts<V>(from, [](V v) GROWTAS_ALWAYS { return gelu(v); }), lanes);
-        store(gradient + i, load(gradient + i, lanes) * slope, lanes);
+        Parts<V> value(load(h + i, lanes)), slope(Lanes{});
+        for (int p = 0; p < Parts<V>::kCount; ++p) {
+            const GeluAndSlope<V> at = gelu_and_slope(value.part[p]);
+            value.part[p] = at.value, slope.part[p] = at.slope;
+        }
+        store(a + i, value.whole(), lanes);
+        store(gradient + i, load(gradient + i, lanes) * slope.whole(), lanes);
     }
 }
 

@@ -10,7 +10,7 @@
 //          holds it). q, k, v are converted to fp32 panels, q times scale. All queries' u and w first; then blocks of
 //          queries: the bias is written where the logits go, the GEMM with k is added (small_gemm.h), softmax in place, times
 //          v. The value terms are added at the end as small GEMMs of A and B with windows of the tables.
-//          A grid of at most 8 x 8 takes one GEMM for all windows in place of one for each grid row and column: joined.h.
+//          A small grid, of at most 8 x 8 places, takes one GEMM for all windows in place of one for each grid row and column: joined.h.
 // Saved    out and lse, (B, h, N). Backward recomputes P = exp(S - lse) block by block, dP = dout.v with its bias from the
 //          value tables likewise, dS = P * (dP - dout.out) without its scale (q has it), and from these dq, dk, dv and the
 //          sums for the tables' gradients.
@@ -32,7 +32,7 @@ constexpr std::int64_t kLogitsFloats = 16 * 1024;  // of a block of queries: a s
 
 std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
 
-Plan make_plan(const AttentionShape& s) {
+Plan make_plan(const AttentionShape& s, Level level) {
     Plan p{};
     p.shape = s;
     p.epad = padded(s.head_dim), p.npad = padded(s.tokens), p.rpad = padded(s.rows), p.cpad = padded(s.columns);
@@ -41,7 +41,7 @@ Plan make_plan(const AttentionShape& s) {
     p.v_rows = 2 * s.rows - 1, p.h_rows = 2 * s.columns - 1;
     p.v_step = padded(s.rows - 1 + p.rpad), p.h_step = padded(s.columns - 1 + p.cpad);
     p.row = p.epad;
-    p.joined = std::max(s.rows, s.columns) <= kJoinedGrid;
+    p.joined = std::max(s.rows, s.columns) <= joined_grid(level);
     if (p.joined) plan_joined(p);
     const std::int64_t blocks = divide_up(s.tokens, std::max<std::int64_t>(2 * kTileRows, kLogitsFloats / p.ld));
     p.block = divide_up(divide_up(s.tokens, blocks), kTileRows) * kTileRows;
@@ -198,7 +198,7 @@ void require_attention(const AttentionShape& s) {
 
 void relative_attention_forward(const AttentionShape& shape, Heads qkv, const Tables& tables, Tokens out, float* lse,
                                 Level level) {
-    const Plan plan = make_plan(shape);
+    const Plan plan = make_plan(shape, level);
     const ForwardCall call{&plan, qkv, out, lse, expand_all(tables, plan, table_workspace)};
     const auto run = kernels(level).forward;
     const std::int64_t tasks = shape.batch * shape.heads;
@@ -208,7 +208,7 @@ void relative_attention_forward(const AttentionShape& shape, Heads qkv, const Ta
 
 void relative_attention_backward(const AttentionShape& shape, Tokens dout, Heads qkv, const Tables& tables, Tokens out,
                                  const float* lse, Heads dqkv, const Tables& dtables, Level level) {
-    const Plan plan = make_plan(shape);
+    const Plan plan = make_plan(shape, level);
     const BackwardCall call{&plan, qkv, dqkv, out, dout, lse, expand_all(tables, plan, table_workspace)};
     const auto run = kernels(level).backward;
     const std::int64_t tasks = shape.batch * shape.heads;

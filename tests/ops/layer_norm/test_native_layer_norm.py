@@ -39,15 +39,14 @@ def emulated_module():
     return emulated.emulated_module()
 
 
-@pytest.fixture(
-    params=["cpu", "cpu v3", "cpu baseline", "emulated", pytest.param("cuda", marks=pytest.mark.cuda)]
-)
+SIMD_LEVELS = {"cpu": 2, "cpu v3": 1, "cpu baseline": 0}
+
+
+@pytest.fixture(params=[*SIMD_LEVELS, "emulated", pytest.param("cuda", marks=pytest.mark.cuda)])
 def kernel(request, monkeypatch):
     """forward, backward and the device of one implementation."""
-    if request.param.startswith("cpu"):
-        monkeypatch.setattr(
-            addresses, "SIMD_LEVEL", {"cpu": 2, "cpu v3": 1, "cpu baseline": 0}[request.param]
-        )
+    if request.param in SIMD_LEVELS:
+        monkeypatch.setattr(addresses, "SIMD_LEVEL", SIMD_LEVELS[request.param])
         return SimpleNamespace(
             name="cpu",
             forward=cpu.layer_norm_forward,
