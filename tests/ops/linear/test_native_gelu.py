@@ -8,17 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from growtas import native
-from growtas.ops import addresses
 from growtas.ops.linear import cpu
 
-pytestmark = pytest.mark.skipif(not native.status("cpu").ok, reason="growtas._cpu was not built")
+pytestmark = [
+    pytest.mark.skipif(not native.status("cpu").ok, reason="growtas._cpu was not built"),
+    pytest.mark.usefixtures("level"),
+]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(params=[2, 1, 0], ids=["best", "v3", "baseline"], autouse=True)
-def level(request, monkeypatch):
-    """Every instruction set."""
-    monkeypatch.setattr(addresses, "SIMD_LEVEL", request.param)
 
 
 def guarded(values: torch.Tensor) -> torch.Tensor:
