@@ -20,8 +20,8 @@ class Growth(Method):
     With one stage it is :class:`~growtas.methods.uniform.Uniform`, draw for draw. On the embedded data
     growing helps small subnets: by many points where training would stay long on its initial plateau, in
     short runs at a high learning rate and with many wrong labels, and by up to about a point in long
-    training. There the same draws in no order do nearly as well where they were measured, two stages show no
-    gain at the best learning rate, and three cost the widest group about 2 points (docs/results.md).
+    training. There the same draws in no order do as well to within a point, two stages show no gain at the
+    best learning rate, and three cost the widest group about 2 points (docs/results.md).
 
     Source: GrowTAS (arXiv 2512.12296), supplement; the transition ``plateau`` is ours.
 
