@@ -18,9 +18,9 @@ SHAPES = [(1, 1, 1), (13, 37, 5), (12, 32, 448), (31, 17, 900), (5, 1000, 40), (
 SHAPES += [(33, 840, 240), (450, 13, 7)]
 
 
-@pytest.fixture(autouse=True)
-def every_size_takes_the_kernel(monkeypatch):
-    """Small products, too, which are left to torch elsewhere."""
+@pytest.fixture
+def level(level, monkeypatch):
+    """Every instruction set, for products of any size: small ones are left to torch elsewhere."""
     monkeypatch.setattr(cpu, "MIN_OPERATIONS", 0)
 
 
