@@ -18,10 +18,10 @@ class Growth(Method):
     """Uniform over the groups of the active stage; optionally initialises what a stage newly uses.
 
     With one stage it is :class:`~growtas.methods.uniform.Uniform`, draw for draw. On the embedded data
-    growing helps small subnets: by many points where training would stay long on its initial plateau, in
-    short runs at a high learning rate and with many wrong labels, and by up to about a point in long
-    training. There the same draws in no order do as well to within a point, two stages show no gain at the
-    best learning rate, and three cost the widest group about 2 points (docs/results.md).
+    growing helps small subnets in long training, by about a point, and seems to help by many points where
+    training would stay long on its initial plateau, in short runs at a high learning rate and with many wrong
+    labels. In long training the same draws in no order are not shown to do worse, two stages show no gain at
+    the best learning rate, and three cost the widest group about 2 points (docs/results.md).
 
     Source: GrowTAS (arXiv 2512.12296), supplement; the transition ``plateau`` is ours.
 

@@ -10,7 +10,7 @@
 //          holds it). q, k, v are converted to fp32 panels, q times scale. All queries' u and w first; then blocks of
 //          queries: the bias is written where the logits go, the GEMM with k is added (small_gemm.h), softmax in place, times
 //          v. The value terms are added at the end as small GEMMs of A and B with windows of the tables.
-//          A small grid, of at most 8 x 8 places, takes one GEMM for all windows in place of one for each grid row and column: joined.h.
+//          A small grid takes one GEMM for all windows in place of one for each grid row and column: joined.h.
 // Saved    out and lse, (B, h, N). Backward recomputes P = exp(S - lse) block by block, dP = dout.v with its bias from the
 //          value tables likewise, dS = P * (dP - dout.out) without its scale (q has it), and from these dq, dk, dv and the
 //          sums for the tables' gradients.
