@@ -147,6 +147,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[Path], str]]] = {
     ROOT / "docs" / "results.md": {
         "growing plan": growing_report.plan,
         "growing tests": growing_report.tests,
+        "growing unplanned": growing_report.unplanned,
         "growing processors": growing_report.processors,
         "growing rest": growing_report.rest,
         "growing map": growing_report.the_map,

@@ -11,24 +11,13 @@ import subprocess
 import sys
 
 import pytest
+from bad_input.small_runs import SPACE
 
 import growtas
 from growtas import cli
 from growtas.errors import GrowtasError, UsageError
 from growtas.listing import CLASSES
 from growtas.searching import read_result
-
-SPACE = """\
-embed_dim: [8, 12, 16]
-mlp_ratio: [1, 2]
-num_heads: [1, 2]
-depth: [1, 2]
-image_size: 8
-patch_size: 4
-in_channels: 1
-head_dim: 4
-max_relative_position: 1
-"""
 
 
 @pytest.fixture(scope="module")

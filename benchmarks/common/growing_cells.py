@@ -14,8 +14,7 @@ from plateau import LEVEL, WINDOW, steps_until_below
 from common.growing_plan import (
     BATCHES,
     FAMILY,
-    ORDERED,
-    POOLS,
+    POOLED,
     REVERSED,
     SETTINGS,
     SHUFFLED_THREE,
@@ -24,6 +23,7 @@ from common.growing_plan import (
     TRANSITIONS,
     TWO,
     UNIFORM,
+    UNPLANNED,
 )
 from common.growing_statistics import holm, p_value
 from growtas.comparing.plan import Recorded, read_plan
@@ -217,13 +217,13 @@ def differences(found: Table) -> Table:
         measure: [
             _row(
                 (POOL + pool, method, baseline, measure),
-                _gaps(values, POOLS.get(pool, ORDERED), method, baseline, measure),
+                _gaps(values, POOLED[pool], method, baseline, measure),
             )
-            for pool, method, baseline in FAMILY
+            for pool, method, baseline in (*FAMILY, *UNPLANNED)
         ]
         for measure in (*GROUPS, "found")
     }
-    tested = pooled[GROUPS[0]]
+    tested = pooled[GROUPS[0]][: len(FAMILY)]
     for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = _rounded(adjusted)
     rows += [row for group in pooled.values() for row in group]

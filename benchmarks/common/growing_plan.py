@@ -58,6 +58,11 @@ class Setting:
         name = f"{self.space}-{'-'.join(map(str, self.widths))}"
         return dataclasses.replace(space, name=name, embed_dim=self.widths, super_embed_dim=None)
 
+    @property
+    def wrong_labels(self) -> bool:
+        """True where some training images have a wrong label on purpose."""
+        return "label_noise" in self.data
+
     def arguments(self) -> dict[str, Any]:
         """Arguments of :func:`growtas.compare`, without folder, methods and seeds."""
         warmup = {} if self.warmup is None else {"warmup_epochs": self.warmup}
@@ -197,6 +202,17 @@ FAMILY = (
 )
 """The planned tests, all on the smallest group: a pool, a method, and the one that it is compared with.
 Holm's correction is over all of them, run or not."""
+
+RIGHT_LABELS = "long, right labels"
+UNPLANNED = tuple((RIGHT_LABELS, method, UNIFORM) for method in (TWO, THREE))
+"""Compared after results were seen, so without a test: the long pool without its wrong labels."""
+
+POOLED = {
+    **POOLS,
+    ORDER: ORDERED,
+    RIGHT_LABELS: tuple(each.key for each in _PLANNED if each.key in POOLS["long"] and not each.wrong_labels),
+}
+"""The settings of every pool, also of those that were not planned."""
 
 
 def setting(key: str) -> Setting:

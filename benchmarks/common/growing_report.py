@@ -17,13 +17,13 @@ from common.growing_plan import (
     MAP,
     MECHANISM,
     NEIGHBOURS,
-    ORDERED,
-    POOLS,
+    POOLED,
     SETTINGS,
     THREE,
     TRANSITIONS,
     TWO,
     UNIFORM,
+    UNPLANNED,
     Setting,
 )
 from common.growing_statistics import LEVEL, stratified
@@ -123,7 +123,7 @@ def tests(folder: Path) -> str:
                 (
                     *(f"{pool}: `{method}` − `{baseline}`", str(own.count), own.text()),
                     *(_p(p["p"]), _p(p["p_holm"]), verdict(own, p["p_holm"])),
-                    shown(stratified(_gaps(cells, POOLS.get(pool, ORDERED), method, baseline))),
+                    shown(stratified(_gaps(cells, POOLED[pool], method, baseline))),
                 )
             )
     header = ("pool, difference on the smallest group", "pairs", "points", "p", "p, Holm", "growing helps")
@@ -134,13 +134,31 @@ def tests(folder: Path) -> str:
 def rest(folder: Path) -> str:
     """The mean of the long settings whose labels are right; a split that was made after results were seen."""
     cells, rows = _by_seed(folder), []
-    keys = [each.key for each in SETTINGS if each.epochs > SHORT and "label_noise" not in each.data]
+    keys = [each.key for each in SETTINGS if each.epochs > SHORT and not each.wrong_labels]
     for group, label in ((GROUPS[0], "smallest group"), (GROUPS[-1], "widest"), ("found", "found by search")):
         gaps = [_gaps(cells, keys, method, UNIFORM, group) for method in (TWO, THREE)]
         if any(map(any, gaps)):
             rows.append((label, *(shown(stratified(own)) for own in gaps)))
     header = ("points, mean of these settings", *(f"{NAMES[method]} − uniform" for method in (TWO, THREE)))
     return table(header, rows) if rows else ""
+
+
+def unplanned(folder: Path) -> str:
+    """Pools that were made after results were seen: intervals, and no test."""
+    found = Found.read(folder)
+    rows = [
+        (
+            f"{pool}: `{method}` − `{baseline}`",
+            str(own.count),
+            *(
+                shown(found.difference(POOL + pool, method, measure, baseline))
+                for measure in (GROUPS[0], GROUPS[-1], "found")
+            ),
+        )
+        for pool, method, baseline in UNPLANNED
+        if (own := found.difference(POOL + pool, method, GROUPS[0], baseline)) is not None
+    ]
+    return table(("pool", "pairs", "smallest group", "widest", "found by search"), rows) if rows else ""
 
 
 def processors(folder: Path) -> str:

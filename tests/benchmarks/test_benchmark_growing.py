@@ -106,6 +106,8 @@ def test_what_is_compared_is_planned():
     planned = {each.setting for each in growing_plan.BATCHES if each.stage != growing_plan.AMENDED}
     assert sorted(pooled) == sorted(planned) and planned >= set(growing_plan.ORDERED)
     assert "glyphs-lr1.2e-2-12" not in growing_plan.ORDERED  # its controls are an amendment
+    wrong = {"glyphs-noise0.2-40", "glyphs-noise0.4-40"}
+    assert set(growing_plan.POOLS["long"]) - set(growing_plan.POOLED[growing_plan.RIGHT_LABELS]) == wrong
 
 
 # -- runs ------------------------------------------------------------------------------------------------
@@ -122,9 +124,9 @@ def settings(monkeypatch):
     family = (("all", TWO, UNIFORM), ("all", THREE, UNIFORM), ("other", TWO, growing_plan.REVERSED))
     for module in (growing_cells, growing_report):
         monkeypatch.setattr(module, "FAMILY", family)
-    monkeypatch.setattr(growing_cells, "ORDERED", ("small", "short"))
-    for module in (growing_cells, growing_plot):
-        monkeypatch.setattr(module, "POOLS", pools)
+        monkeypatch.setattr(module, "UNPLANNED", (("one", TWO, UNIFORM),))
+        monkeypatch.setattr(module, "POOLED", {**pools, "other": pools["all"], "one": ("short",)})
+    monkeypatch.setattr(growing_plot, "POOLS", pools)
 
 
 def made_up(top1: float, seed: int = 0, **config) -> dict:
@@ -291,6 +293,8 @@ def test_differences_of_settings_and_pools(finished):
     assert one["p"] == pytest.approx(tests.p_value([1.0, 1.5, 2.0]), rel=1e-4) and one["p_holm"] is None
     pool = table.where(setting="pool: all", method=TWO, measure="small").records()[0]
     assert pool["pairs"] == 6 and pool["p_holm"] == pytest.approx(3 * pool["p"], rel=1e-3)
+    later = table.where(setting="pool: one", method=TWO, measure="small").records()[0]
+    assert (later["pairs"], later["mean"], later["p_holm"]) == (3, 1.5, None)
     single = table.where(setting="small", method=THREE, measure="small").records()[0]
     assert (single["pairs"], single["mean"], single["low"], single["p"]) == (1, 0.0, None, None)
 
@@ -308,6 +312,7 @@ def test_tables_and_picture_of_the_committed_numbers(finished, tmp_path):
     assert image.read_bytes() == again
     verdicts = growing_report.tests(results)
     assert "all: `growtas` − `uniform`" in verdicts and " yes |" in verdicts
+    assert "one: `growtas` − `uniform`" in growing_report.unplanned(results) and "one:" not in verdicts
     text = growing_report.the_map(results)
     assert f"(images/{growing_report.PICTURE})" in text and "**+1.50 [+0.26, +2.74]**" in text
     assert "| `short` " in text and "+0.00 (one pair)" in text
