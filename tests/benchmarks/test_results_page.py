@@ -26,7 +26,7 @@ def committed() -> list[tuple[float, float, float]]:
 
 
 def is_committed(stated: tuple[str, ...], known: list[tuple[float, float, float]]) -> bool:
-    """Return whether some difference has these numbers, in either direction and to as many digits as they have."""
+    """Return whether some difference, in either direction, has these numbers to as many digits."""
     wanted = [float(each.replace("−", "-")) for each in stated]
     steps = [0.5 * 10.0 ** -len(each.partition(".")[2]) * 1.001 for each in stated]
     return any(
